@@ -1,0 +1,1 @@
+"""Bolt adversarial robustness onto the self-supervised training loop you already have."""

@@ -1,0 +1,185 @@
+"""Modes: gradients, train/eval, precision and randomness, borrowed and given back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
+
+from advssl.types import Scalar
+
+
+def submodules(*modules: nn.Module) -> list[nn.Module]:
+    """Every module below ``modules``, themselves included, once each."""
+    return list(dict.fromkeys(m for root in modules for m in root.modules()))
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Inside the block the modules are in eval mode; on any exit each has its own flag back.
+
+    ``model.eval()`` and ``model.train()`` around the block would also wake a submodule that the
+    caller had put to eval alone, such as a frozen BatchNorm.
+    """
+    with _training_flags_kept(submodules(*modules)):
+        for module in modules:
+            module.eval()
+        yield
+
+
+@contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """Inside the block no parameter of ``modules`` requires gradient; on any exit all is as it was.
+
+    Given back are ``requires_grad``, train/eval flags, every buffer (BatchNorm statistics, a memory
+    bank's queue) and every parameter that did not require gradient (a momentum encoder). Values are
+    given back without moving version counters, so a graph built before the block can still be
+    back-propagated after it. Train or eval mode is the caller's choice: see :func:`evaluating`.
+
+    Raises:
+        ValueError: on leaving, if a trainable parameter was changed in place inside the block.
+    """
+    members = submodules(*modules)
+    parameters = {p: name for m in members for name, p in m.named_parameters(recurse=False)}
+    trainable = [p for p in parameters if p.requires_grad]
+    versions = [p._version for p in trainable]
+    with _training_flags_kept(members), _buffers_kept(members):
+        kept = [(p, p.detach().clone()) for p in parameters if not p.requires_grad]
+        try:
+            for p in trainable:
+                if p.is_leaf:  # else it is borrowed already, by functional_call
+                    p.requires_grad_(False)
+            yield
+        finally:
+            for p in trainable:
+                if p.is_leaf:
+                    p.requires_grad_(True)
+            for p, value in kept:
+                p.data.copy_(value)
+    for p, version in zip(trainable, versions, strict=True):
+        if p._version != version:
+            raise ValueError(
+                f"a trainable parameter ({parameters[p]}, shape {tuple(p.shape)}) was changed in "
+                "place while its module was frozen, and keeps that change; step optimizers outside "
+                "and set requires_grad to False on a momentum encoder that the objective updates"
+            )
+
+
+@contextmanager
+def buffers_kept(*modules: nn.Module) -> Iterator[None]:
+    """On any exit every buffer of ``modules`` has the value it had, and its version counter too."""
+    with _buffers_kept(submodules(*modules)):
+        yield
+
+
+@contextmanager
+def _training_flags_kept(members: Sequence[nn.Module]) -> Iterator[None]:
+    flags = [m.training for m in members]
+    try:
+        yield
+    finally:
+        for m, flag in zip(members, flags, strict=True):
+            m.training = flag
+
+
+@contextmanager
+def _buffers_kept(members: Sequence[nn.Module]) -> Iterator[None]:
+    # Both the names and the values: a lazy memory bank replaces its buffer, BatchNorm writes in it.
+    bound = [dict(m._buffers) for m in members]
+    buffers = dict.fromkeys(b for names in bound for b in names.values() if b is not None)
+    # An inference tensor cannot change outside inference mode, nor be written back there.
+    values = [(b, b.detach().clone()) for b in buffers if not b.is_inference()]
+    try:
+        yield
+    finally:
+        for m, names in zip(members, bound, strict=True):
+            m._buffers.clear()
+            m._buffers.update(names)
+        for b, value in values:
+            b.data.copy_(value)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast off on ``device``: cast inputs with :func:`widen` and compute as they come."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def widen(values: Tensor) -> Tensor:
+    """float64 stays, every other type becomes float32."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def random_state(device: torch.device) -> tuple[Tensor, ...]:
+    """The state of the generators that a computation on ``device`` may draw from."""
+    if device.type == "cuda":
+        return torch.get_rng_state(), torch.cuda.get_rng_state(device)
+    return (torch.get_rng_state(),)
+
+
+@contextmanager
+def random_state_kept(
+    device: torch.device, replay: tuple[Tensor, ...] | None = None
+) -> Iterator[None]:
+    """What is drawn inside the block leaves the caller's generators where they were.
+
+    Args:
+        device: besides the CPU's generator, that of this device.
+        replay: a :func:`random_state` to start the block from; without it, the present one.
+    """
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        if replay is not None:
+            torch.set_rng_state(replay[0])
+            if on_gpu and len(replay) > 1:
+                torch.cuda.set_rng_state(replay[1], device)
+        yield
+
+
+def uphill(
+    height: Scalar, inputs: Sequence[Tensor], *, retain_graph: bool = False
+) -> tuple[Tensor | None, ...]:
+    """The direction in which ``height`` rises: its gradient, times one positive number.
+
+    The number is 1 unless part of the graph is float16. There a mean over a large batch has
+    gradients below the smallest float16, so the number is chosen to bring the largest value that
+    enters the float16 part to 64. The direction then does not depend on the scale of ``height``. It
+    costs a second backward through what lies above that part, the loss, and no device sync.
+
+    Returns:
+        One tensor per input, None where ``height`` does not depend on it.
+    """
+    seed = torch.ones_like(height)
+    edges = _float16_edges(height)
+    if edges:
+        entering = torch.autograd.grad(height, edges, retain_graph=True, allow_unused=True)
+        peaks = torch.stack([g.detach().abs().amax().float() for g in entering if g is not None])
+        peak = peaks.amax()
+        # The nearest power of two: multiplying by it rounds nothing.
+        usable = (peak > 0) & peak.isfinite()
+        power = torch.where(usable, 6 - peak.log2().round(), 0.0).clamp(-60, 60)
+        seed = seed * power.exp2()
+    return torch.autograd.grad(
+        height, inputs, grad_outputs=seed, retain_graph=retain_graph, allow_unused=True
+    )
+
+
+def _float16_edges(height: Tensor) -> list[GradientEdge]:
+    """Where a gradient that comes down from ``height`` first becomes float16."""
+    edges, seen, pending = [], set(), [height.grad_fn]
+    while pending:
+        node = pending.pop()
+        for child, index in () if node is None else node.next_functions:
+            if child is None or (child, index) in seen:
+                continue
+            seen.add((child, index))
+            if child._input_metadata[index].dtype == torch.float16:
+                edges.append(GradientEdge(child, index))
+            else:
+                pending.append(child)
+    return edges

@@ -44,36 +44,51 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
         ValueError: on leaving, if a trainable parameter was changed in place inside the block.
     """
     members = submodules(*modules)
-    parameters = {p: name for m in members for name, p in m.named_parameters(recurse=False)}
-    trainable = [p for p in parameters if p.requires_grad]
+    trainable = {
+        p: name for m in members for name, p in m.named_parameters(recurse=False) if p.requires_grad
+    }
     versions = [p._version for p in trainable]
-    with _training_flags_kept(members), _buffers_kept(members):
-        kept = [(p, p.detach().clone()) for p in parameters if not p.requires_grad]
+    with _training_flags_kept(members), state_kept(*modules):
+        # One that is not a leaf is borrowed already: SAMWrapper runs its closure at other weights.
+        leaves = [p for p in trainable if p.is_leaf]
         try:
-            for p in trainable:
-                if p.is_leaf:  # else it is borrowed already, by functional_call
-                    p.requires_grad_(False)
+            for p in leaves:
+                p.requires_grad_(False)
             yield
         finally:
-            for p in trainable:
-                if p.is_leaf:
-                    p.requires_grad_(True)
-            for p, value in kept:
-                p.data.copy_(value)
-    for p, version in zip(trainable, versions, strict=True):
+            for p in leaves:
+                p.requires_grad_(True)
+    for (p, name), version in zip(trainable.items(), versions, strict=True):
         if p._version != version:
             raise ValueError(
-                f"a trainable parameter ({parameters[p]}, shape {tuple(p.shape)}) was changed in "
-                "place while its module was frozen, and keeps that change; step optimizers outside "
-                "and set requires_grad to False on a momentum encoder that the objective updates"
+                f"a trainable parameter ({name}, shape {tuple(p.shape)}) was changed in place "
+                "while its module was frozen, and keeps that change; step optimizers outside and "
+                "set requires_grad to False on a momentum encoder that the objective updates"
             )
 
 
 @contextmanager
-def buffers_kept(*modules: nn.Module) -> Iterator[None]:
-    """On any exit every buffer of ``modules`` has the value it had, and its version counter too."""
-    with _buffers_kept(submodules(*modules)):
+def state_kept(*modules: nn.Module) -> Iterator[None]:
+    """On any exit all buffers, and parameters that do not require gradient, are as they were.
+
+    Values are written back without moving version counters; a buffer that was replaced, as a lazy
+    memory bank replaces its queue, is the old one again.
+    """
+    members = submodules(*modules)
+    bound = [dict(m._buffers) for m in members]
+    held = [b for names in bound for b in names.values() if b is not None]
+    held += [p for m in members for p in m._parameters.values() if p is not None]
+    # An inference tensor cannot change outside inference mode, nor be written back there.
+    kept = [t for t in dict.fromkeys(held) if not (t.requires_grad or t.is_inference())]
+    values = [t.detach().clone() for t in kept]
+    try:
         yield
+    finally:
+        for m, names in zip(members, bound, strict=True):
+            m._buffers.clear()
+            m._buffers.update(names)
+        for t, value in zip(kept, values, strict=True):
+            t.data.copy_(value)
 
 
 @contextmanager
@@ -84,23 +99,6 @@ def _training_flags_kept(members: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for m, flag in zip(members, flags, strict=True):
             m.training = flag
-
-
-@contextmanager
-def _buffers_kept(members: Sequence[nn.Module]) -> Iterator[None]:
-    # Both the names and the values: a lazy memory bank replaces its buffer, BatchNorm writes in it.
-    bound = [dict(m._buffers) for m in members]
-    buffers = dict.fromkeys(b for names in bound for b in names.values() if b is not None)
-    # An inference tensor cannot change outside inference mode, nor be written back there.
-    values = [(b, b.detach().clone()) for b in buffers if not b.is_inference()]
-    try:
-        yield
-    finally:
-        for m, names in zip(members, bound, strict=True):
-            m._buffers.clear()
-            m._buffers.update(names)
-        for b, value in values:
-            b.data.copy_(value)
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
@@ -120,6 +118,13 @@ def random_state(device: torch.device) -> tuple[Tensor, ...]:
     if device.type == "cuda":
         return torch.get_rng_state(), torch.cuda.get_rng_state(device)
     return (torch.get_rng_state(),)
+
+
+def seeded_state(device: torch.device, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """A :func:`random_state` that depends on ``generator`` alone, which one draw advances."""
+    seed = int(torch.randint(2**62, (), device=generator.device, generator=generator))
+    devices = dict.fromkeys(["cpu", device.type])
+    return tuple(torch.Generator(d).manual_seed(seed).get_state() for d in devices)
 
 
 @contextmanager

@@ -1,0 +1,111 @@
+"""Balls: threat models as values. A ball knows how to sample, step and project, and no attack."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Generator, Tensor
+
+from advssl.types import Images, PerExample, Perturbation, check_positive
+
+
+@runtime_checkable
+class Ball(Protocol):
+    """What an attack needs to know about a threat model. Write your own by having these four.
+
+    Shrinking a perturbation towards zero, pixel by pixel, must not take it out of the ball: that is
+    how an attack keeps its view inside the range of an image.
+    """
+
+    @property
+    def radius(self) -> float:
+        """The ball's size in its own norm, for images in [0, 1]."""
+        ...
+
+    def sample(self, images: Images, generator: Generator | None = None) -> Perturbation:
+        """A random perturbation in the ball, with the shape, type and device of ``images``."""
+        ...
+
+    def steepest(self, gradient: Perturbation) -> Perturbation:
+        """The step of length one in the ball's norm along which a linear function rises most.
+
+        It depends on the direction of ``gradient`` only, and is zero where that is zero.
+        """
+        ...
+
+    def project(self, delta: Perturbation) -> Perturbation:
+        """The nearest perturbation in the ball; one that is inside already stays."""
+        ...
+
+
+@dataclass(frozen=True)
+class Linf:
+    """Every pixel within ``radius`` of the image's: ‖δ‖∞ ≤ ε.
+
+    Args:
+        radius: ε > 0, for images in [0, 1]. 8 / 255 is the usual CIFAR budget.
+
+    Reference: Madry et al. 2018, https://arxiv.org/abs/1706.06083
+    """
+
+    radius: float
+
+    def __post_init__(self) -> None:
+        check_positive("radius", self.radius)
+
+    def sample(self, images: Images, generator: Generator | None = None) -> Perturbation:
+        """Uniform in the ball."""
+        return torch.empty_like(images).uniform_(-self.radius, self.radius, generator=generator)
+
+    def steepest(self, gradient: Perturbation) -> Perturbation:
+        """The sign of each entry."""
+        return gradient.sign()
+
+    def project(self, delta: Perturbation) -> Perturbation:
+        """Each entry clamped to [-ε, ε]."""
+        return delta.clamp(-self.radius, self.radius)
+
+
+@dataclass(frozen=True)
+class L2:
+    """Every image within Euclidean distance ``radius``: ‖δ‖₂ ≤ ε over its channels and pixels.
+
+    Args:
+        radius: ε > 0, for images in [0, 1]. 0.5 is the usual CIFAR budget.
+
+    Reference: Madry et al. 2018, https://arxiv.org/abs/1706.06083
+    """
+
+    radius: float
+
+    def __post_init__(self) -> None:
+        check_positive("radius", self.radius)
+
+    def sample(self, images: Images, generator: Generator | None = None) -> Perturbation:
+        """Uniform in the ball: a uniform direction, and U^(1/d) of the radius."""
+        direction = self.steepest(torch.empty_like(images).normal_(generator=generator))
+        share = torch.empty(_per_image(images), dtype=images.dtype, device=images.device)
+        share.uniform_(generator=generator)
+        return direction * self.radius * share.pow(1 / images[0].numel())
+
+    def steepest(self, gradient: Perturbation) -> Perturbation:
+        """Each image's gradient, at length one."""
+        # Over its largest entry first: the squares of a tiny gradient would underflow to zero.
+        peak = gradient.abs().amax(dim=(1, 2, 3), keepdim=True)
+        scaled = gradient / torch.where(peak > 0, peak, 1)
+        return scaled / _length(scaled).clamp_min(1)  # the largest entry is 1, so the length is too
+
+    def project(self, delta: Perturbation) -> Perturbation:
+        """Each image's perturbation, shortened to length ε where it is longer."""
+        length = _length(delta)
+        return torch.where(length > self.radius, delta * (self.radius / length), delta)
+
+
+def _per_image(images: Tensor) -> tuple[int, int, int, int]:
+    return (len(images), 1, 1, 1)
+
+
+def _length(delta: Perturbation) -> PerExample:
+    return torch.linalg.vector_norm(delta, dim=(1, 2, 3), keepdim=True)

@@ -1,0 +1,145 @@
+"""Critics: two clouds of embeddings to how far apart they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from math import log
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from advssl.modes import full_precision, widen
+from advssl.types import Embeddings, PerExample, Scalar
+
+# Every bound takes the logits of the benign and then of the adversarial embeddings.
+Bound = Callable[[PerExample, PerExample], Scalar]
+
+
+class GlobalDivergenceCritic(nn.Module):
+    r"""A small network that estimates D(adversarial ‖ benign) between two clouds of embeddings.
+
+    It is GSA-RSL's discriminator. ``estimate`` is a variational lower bound of the divergence,
+    tight at the best critic. The adversary adds it to what it increases and the encoder to what it
+    decreases (Eqs. 18 and 20); ``loss`` trains the critic to tighten it (Eq. 19). With p the
+    density of the adversarial embeddings and q that of the benign ones:
+
+        "js"       Jensen-Shannon, at most log 2 (Eq. 17)   ½ (E_q log σ(t) + E_p log σ(-t)) + log 2
+        "kl"       ∫ p log(p/q)                             E_p log r - E_q r + 1
+        "pearson"  ∫ (p/q - 1)² q, D_v of Theorem 4.1       2 E_p r - E_q r² - 1
+        "tv"       ½ ∫ |p - q|, half of D_u, Theorem 4.7    E_q σ(t) - E_p σ(t)
+
+    t is the critic's logit, positive for what looks benign, and r = 1 + elu(-t) its ratio p/q,
+    which grows no faster than linearly. Computed in float32 (float64 stays), also under autocast.
+
+    Warning:
+        Where benign and adversarial images go through BatchNorm branches of their own, a critic can
+        tell the branches apart instead of the images, and the encoder then matches branches. Before
+        trusting the term, push the *same* clean images through both branches and look at
+        ``estimate`` on the two clouds: it should be near zero.
+
+    Note:
+        Keep the critic out of the module that DDP wraps, or add ``loss`` to the same backward:
+        ``estimate`` gives the critic's parameters no gradient. Call ``estimate`` after the critic's
+        optimizer has stepped, not before: a step changes parameters that its graph needs.
+
+    Args:
+        in_features: D, the width of the embeddings. GSA-RSL normalises them to length one first.
+        hidden_features: widths of hidden layers, ReLU between. () is one linear layer, the paper's.
+        divergence: "js" is what the paper trains with.
+
+    Reference: GSA-RSL, Eqs. 17 to 20; Nowozin et al. 2016, https://arxiv.org/abs/1606.00709
+
+    Example:
+        >>> critic = GlobalDivergenceCritic(128)
+        >>> z, z_adv = torch.randn(2, 64, 128)
+        >>> critic.loss(z, z_adv).backward()          # for the critic's own optimizer
+        >>> term = 0.1 * critic.estimate(z, z_adv)    # for the encoder's loss
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: Sequence[int] = (),
+        divergence: Literal["js", "kl", "pearson", "tv"] = "js",
+    ) -> None:
+        super().__init__()
+        if divergence not in _BOUNDS:
+            raise ValueError(f"divergence must be one of {sorted(_BOUNDS)}, got {divergence!r}")
+        widths = [in_features, *hidden_features, 1]
+        if min(widths) < 1:
+            raise ValueError(f"all widths must be at least 1, got {widths[:-1]}")
+        self.in_features = in_features
+        self.divergence = divergence
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
+
+    def forward(self, z: Embeddings) -> PerExample:
+        """The (B,) logits of ``z`` (B, D): positive for what looks benign."""
+        return self._logits(z, own_gradient=True)
+
+    def estimate(self, benign: Embeddings, adversarial: Embeddings) -> Scalar:
+        """The lower bound of D(adversarial ‖ benign), in nats for "js" and "kl".
+
+        Differentiable in both embeddings, (B, D) and (B', D); the critic's own parameters get no
+        gradient.
+        """
+        return self._bound(benign, adversarial, own_gradient=False)
+
+    def loss(self, benign: Embeddings, adversarial: Embeddings) -> Scalar:
+        """What the critic's own optimizer minimises: minus the bound, the embeddings detached."""
+        return -self._bound(benign.detach(), adversarial.detach(), own_gradient=True)
+
+    def extra_repr(self) -> str:
+        return f"divergence={self.divergence!r}"
+
+    def _bound(self, benign: Tensor, adversarial: Tensor, *, own_gradient: bool) -> Scalar:
+        with full_precision(benign.device):
+            return _BOUNDS[self.divergence](
+                self._logits(benign, own_gradient=own_gradient),
+                self._logits(adversarial, own_gradient=own_gradient),
+            )
+
+    def _logits(self, z: Embeddings, *, own_gradient: bool) -> PerExample:
+        if z.ndim != 2 or z.shape[1] != self.in_features or len(z) == 0:
+            raise ValueError(
+                f"the critic reads embeddings of shape (B, {self.in_features}), "
+                f"got {tuple(z.shape)}; set in_features to their width"
+            )
+        with full_precision(z.device):
+            for depth, layer in enumerate(self.layers):
+                weight, bias = (
+                    widen(p if own_gradient else p.detach()) for p in layer.parameters()
+                )
+                z = F.linear(widen(z if depth == 0 else z.relu()).to(weight.dtype), weight, bias)
+            return z.squeeze(1)
+
+
+def _jensen_shannon(benign: PerExample, adversarial: PerExample) -> Scalar:
+    return (F.logsigmoid(benign).mean() + F.logsigmoid(-adversarial).mean()) / 2 + log(2)
+
+
+def _kullback_leibler(benign: PerExample, adversarial: PerExample) -> Scalar:
+    # log(1 + elu(-t)) written so that it neither overflows nor takes the log of an underflow.
+    log_ratio = (-adversarial).relu().log1p() - adversarial.relu()
+    return log_ratio.mean() - _ratio(benign).mean() + 1
+
+
+def _pearson(benign: PerExample, adversarial: PerExample) -> Scalar:
+    return 2 * _ratio(adversarial).mean() - _ratio(benign).square().mean() - 1
+
+
+def _total_variation(benign: PerExample, adversarial: PerExample) -> Scalar:
+    return benign.sigmoid().mean() - adversarial.sigmoid().mean()
+
+
+def _ratio(logits: PerExample) -> PerExample:
+    return 1 + F.elu(-logits)
+
+
+_BOUNDS: dict[str, Bound] = {
+    "js": _jensen_shannon,
+    "kl": _kullback_leibler,
+    "pearson": _pearson,
+    "tv": _total_variation,
+}

@@ -1,0 +1,274 @@
+"""Losses: embeddings (and pairs) to what each anchor pays. Any length of embedding: cosines."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from advssl.distributed import gather, rank
+from advssl.modes import full_precision, widen
+from advssl.selection import SELECTIONS, Pairs, Selection, with_twins
+from advssl.types import (
+    Embeddings,
+    Labels,
+    PerExample,
+    Reduction,
+    check_embeddings,
+    check_indices,
+    check_positive,
+    check_reduction,
+    reduce,
+)
+
+# Similarities held at once, 256 MB in float32; a larger matrix is made and remade in row blocks.
+_BLOCK = 2**26
+
+
+class MultiViewNTXentLoss(nn.Module):
+    r"""NT-Xent over any number of views of the same images.
+
+    With V views of B images there are V·B anchors; an anchor's positives P are the V - 1 other
+    views of its image, and all other V·B - 1 embeddings A stand in its softmax:
+
+        ℓ = - 1/|P| Σ_{p ∈ P} log [ exp(z·z_p / τ) / Σ_{a ∈ A} exp(z·z_a / τ) ]
+
+    With two views it is SimCLR's loss and equals ``lightly.loss.NTXentLoss``. Computed in float32
+    (float64 stays), also under autocast. Beyond 2²⁶ similarities the matrix is made and remade in
+    blocks of rows, so that memory grows as V·B and not as its square; the result is the same.
+
+    Args:
+        temperature: τ > 0, in cosine units. 0.5 is SimCLR's for CIFAR-10.
+        positives: "mean" over an anchor's positives, as above and in AdvCL's code, or "sum", as in
+            RoCL, which is V - 1 times that.
+        gather_distributed: take the other embeddings from all ranks. The anchors stay this rank's,
+            so the mean of the loss over ranks, and DDP's averaged gradient, are those of one
+            process on the whole batch. Every rank must hold the same number of images.
+        reduction: "mean" over the V·B anchors, "sum", or "none" for (V, B).
+
+    Reference: Chen et al. 2020, Eq. 1, https://arxiv.org/abs/2002.05709; for more than two views
+    Khosla et al. 2020, Eq. 2, https://arxiv.org/abs/2004.11362
+
+    Example:
+        >>> z = torch.eye(4)  # four images, three views that agree: log(2 + 9 / e²)
+        >>> round(MultiViewNTXentLoss(temperature=0.5)(z, z, z).item(), 4)
+        1.169
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.5,
+        *,
+        positives: Literal["mean", "sum"] = "mean",
+        gather_distributed: bool = False,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__()
+        check_positive("temperature", temperature)
+        check_reduction(reduction)
+        if positives not in ("mean", "sum"):
+            raise ValueError(f'positives must be "mean" or "sum", got {positives!r}')
+        self.temperature = temperature
+        self.positives = positives
+        self.gather_distributed = gather_distributed
+        self.reduction: Reduction = reduction
+
+    def forward(self, *views: Embeddings) -> Tensor:
+        """What the anchors pay, in nats.
+
+        Args:
+            *views: two or more, each (B, D), of any length; row i of each is image i.
+
+        Returns:
+            A scalar, or (V, B) with ``reduction="none"``.
+
+        Raises:
+            ValueError: on fewer than two views, or on views of different shapes.
+        """
+        if len(views) < 2:
+            raise ValueError(f"NT-Xent needs at least two views, got {len(views)}")
+        check_embeddings(**{f"view {i}": z for i, z in enumerate(views)})
+        count, size = len(views), len(views[0])
+        with full_precision(views[0].device):
+            anchors = unit(torch.stack([widen(z) for z in views]))  # (V, B, D)
+            mates = anchors.sum(dim=0) - anchors  # the sum of an anchor's positives
+            pull = (anchors * mates).sum(dim=2) / self.temperature
+            others = anchors.transpose(0, 1)  # (B, V, D): images first, so that ranks stack
+            others = gather(others) if self.gather_distributed else others
+            # Where the anchors stand among the others, to leave each out of its own softmax.
+            first = rank() * size if self.gather_distributed else 0
+            places = (first + torch.arange(size, device=pull.device)) * count
+            push = self._log_partition(
+                anchors.flatten(0, 1),
+                others.flatten(0, 1),
+                torch.cat([places + v for v in range(count)]),
+            ).view(count, size)
+            if self.positives == "mean":
+                return reduce(push - pull / (count - 1), self.reduction)
+            return reduce(push * (count - 1) - pull, self.reduction)
+
+    def _log_partition(self, anchors: Tensor, others: Tensor, places: Tensor) -> PerExample:
+        """log Σ exp(z·z_a / τ) over all others but the anchor itself, in blocks of rows."""
+        rows = max(1, _BLOCK // len(others))
+        if len(anchors) <= rows:
+            return _log_sum_exp(anchors, others, places, self.temperature)
+        blocks = zip(torch.split(anchors, rows), torch.split(places, rows), strict=True)
+        return torch.cat(
+            [
+                checkpoint(_log_sum_exp, a, others, p, self.temperature, use_reentrant=False)
+                for a, p in blocks
+            ]
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"temperature={self.temperature}, positives={self.positives!r}, "
+            f"gather_distributed={self.gather_distributed}, reduction={self.reduction!r}"
+        )
+
+
+class LocalSelectionSupCon(nn.Module):
+    r"""Supervised contrastive loss between images and adversarial twins that selects its pairs.
+
+    Both z and zᵃ are anchors. With P an anchor's selected positives and its twin, N what repels it:
+
+        L = - 1/|P| Σ_{j ∈ P} log [ exp(z·z_j / τ) / Σ_{k ∈ P ∪ N} exp(z·z_k / τ) ]
+
+    A row with nothing to attract it pays 0. Computed in float32 (float64 stays), also under
+    autocast.
+
+    Args:
+        selection: "global" (supervised contrastive learning), "hard", "soft", "leaked", or a
+            function of the 2B stacked labels and predictions (or None) that returns ``Pairs``.
+        temperature: τ > 0, in cosine units; 0.07 is the paper's.
+        keep_twin: an anchor's own twin always attracts it, as the paper says. The released code
+            leaves it out of "leaked" where the two predictions differ: False reproduces that.
+        reduction: "mean" over the B images of L + Lᵃ, as Eq. 3, "sum", or "none" for (B,). The
+            released code averages over the 2B anchors, which is half of Eq. 3.
+
+    Reference: Bui et al. 2021, Eqs. 1 to 3 and Table 1, https://arxiv.org/abs/2101.10027
+    """
+
+    def __init__(
+        self,
+        selection: Literal["global", "hard", "soft", "leaked"] | Selection = "leaked",
+        temperature: float = 0.07,
+        *,
+        keep_twin: bool = True,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__()
+        check_positive("temperature", temperature)
+        check_reduction(reduction)
+        if not callable(selection) and selection not in SELECTIONS:
+            raise ValueError(
+                f"selection must be one of {sorted(SELECTIONS)} or a function of labels and "
+                f"predictions that returns Pairs, got {selection!r}"
+            )
+        self.selection = selection
+        self.temperature = temperature
+        self.keep_twin = keep_twin
+        self.reduction: Reduction = reduction
+
+    def forward(
+        self,
+        z: Embeddings,
+        z_adv: Embeddings,
+        labels: Labels,
+        predictions: Labels | None = None,
+        predictions_adv: Labels | None = None,
+    ) -> Tensor:
+        """What the images pay, in nats.
+
+        Args:
+            z: (B, D), of any length.
+            z_adv: (B, D), the adversarial twins in the same order.
+            labels: (B,) integers.
+            predictions: (B,) integers, the classes that the classifier gives the images; every
+                selection but "global" needs them.
+            predictions_adv: (B,) integers, the classes that it gives the twins.
+
+        Returns:
+            A scalar, or (B,) = Lᵢ + Lᵢᵃ with ``reduction="none"``.
+
+        Raises:
+            ValueError: on shapes that disagree, or predictions that the selection needs and lacks.
+        """
+        check_embeddings(z=z, z_adv=z_adv)
+        pairs = self.select(labels, predictions, predictions_adv)
+        if len(labels) != len(z):
+            raise ValueError(f"{len(z)} embeddings need as many labels, got {len(labels)}")
+        with full_precision(z.device):
+            paid = contrastive(torch.cat([widen(z), widen(z_adv)]), pairs, self.temperature)
+            return reduce(paid.view(2, -1).sum(dim=0), self.reduction)
+
+    def select(
+        self,
+        labels: Labels,
+        predictions: Labels | None = None,
+        predictions_adv: Labels | None = None,
+    ) -> Pairs:
+        """Who attracts and who stands in the softmax: (2B, 2B) masks, images first, then twins."""
+        if (predictions is None) != (predictions_adv is None):
+            raise ValueError(
+                "predictions and predictions_adv go together, got only one of them; "
+                "the images and their twins are both anchors"
+            )
+        check_indices(len(labels), labels=labels)
+        stacked = None
+        if predictions is not None and predictions_adv is not None:
+            check_indices(len(labels), predictions=predictions, predictions_adv=predictions_adv)
+            stacked = torch.cat([predictions, predictions_adv])
+        choose = self.selection if callable(self.selection) else SELECTIONS[self.selection]
+        pairs = choose(labels.repeat(2), stacked)
+        return with_twins(pairs) if self.keep_twin else pairs
+
+    def extra_repr(self) -> str:
+        return (
+            f"selection={self.selection!r}, temperature={self.temperature}, "
+            f"keep_twin={self.keep_twin}, reduction={self.reduction!r}"
+        )
+
+
+def unit(z: Tensor) -> Tensor:
+    """``z`` at length one along its last dimension; a zero row stays zero, its gradient finite."""
+    length = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
+    return z / torch.where(length > 0, length, 1)
+
+
+def contrastive(z: Embeddings, pairs: Pairs, temperature: float) -> PerExample:
+    """What each anchor pays for the pairs given: the mean over its positives of -log softmax.
+
+    Args:
+        z: (N, D), of any length.
+        pairs: (N, N) masks.
+        temperature: τ > 0, in cosine units.
+
+    Returns:
+        (N,) in nats. An anchor without positives pays exactly 0.
+
+    Reference: Khosla et al. 2020, Eq. 2, https://arxiv.org/abs/2004.11362
+    """
+    z, size = unit(z), len(z)
+    for name, mask in pairs._asdict().items():
+        if mask.shape != (size, size) or mask.dtype != torch.bool:
+            raise ValueError(
+                f"{size} anchors need a bool mask of {name} of shape {(size, size)}, "
+                f"got {mask.dtype} of shape {tuple(mask.shape)}"
+            )
+    logits = z @ z.T / temperature
+    # A finite floor, not -inf: a row with an empty denominator then has a zero gradient, not NaN.
+    floor = torch.finfo(logits.dtype).min
+    push = logits.masked_fill(~pairs.denominator, floor).logsumexp(dim=1)
+    count = pairs.positives.sum(dim=1)
+    pull = logits.masked_fill(~pairs.positives, 0).sum(dim=1)
+    push = torch.where(pairs.denominator.any(dim=1), push, 0)
+    return torch.where(count > 0, push - pull / count.clamp_min(1), 0)
+
+
+def _log_sum_exp(anchors: Tensor, others: Tensor, places: Tensor, temperature: float) -> Tensor:
+    logits = anchors @ others.T / temperature
+    itself = places[:, None]
+    return logits.scatter(1, itself, -torch.inf).logsumexp(dim=1)

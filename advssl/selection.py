@@ -1,0 +1,103 @@
+"""Selection: labels and predictions to who attracts and who repels. Masks only, no geometry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+from torch import Tensor
+
+from advssl.types import Labels, PairMask
+
+
+class Pairs(NamedTuple):
+    """Row i is anchor i. No example is its own pair: both diagonals are False.
+
+    Attributes:
+        positives: (N, N) bool, who attracts the anchor.
+        denominator: (N, N) bool, who stands in its softmax: the positives and who repels. A
+            positive may be left out, as in the printed form of Eq. 9 of ASCL-2023.
+    """
+
+    positives: PairMask
+    denominator: PairMask
+
+
+Selection: TypeAlias = Callable[[Labels, Tensor | None], Pairs]
+
+
+def global_pairs(labels: Labels, predictions: Labels | None = None) -> Pairs:  # noqa: ARG001
+    """Same label attracts, any other label repels: supervised contrastive learning.
+
+    Reference: Bui et al. 2021, Table 1 "Global", https://arxiv.org/abs/2101.10027
+    """
+    same = _equal(labels, labels)
+    return _pairs(same, ~same)
+
+
+def hard_pairs(labels: Labels, predictions: Labels | None) -> Pairs:
+    """Same label attracts; of the rest, those predicted as the anchor's *label* repel.
+
+    Reference: Bui et al. 2021, Table 1 "Hard-LS"
+    """
+    same = _equal(labels, labels)
+    return _pairs(same, ~same & _equal(labels, _needed(predictions, "hard")))
+
+
+def soft_pairs(labels: Labels, predictions: Labels | None) -> Pairs:
+    """Same label attracts; of the rest, those predicted as the anchor is *predicted* repel.
+
+    Reference: Bui et al. 2021, Table 1 "Soft-LS"
+    """
+    same, predicted = _equal(labels, labels), _needed(predictions, "soft")
+    return _pairs(same, ~same & _equal(predicted, predicted))
+
+
+def leaked_pairs(labels: Labels, predictions: Labels | None) -> Pairs:
+    """Only those predicted as the anchor is count: same label attracts, any other repels.
+
+    Reference: Bui et al. 2021, Table 1 "Leaked-LS"
+    """
+    same, predicted = _equal(labels, labels), _needed(predictions, "leaked")
+    alike = _equal(predicted, predicted)
+    return _pairs(same & alike, ~same & alike)
+
+
+SELECTIONS: dict[str, Selection] = {
+    "global": global_pairs,
+    "hard": hard_pairs,
+    "soft": soft_pairs,
+    "leaked": leaked_pairs,
+}
+
+
+def with_twins(pairs: Pairs) -> Pairs:
+    """Row i of the first half and row i of the second, an image and its adversarial twin, attract.
+
+    Args:
+        pairs: masks over 2B rows, the B images first and then their twins in the same order.
+    """
+    positives, denominator = pairs.positives.clone(), pairs.denominator.clone()
+    half = len(positives) // 2
+    for mask in (positives, denominator):
+        mask.diagonal(half).fill_(True)
+        mask.diagonal(-half).fill_(True)
+    return Pairs(positives, denominator)
+
+
+def _equal(anchors: Labels, others: Labels) -> PairMask:
+    return anchors[:, None] == others
+
+
+def _needed(predictions: Labels | None, name: str) -> Labels:
+    if predictions is None:
+        raise ValueError(
+            f'selection "{name}" needs predictions, got None; pass logits.argmax(dim=1) of the '
+            'images and of their adversarial twins, or use selection "global"'
+        )
+    return predictions
+
+
+def _pairs(attracting: PairMask, repelling: PairMask) -> Pairs:
+    positives = attracting.clone().fill_diagonal_(False)
+    return Pairs(positives, positives | repelling)

@@ -1,0 +1,166 @@
+"""Sharpness: a closure to its loss at the worst nearby weights, as a term to sum with others."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from advssl.distributed import average
+from advssl.modes import random_state, random_state_kept, state_kept, uphill
+from advssl.types import Closure, Scalar
+
+
+class SAMWrapper(nn.Module):
+    r"""Sharpness-aware minimisation of one term: the closure's loss at the worst nearby weights.
+
+        L(θ + e),   e = ρ g / ‖g‖ (SAM)   or   e = ρ θ² g / ‖θ g‖ (adaptive: ASAM),   g = ∇L(θ)
+
+    The value is an ordinary differentiable term. Sum it with other terms and call ``backward``
+    once: its gradient in θ is the sharpness-aware one, ∇L at θ + e, and the other terms keep
+    theirs. No optimizer is wrapped, so schedules, gradient scalers, accumulation and DDP stay as
+    they are. The whole loss in one closure is classic SAM.
+
+    Convention:
+        While the closure runs a second time the modules' parameters are replaced by θ + e; the
+        parameters themselves, and ``.grad``, are never touched. BatchNorm buffers (and a momentum
+        encoder) move in the pass at θ and not in the second; both passes draw the same random
+        numbers. Parameters that the closure does not reach stay where they are. Under
+        ``torch.distributed`` g is averaged over ranks, so every rank must make the call; the term
+        is then that of one process on the whole batch. A closure must read parameters from the
+        modules (call them), not from a variable bound before. Second derivatives through e are
+        dropped, as in the paper.
+
+    Args:
+        *modules: whose parameters move. Referenced, not registered: they do not join this module's
+            parameters or state dict.
+        rho: ρ ≥ 0, a distance in weight space over all parameters together. SAM takes 0.05; ASAM
+            0.5 to 2, because it is relative to each weight.
+        adaptive: ASAM, invariant to rescaling weights. GSA-RSL's released code uses it with
+            ρ = 1.0, its text says SAM.
+
+    Raises:
+        ValueError: on a negative rho, no module, or DTensor (FSDP2) parameters.
+
+    Reference: Foret et al. 2021, Eqs. 2 and 3, https://arxiv.org/abs/2010.01412; Kwon et al. 2021,
+    https://arxiv.org/abs/2102.11600; on the benign term alone: GSA-RSL, Theorem 4.5 and Algorithm 1
+
+    Example:
+        >>> model = nn.Linear(2, 1)
+        >>> sam = SAMWrapper(model, rho=0.05)
+        >>> x = torch.randn(8, 2)
+        >>> loss = sam(lambda: model(x).square().mean()) + model.weight.abs().sum()
+        >>> loss.backward()
+    """
+
+    def __init__(self, *modules: nn.Module, rho: float = 0.05, adaptive: bool = False) -> None:
+        super().__init__()
+        if not modules or not all(isinstance(m, nn.Module) for m in modules):
+            raise ValueError(f"SAMWrapper needs the modules whose weights move, got {modules}")
+        if not 0 <= rho < float("inf"):
+            raise ValueError(f"rho must be non-negative and finite, got {rho}")
+        self.rho = rho
+        self.adaptive = adaptive
+        # A tuple of modules is not registered, so nothing of theirs is moved or saved through here.
+        self.modules_moved = modules
+
+    def forward(
+        self,
+        closure: Closure,
+        loss: Scalar | None = None,
+        *,
+        rng_state: tuple[Tensor, ...] | None = None,
+    ) -> Scalar:
+        """The closure's loss at θ + e, with a graph down to θ.
+
+        Args:
+            closure: forwards and returns a scalar, without backward; it runs at θ and at θ + e.
+            loss: its value at θ with its graph, if your loop has it already: then the closure runs
+                at θ + e only. The graph stays alive for your own ``backward``.
+            rng_state: what :meth:`rng_state` returned before ``loss`` was computed, so that dropout
+                repeats; without ``loss`` there is no need of it.
+
+        Raises:
+            ValueError: if the loss is not a scalar, or depends on no parameter of the modules.
+        """
+        if loss is None and rng_state is not None:
+            raise ValueError("rng_state belongs to a loss that was computed before; give loss too")
+        parameters = self._parameters_moved()
+        device = next(iter(parameters.values())).device
+        state = rng_state
+        with torch.enable_grad():
+            at_theta = loss
+            if at_theta is None:
+                state = random_state(device)
+                at_theta = closure()
+            if at_theta.ndim != 0 or not at_theta.requires_grad:
+                raise ValueError(
+                    "the closure must return a scalar that depends on the modules' parameters, got "
+                    f"shape {tuple(at_theta.shape)}, requires_grad={at_theta.requires_grad}"
+                )
+            gradients = uphill(at_theta, list(parameters.values()), retain_graph=loss is not None)
+            moved = self._moved(parameters, gradients)
+            with random_state_kept(device, state), state_kept(*self.modules_moved):
+                return functional_call(_Run(self.modules_moved, closure), moved, ())
+
+    def rng_state(self) -> tuple[Tensor, ...]:
+        """The random state that a ``loss`` computed after this call starts from."""
+        return random_state(next(iter(self._parameters_moved().values())).device)
+
+    def extra_repr(self) -> str:
+        moved = ", ".join(type(m).__name__ for m in self.modules_moved)
+        return f"{moved}, rho={self.rho}, adaptive={self.adaptive}"
+
+    def _parameters_moved(self) -> dict[str, Tensor]:
+        """By the name that :class:`_Run` knows them under; a tied parameter once."""
+        run = _Run(self.modules_moved, lambda: torch.empty(()))
+        parameters: dict[str, Tensor] = {
+            name: p for name, p in run.named_parameters() if p.requires_grad
+        }
+        if not parameters:
+            raise ValueError("no parameter of the modules requires gradient; nothing can move")
+        for name, p in parameters.items():
+            if hasattr(p, "device_mesh"):
+                raise ValueError(
+                    f"{name} is a DTensor (FSDP2): its shards cannot be moved from here; "
+                    "use DDP, or apply SAM in the optimizer"
+                )
+        return parameters
+
+    def _moved(
+        self, parameters: dict[str, Tensor], gradients: tuple[Tensor | None, ...]
+    ) -> dict[str, Tensor]:
+        """θ + e for every parameter that the loss depends on."""
+        if all(g is None for g in gradients):
+            raise ValueError("the loss depends on no parameter of the modules given to SAMWrapper")
+        with torch.no_grad():
+            # Zeros for what this rank does not reach: another rank may, and all must send as much.
+            slopes = average(
+                [
+                    torch.zeros_like(p) if g is None else g
+                    for p, g in zip(parameters.values(), gradients, strict=True)
+                ]
+            )
+            if self.adaptive:
+                scaled = [p.abs() * g for p, g in zip(parameters.values(), slopes, strict=True)]
+                steps = [p.abs() * s for p, s in zip(parameters.values(), scaled, strict=True)]
+            else:
+                scaled = steps = slopes
+            length = torch.linalg.vector_norm(
+                torch.stack([torch.linalg.vector_norm(s) for s in scaled])
+            )
+            scale = self.rho / torch.where(length > 0, length, 1)
+            shifts = [step * scale for step in steps]
+        return {n: p + e for (n, p), e in zip(parameters.items(), shifts, strict=True)}
+
+
+class _Run(nn.Module):
+    """The closure as a module's forward, so that functional_call can exchange parameters in it."""
+
+    def __init__(self, modules: tuple[nn.Module, ...], closure: Closure) -> None:
+        super().__init__()
+        self.moved = nn.ModuleList(modules)
+        self.closure = closure
+
+    def forward(self) -> Scalar:
+        return self.closure()

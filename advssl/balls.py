@@ -88,7 +88,7 @@ class L2:
         direction = self.steepest(torch.empty_like(images).normal_(generator=generator))
         share = torch.empty(_per_image(images), dtype=images.dtype, device=images.device)
         share.uniform_(generator=generator)
-        return direction * self.radius * share.pow(1 / images[0].numel())
+        return direction * self.radius * share.pow(1 / images.shape[1:].numel())
 
     def steepest(self, gradient: Perturbation) -> Perturbation:
         """Each image's gradient, at length one."""

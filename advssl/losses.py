@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from advssl.distributed import gather, rank
 from advssl.modes import full_precision, widen
@@ -114,13 +114,7 @@ class MultiViewNTXentLoss(nn.Module):
         rows = max(1, _BLOCK // len(others))
         if len(anchors) <= rows:
             return _log_sum_exp(anchors, others, places, self.temperature)
-        blocks = zip(torch.split(anchors, rows), torch.split(places, rows), strict=True)
-        return torch.cat(
-            [
-                checkpoint(_log_sum_exp, a, others, p, self.temperature, use_reentrant=False)
-                for a, p in blocks
-            ]
-        )
+        return _BlockedLogPartition.apply(anchors, others, places, self.temperature, rows)
 
     def extra_repr(self) -> str:
         return (
@@ -269,6 +263,37 @@ def contrastive(z: Embeddings, pairs: Pairs, temperature: float) -> PerExample:
 
 
 def _log_sum_exp(anchors: Tensor, others: Tensor, places: Tensor, temperature: float) -> Tensor:
-    logits = anchors @ others.T / temperature
-    itself = places[:, None]
-    return logits.scatter(1, itself, -torch.inf).logsumexp(dim=1)
+    return _logits(anchors, others, places, temperature).logsumexp(dim=1)
+
+
+def _logits(anchors: Tensor, others: Tensor, places: Tensor, temperature: float) -> Tensor:
+    """z·z_a / τ, minus infinity where an anchor meets itself."""
+    return (anchors @ others.T / temperature).scatter(1, places[:, None], -torch.inf)
+
+
+class _BlockedLogPartition(torch.autograd.Function):
+    """:func:`_log_sum_exp` with never more than ``rows`` rows of logits at once, either way."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, anchors: Tensor, others: Tensor, places: Tensor, temperature: float, rows: int
+    ) -> Tensor:
+        blocks = zip(torch.split(anchors, rows), torch.split(places, rows), strict=True)
+        partition = torch.cat([_log_sum_exp(a, others, p, temperature) for a, p in blocks])
+        ctx.save_for_backward(anchors, others, places, partition)
+        ctx.temperature, ctx.rows = temperature, rows
+        return partition
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        anchors, others, *_ = ctx.saved_tensors
+        of_anchors, of_others = [], torch.zeros_like(others)
+        columns = [torch.split(t, ctx.rows) for t in (anchors, *ctx.saved_tensors[2:], gradient)]
+        for a, places, partition, g in zip(*columns, strict=True):
+            # d log Σ exp / d logits is the softmax.
+            softmax = (_logits(a, others, places, ctx.temperature) - partition[:, None]).exp_()
+            weighted = softmax.mul_(g[:, None] / ctx.temperature)
+            of_anchors.append(weighted @ others)
+            of_others.addmm_(weighted.T, a)
+        return torch.cat(of_anchors), of_others, None, None, None

@@ -175,16 +175,17 @@ def uphill(
 
 
 def _float16_edges(height: Tensor) -> list[GradientEdge]:
-    """Where a gradient that comes down from ``height`` first becomes float16."""
-    edges, seen, pending = [], set(), [height.grad_fn]
+    """Where a gradient that comes down from ``height`` last stands before it becomes float16."""
+    assert height.grad_fn is not None
+    edges, pending = [], [(height.grad_fn, 0)]
+    seen = set(pending)
     while pending:
-        node = pending.pop()
-        for child, index in () if node is None else node.next_functions:
-            if child is None or (child, index) in seen:
-                continue
-            seen.add((child, index))
-            if child._input_metadata[index].dtype == torch.float16:
-                edges.append(GradientEdge(child, index))
-            else:
-                pending.append(child)
+        node, index = pending.pop()
+        below = [(n, i) for n, i in node.next_functions if n is not None]
+        half = {(n, i) for n, i in below if n._input_metadata[i].dtype == torch.float16}
+        if half:
+            edges.append(GradientEdge(node, index))
+        new = [edge for edge in below if edge not in half and edge not in seen]
+        seen.update(new)
+        pending += new
     return edges

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.func import functional_call
 
 from advssl.distributed import average
@@ -76,12 +77,14 @@ class SAMWrapper(nn.Module):
         Args:
             closure: forwards and returns a scalar, without backward; it runs at θ and at θ + e.
             loss: its value at θ with its graph, if your loop has it already: then the closure runs
-                at θ + e only. The graph stays alive for your own ``backward``.
+                at θ + e only. The graph stays alive for your own ``backward``; if a compiled module
+                made it, set ``torch._functorch.config.donated_buffer = False`` before.
             rng_state: what :meth:`rng_state` returned before ``loss`` was computed, so that dropout
                 repeats; without ``loss`` there is no need of it.
 
         Raises:
             ValueError: if the loss is not a scalar, or depends on no parameter of the modules.
+            RuntimeError: if the closure uses activation checkpointing, which would recompute at θ.
         """
         if loss is None and rng_state is not None:
             raise ValueError("rng_state belongs to a loss that was computed before; give loss too")
@@ -98,10 +101,15 @@ class SAMWrapper(nn.Module):
                     "the closure must return a scalar that depends on the modules' parameters, got "
                     f"shape {tuple(at_theta.shape)}, requires_grad={at_theta.requires_grad}"
                 )
+            _check_no_reentrant_checkpoint(at_theta)
             gradients = uphill(at_theta, list(parameters.values()), retain_graph=loss is not None)
             moved = self._moved(parameters, gradients)
-            with random_state_kept(device, state), state_kept(*self.modules_moved):
-                return functional_call(_Run(self.modules_moved, closure), moved, ())
+            with (
+                random_state_kept(device, state),
+                state_kept(*self.modules_moved),
+                disable_saved_tensors_hooks(_CHECKPOINTED),
+            ):
+                return functional_call(_Run(self.modules_moved), moved, (closure,))
 
     def rng_state(self) -> tuple[Tensor, ...]:
         """The random state that a ``loss`` computed after this call starts from."""
@@ -113,7 +121,7 @@ class SAMWrapper(nn.Module):
 
     def _parameters_moved(self) -> dict[str, Tensor]:
         """By the name that :class:`_Run` knows them under; a tied parameter once."""
-        run = _Run(self.modules_moved, lambda: torch.empty(()))
+        run = _Run(self.modules_moved)
         parameters: dict[str, Tensor] = {
             name: p for name, p in run.named_parameters() if p.requires_grad
         }
@@ -154,13 +162,31 @@ class SAMWrapper(nn.Module):
         return {n: p + e for (n, p), e in zip(parameters.items(), shifts, strict=True)}
 
 
-class _Run(nn.Module):
-    """The closure as a module's forward, so that functional_call can exchange parameters in it."""
+_CHECKPOINTED = (
+    "the closure given to SAMWrapper uses activation checkpointing (or other saved tensor hooks): "
+    "backward would recompute at the unmoved weights; switch it off inside the closure"
+)
 
-    def __init__(self, modules: tuple[nn.Module, ...], closure: Closure) -> None:
+
+def _check_no_reentrant_checkpoint(loss: Scalar) -> None:
+    """That kind uses no hooks, and hides the parameters inside it from autograd."""
+    seen, pending = set(), [loss.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            raise RuntimeError(_CHECKPOINTED)
+        seen.add(node)
+        pending += [below for below, _ in node.next_functions]
+
+
+class _Run(nn.Module):
+    """A closure as a module's forward, so that functional_call can exchange parameters in it."""
+
+    def __init__(self, modules: tuple[nn.Module, ...]) -> None:
         super().__init__()
         self.moved = nn.ModuleList(modules)
-        self.closure = closure
 
-    def forward(self) -> Scalar:
-        return self.closure()
+    def forward(self, closure: Closure) -> Scalar:
+        return closure()

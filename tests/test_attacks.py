@@ -1,0 +1,451 @@
+"""On a linear objective the best attack is known exactly; on an encoder it must leave no trace."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from dataclasses import dataclass
+
+import pytest
+import torch
+from borrowed import Trace
+from flops import flops
+from torch import nn
+
+from advssl.attacks import AdversarialViewGenerator
+from advssl.balls import L2, Linf
+from advssl.branches import branch_batchnorm, on_branch
+from advssl.losses import MultiViewNTXentLoss
+from advssl.modes import evaluating, random_state
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A user's ball: one value per row of the image, at most ``radius``."""
+
+    radius: float
+
+    def sample(self, images, generator=None):
+        rows = torch.empty_like(images[..., :1]).uniform_(
+            -self.radius, self.radius, generator=generator
+        )
+        return rows.expand_as(images)
+
+    def steepest(self, gradient):
+        return gradient.sum(dim=3, keepdim=True).sign().expand_as(gradient)
+
+    def project(self, delta):
+        return delta.clamp(-self.radius, self.radius)
+
+
+BALLS = [Linf(0.1), L2(0.5), Rows(0.1)]
+
+
+def distance(ball, delta: torch.Tensor) -> torch.Tensor:
+    return delta.flatten(1).norm(dim=1) if isinstance(ball, L2) else delta.flatten(1).abs().amax(1)
+
+
+def away_from(model: nn.Module, images: torch.Tensor):
+    """An objective: the distance to the mirror images' embeddings, made in eval mode."""
+    with evaluating(model), torch.no_grad():
+        z = model(images.flip(3))
+    return lambda v: (model(v) - z).square().sum(dim=1)
+
+
+@pytest.mark.parametrize(
+    ("ball", "best_gain"),
+    [
+        (Linf(0.1), lambda w: 0.1 * w.abs().sum()),
+        (L2(0.5), lambda w: 0.5 * w.norm()),
+        (Rows(0.1), lambda w: 0.1 * w.sum(dim=2).abs().sum()),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("normalised", [False, True])
+def test_reaches_the_optimum_of_a_linear_objective(ball, best_gain, normalised):
+    pixels = torch.full((4, 3, 8, 8), 0.5)  # far from 0 and 1, so only the ball binds
+    w = torch.randn(3, 8, 8)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
+
+    def objective(x):
+        return ((x * std + mean if normalised else x) * w).sum(dim=(1, 2, 3))
+
+    images = (pixels - mean) / std if normalised else pixels
+    norms = {"mean": MEAN, "std": STD} if normalised else {}
+    adversary = AdversarialViewGenerator(ball, steps=20, step_size=ball.radius, **norms)
+    gain = objective(adversary(images, objective)) - objective(images)
+    torch.testing.assert_close(gain, best_gain(w).expand(4), rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("ball", BALLS, ids=str)
+@pytest.mark.parametrize("start", ["uniform", "gaussian", "zero"])
+@pytest.mark.parametrize("steps", [0, 3])
+def test_the_view_is_in_the_ball_and_in_bounds(encoder, images, ball, start, steps):
+    images[:, :, :4] = images[:, :, :4].round()  # half of the pixels sit at an exact bound
+    seen = []
+    away = away_from(encoder, images)
+
+    def objective(v):
+        seen.append(v.detach())
+        return away(v)
+
+    adversary = AdversarialViewGenerator(ball, steps=steps, start=start)
+    view = adversary(images, objective, freeze=encoder)
+    assert len(seen) == steps
+    for v in [*seen, view]:
+        assert (distance(ball, v - images) <= ball.radius * (1 + 1e-5)).all()
+        assert v.min() >= 0
+        assert v.max() <= 1
+    assert not view.requires_grad
+    if steps == 0 and start == "zero":
+        assert torch.equal(view, images)
+    if steps:
+        assert away(view).sum() > away(images).sum()
+
+
+def test_attacking_normalised_images_is_attacking_their_pixels(encoder, images):
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
+    encoder.eval()
+    normalise = lambda x: (x - mean) / std  # noqa: E731
+    away = away_from(encoder, normalise(images))
+    for ball in (Linf(8 / 255), L2(0.3)):
+        settings = {"steps": 4, "start": "zero"}
+        plain = AdversarialViewGenerator(ball, **settings)
+        normalised = AdversarialViewGenerator(ball, mean=MEAN, std=STD, **settings)
+        expected = normalise(plain(images, lambda x: away(normalise(x)), freeze=encoder))
+        found = normalised(normalise(images), away, freeze=encoder)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        assert ((found - normalise(images)) * std).abs().max() <= ball.radius * 1.0001
+
+
+def test_leaves_no_trace(encoder, images):
+    encoder(images).sum().backward()
+    trace, clean = Trace(encoder), images.clone()
+    AdversarialViewGenerator()(images, away_from(encoder, images), freeze=encoder)
+    trace.assert_none()
+    assert torch.equal(images, clean)
+    assert not images.requires_grad
+
+
+def test_leaves_no_trace_when_the_objective_fails(encoder, images):
+    trace = Trace(encoder)
+
+    def objective(v):
+        encoder.eval()(v)
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        AdversarialViewGenerator()(images, objective, freeze=encoder)
+    trace.assert_none()
+
+
+def test_without_freeze_the_attack_moves_batchnorm(encoder, images):
+    """Papers differ on it, so it is the caller's choice."""
+    before = encoder[1].running_mean.clone()
+    AdversarialViewGenerator(steps=1)(images, lambda v: encoder(v).square().sum())
+    assert not torch.equal(encoder[1].running_mean, before)
+
+
+def test_a_graph_built_before_is_as_good_after(encoder, images):
+    adversary, nt_xent = AdversarialViewGenerator(), MultiViewNTXentLoss()
+    encoder[8].eval()  # no dropout, so that the twin below is the same function
+    twin = copy.deepcopy(encoder)
+    nt_xent(twin(images), twin(images.flip(3))).backward()
+
+    z1, z2 = encoder(images), encoder(images.flip(3))
+    adversary(images, lambda v: nt_xent(encoder(v), z1.detach(), z2.detach()), freeze=encoder)
+    nt_xent(z1, z2).backward()
+    for p, q in zip(encoder.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_step_costs_one_forward_and_one_backward_to_the_input(images, frozen):
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4)
+    )
+    forward = flops(lambda: model(images))
+    leaf = images.clone().requires_grad_()
+    out = model(leaf).sum()
+    to_input = flops(lambda: torch.autograd.grad(out, leaf))
+    adversary = AdversarialViewGenerator(steps=7)
+    spent = flops(
+        lambda: adversary(images, lambda v: model(v).sum(dim=1), freeze=model if frozen else ())
+    )
+    assert spent == 7 * (forward + to_input)
+    assert to_input == forward  # and no weight gradient, which would cost as much again
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_works_when_called_without_gradient(encoder, images, context):
+    away = away_from(encoder.eval(), images)
+    adversary = AdversarialViewGenerator(start="zero")
+    expected = adversary(images, away, freeze=encoder)
+    with context():
+        found = adversary(images * 1, away, freeze=encoder)
+        assert not torch.is_grad_enabled()
+    assert torch.equal(found, expected)
+    assert not found.is_inference()
+
+
+def test_works_under_autocast_and_channels_last(encoder, images):
+    encoder = encoder.eval().to(memory_format=torch.channels_last)
+    images = images.to(memory_format=torch.channels_last)
+    away = away_from(encoder, images)
+    dtypes = []
+
+    def objective(v):
+        z = encoder(v)
+        dtypes.append(z.dtype)
+        return away(v)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        view = AdversarialViewGenerator()(images, objective, freeze=encoder)
+    assert set(dtypes) == {torch.bfloat16}
+    assert view.dtype == torch.float32
+    assert view.is_contiguous(memory_format=torch.channels_last)
+    assert (away(view) > away(images)).all()
+
+
+def test_float64_stays_float64(encoder, images):
+    view = AdversarialViewGenerator()(
+        images.double(), lambda v: encoder(v.float()).square().sum(), freeze=encoder
+    )
+    assert view.dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("ball", [Linf(0.1), L2(0.5)], ids=str)
+def test_the_view_does_not_depend_on_the_scale_of_the_objective(dtype, ball):
+    """Under float16 autocast a mean over 1024 images otherwise loses most of the gradient."""
+    images = torch.rand(1024, 3, 4, 4)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Tanh(), nn.Flatten(), nn.Linear(64, 8))
+    anchors, nt_xent = model(images).detach(), MultiViewNTXentLoss(0.5, reduction="none")
+    adversary = AdversarialViewGenerator(ball, steps=2, start="zero")
+
+    def attacked(scaled):
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            return adversary(
+                images, lambda v: scaled(nt_xent(model(v), anchors).sum(dim=0)), freeze=model
+            )
+
+    by_example = attacked(lambda paid: paid)
+    for scaled in (torch.mean, torch.sum, lambda paid: 3e-6 * paid.mean(), lambda paid: 512 * paid):
+        moved = (attacked(scaled) - by_example).abs() > 5e-3
+        assert moved.float().mean() < 2e-3  # a sign may flip where a gradient rounds to zero
+    with torch.autocast("cpu", dtype, enabled=False):
+        exact = adversary(images, lambda v: nt_xent(model(v), anchors).sum(dim=0), freeze=model)
+    agree = ((by_example - images).sign() == (exact - images).sign()).float().mean()
+    assert agree > 0.95
+
+
+def test_attacks_views_jointly(encoder, images):
+    """Views of a multi-crop tuple differ in size; each gets its own ball."""
+    encoder.eval()
+    views = (images, images[:, :, :6, :6], images.flip(3))
+    nt_xent = MultiViewNTXentLoss()
+    adversary = AdversarialViewGenerator(Linf(0.05))
+    objective = lambda a, b, c: nt_xent(encoder(a), encoder(b), encoder(c))  # noqa: E731
+    hard = adversary(views, objective, freeze=encoder)
+    assert isinstance(hard, tuple)
+    random = [v + Linf(0.05).sample(v) for v in views]
+    assert objective(*hard) > objective(*views) + 10 * (objective(*random) - objective(*views))
+    for v, h in zip(views, hard, strict=True):
+        assert h.shape == v.shape
+        assert (h - v).abs().max() <= 0.05 + 1e-6
+
+
+def test_a_view_without_gradient_comes_back_as_it_was(encoder, images):
+    hard, same = AdversarialViewGenerator()(
+        (images, images.flip(3)), lambda a, _: encoder(a).square().sum(), freeze=encoder
+    )
+    assert torch.equal(same, images.flip(3))
+    assert not torch.equal(hard, images)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        lambda v: v.detach().sum(),
+        lambda v: torch.ones(len(v), requires_grad=True),
+        lambda v: v.sum().item() * torch.ones((), requires_grad=True),
+    ],
+)
+def test_no_view_with_gradient_is_an_error(images, objective):
+    with pytest.raises(ValueError, match=r"no gradient in any view.*without no_grad, detach"):
+        AdversarialViewGenerator()(images, objective)
+
+
+def test_a_momentum_encoder_that_the_objective_updates_comes_back(encoder, images):
+    teacher = copy.deepcopy(encoder).requires_grad_(False)
+    trace = Trace(encoder, teacher)
+
+    def objective(v):
+        with torch.no_grad():
+            for slow in teacher.parameters():
+                slow.data.mul_(0.9)
+        return (encoder(v) - teacher(v)).square().sum(dim=1)
+
+    AdversarialViewGenerator()(images, objective, freeze=[encoder, teacher])
+    trace.assert_none()
+
+
+def test_an_objective_that_trains_is_an_error(encoder, images):
+    def objective(v):
+        with torch.no_grad():
+            encoder[0].weight.mul_(0.9)
+        return encoder(v).square().sum()
+
+    with pytest.raises(ValueError, match="changed in place while its module was frozen"):
+        AdversarialViewGenerator()(images, objective, freeze=encoder)
+
+
+def test_a_memory_bank_keeps_its_queue(encoder, images):
+    from lightly.loss import NTXentLoss
+
+    criterion = NTXentLoss(memory_bank_size=(64, 6))
+    z = encoder(images).detach()
+    criterion(z.clone().requires_grad_(), z)
+    trace = Trace(criterion)
+    AdversarialViewGenerator()(
+        images, lambda v: criterion(encoder(v), z), freeze=[encoder, criterion]
+    )
+    trace.assert_none()
+
+
+def test_the_random_state_advances_by_the_start_alone(images):
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(192, 4))
+    objective = lambda v: model(v).square().sum()  # noqa: E731
+    AdversarialViewGenerator(start="zero")(images, objective, freeze=model)
+    torch.manual_seed(0)
+    before = random_state(images.device)
+    AdversarialViewGenerator(start="zero")(images, objective, freeze=model)
+    assert torch.equal(random_state(images.device)[0], before[0])
+
+    AdversarialViewGenerator(Linf(0.1))(images, objective, freeze=model)
+    after = random_state(images.device)
+    torch.manual_seed(0)
+    Linf(0.1).sample(images)
+    assert torch.equal(random_state(images.device)[0], after[0])
+
+
+def test_a_generator_makes_the_view_reproducible_alone(images):
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(192, 4))
+
+    def view(global_seed: int, seed: int):
+        torch.manual_seed(global_seed)
+        before = random_state(images.device)[0]
+        found = AdversarialViewGenerator()(
+            images,
+            lambda v: model(v).square().sum(),
+            freeze=model,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        assert torch.equal(random_state(images.device)[0], before)
+        return found
+
+    assert torch.equal(view(1, 5), view(2, 5))
+    assert not torch.equal(view(1, 5), view(1, 6))
+
+
+def test_only_the_branch_that_is_on_is_attacked(images):
+    model = branch_batchnorm(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten()))
+    trace = Trace(model)
+    with on_branch(model, "adversarial"):
+        AdversarialViewGenerator()(images, lambda v: model(v).square().sum(), freeze=model)
+    trace.assert_none()
+
+
+def test_a_compiled_encoder_gives_the_eager_view(encoder, images):
+    encoder.eval()
+    away = away_from(encoder, images)
+    adversary = AdversarialViewGenerator(start="zero")
+    expected = adversary(images, away, freeze=encoder)
+    compiled = torch.compile(encoder, backend="aot_eager")
+    with torch.no_grad():
+        z = encoder(images.flip(3))
+    found = adversary(images, lambda v: (compiled(v) - z).square().sum(dim=1), freeze=compiled)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_view_that_is_no_image_needs_no_bounds(encoder, images):
+    edges = images - images.mean(dim=(2, 3), keepdim=True)
+    away = away_from(encoder, edges)
+    with pytest.raises(ValueError, match=r"in bounds \(0.0, 1.0\), got \[-.*bounds=None"):
+        AdversarialViewGenerator()(edges, away, freeze=encoder)
+    view = AdversarialViewGenerator(bounds=None)(edges, away, freeze=encoder)
+    assert view.min() < 0
+
+
+class TestErrors:
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.uint8])
+    def test_half_precision_images(self, images, dtype):
+        with pytest.raises(ValueError, match=r"float32 or float64, got torch\..*use autocast"):
+            AdversarialViewGenerator()(images.to(dtype), lambda v: v.sum())
+
+    @pytest.mark.parametrize("shape", [(3, 8, 8), (0, 3, 8, 8)])
+    def test_shapes(self, shape):
+        with pytest.raises(ValueError, match=r"\(B, C, H, W\) with B ≥ 1, got"):
+            AdversarialViewGenerator()(torch.zeros(shape), lambda v: v.sum())
+
+    def test_normalised_images_without_mean_and_std(self, images):
+        with pytest.raises(ValueError, match=r"got \[-.*give mean= and std="):
+            AdversarialViewGenerator()((images - 0.5) / 0.25, lambda v: v.sum())
+
+    def test_channels(self, images):
+        adversary = AdversarialViewGenerator(mean=(0.5,), std=(0.5,))
+        with pytest.raises(ValueError, match="have 1 channels, the images 3"):
+            adversary(images, lambda v: v.sum())
+
+    def test_what_the_objective_returns(self, images):
+        with pytest.raises(ValueError, match=r"scalar or one value per image \(8,\), got \(8, 3\)"):
+            AdversarialViewGenerator()(images, lambda v: v.sum(dim=(2, 3)))
+        with pytest.raises(ValueError, match="got float"):
+            AdversarialViewGenerator()(images, lambda v: v.sum().item())
+
+    def test_not_finite_names_the_step(self, images):
+        calls = iter(range(9))
+
+        def objective(v):
+            return v.sum() * (float("nan") if next(calls) == 2 else 1.0)
+
+        with pytest.raises(ValueError, match="the objective is not finite at step 3 of 5"):
+            AdversarialViewGenerator()(images, objective)
+
+    def test_a_gradient_that_is_not_finite(self, images):
+        with pytest.raises(ValueError, match="the gradient of the objective is not finite at step"):
+            AdversarialViewGenerator(start="zero")(
+                images, lambda v: ((v - images) ** 2).sum(dim=1).sqrt().sum()
+            )
+
+    def test_steps_that_cannot_reach_the_edge(self):
+        with pytest.warns(UserWarning, match=r"5 steps of 0.001 cannot reach .* radius 0.031"):
+            AdversarialViewGenerator(Linf(8 / 255), steps=5, step_size=0.001)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            AdversarialViewGenerator(Linf(8 / 255), steps=5)
+            AdversarialViewGenerator(Linf(8 / 255), steps=5, step_size=2 / 255)
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"ball": 0.1}, "ball must know radius, sample, steepest and project, got 0.1"),
+            ({"steps": -1}, "steps must not be negative, got -1"),
+            ({"step_size": 0.0}, "step_size must be positive and finite, got 0.0"),
+            ({"start": "random"}, 'start must be "uniform", "gaussian" or "zero", got \'random\''),
+            ({"bounds": (1, 0)}, r"bounds must be \(low, high\)"),
+            ({"mean": MEAN}, "mean and std go together"),
+            ({"mean": MEAN, "std": (1, 0, 1)}, "one number per channel, std above zero"),
+        ],
+    )
+    def test_settings(self, settings, message):
+        with pytest.raises(ValueError, match=message):
+            AdversarialViewGenerator(**settings)
+
+
+def test_says_what_it_is():
+    text = repr(AdversarialViewGenerator(L2(0.5), mean=MEAN, std=STD))
+    assert "L2(radius=0.5), steps=5, step_size=0.25, start='uniform'" in text
+    assert "mean=(0.485" in text

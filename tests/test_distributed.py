@@ -1,0 +1,85 @@
+"""Two ranks with half a batch each are one process with the whole, to float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ranks import WORLD, on_two_ranks
+
+from advssl.distributed import average, from_first_rank, gather, rank, world_size
+from advssl.losses import MultiViewNTXentLoss
+
+
+def test_one_process_is_the_identity():
+    z = torch.randn(3, 2)
+    assert (world_size(), rank()) == (1, 0)
+    assert gather(z) is z
+    assert from_first_rank(z) is z
+    assert average([z])[0] is z
+
+
+def half(values: torch.Tensor, r: int) -> torch.Tensor:
+    return values.chunk(WORLD, dim=-2)[r]
+
+
+def data() -> tuple[torch.Tensor, torch.Tensor]:
+    draw = torch.Generator().manual_seed(3)
+    views = torch.randn(3, 8, 5, dtype=torch.float64, generator=draw)
+    return views, torch.randn(5, 4, dtype=torch.float64, generator=draw)
+
+
+def a_step(r: int) -> dict:
+    """A rank's part of everything that is compared below."""
+    views, weight = data()
+    mine = half(views, r).clone().requires_grad_()
+    weight = weight.requires_grad_()
+    found = {}
+    for positives in ("mean", "sum"):
+        criterion = MultiViewNTXentLoss(0.2, positives=positives, gather_distributed=True)
+        loss = criterion(*(mine @ weight))
+        found[positives] = (loss.detach(), *torch.autograd.grad(loss, [mine, weight]))
+    each = MultiViewNTXentLoss(0.2, gather_distributed=True, reduction="none")
+    found["none"] = each(*(mine @ weight)).detach()
+    numbers = torch.arange(3.0) + r
+    found["gathered"] = gather(numbers)
+    found["average"] = average([numbers, numbers.double()[:1]])
+    found["numbers"] = numbers
+    found["first"] = from_first_rank(numbers.clone())
+    return found
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    return on_two_ranks(a_step, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.mark.parametrize("positives", ["mean", "sum"])
+def test_gathered_loss_and_gradients_are_those_of_the_whole_batch(ranks, positives):
+    views, weight = data()
+    views, weight = views.requires_grad_(), weight.requires_grad_()
+    loss = MultiViewNTXentLoss(0.2, positives=positives)(*(views @ weight))
+    of_views, of_weight = torch.autograd.grad(loss, [views, weight])
+
+    found = [r[positives] for r in ranks]
+    mean = sum(f[0] for f in found) / WORLD
+    torch.testing.assert_close(mean, loss.detach(), rtol=1e-12, atol=0)
+    # As DDP does: gradients of parameters are averaged. An input's is world size times as large.
+    torch.testing.assert_close(sum(f[2] for f in found) / WORLD, of_weight, rtol=1e-12, atol=1e-15)
+    for r, f in enumerate(found):
+        torch.testing.assert_close(f[1] / WORLD, half(of_views, r), rtol=1e-12, atol=1e-15)
+
+
+def test_each_rank_pays_for_its_own_images(ranks):
+    views, weight = data()
+    whole = MultiViewNTXentLoss(0.2, reduction="none")(*(views @ weight))
+    for r, found in enumerate(ranks):
+        torch.testing.assert_close(found["none"], whole.chunk(WORLD, dim=1)[r], rtol=1e-12, atol=0)
+
+
+def test_gather_average_and_broadcast(ranks):
+    for r, found in enumerate(ranks):
+        assert found["gathered"].tolist() == [0, 1, 2, 1, 2, 3]
+        assert found["average"][0].tolist() == [0.5, 1.5, 2.5]
+        assert found["average"][1].dtype == torch.float64
+        assert found["numbers"].tolist() == [r, r + 1, r + 2]
+        assert found["first"].tolist() == [0, 1, 2]

@@ -1,0 +1,426 @@
+"""The SAM term: exact on a quadratic, an ordinary term in a sum, invisible in what it moves."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from borrowed import Trace
+from flops import flops
+from torch import Tensor, nn
+
+from advssl.branches import branch_batchnorm, on_branch
+from advssl.losses import MultiViewNTXentLoss
+from advssl.sharpness import SAMWrapper
+
+
+class Point(nn.Module):
+    """Weights and nothing else."""
+
+    def __init__(self, *values: float) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(values))
+
+    def forward(self) -> Tensor:
+        return self.w.square().sum() / 2
+
+
+def mlp(dropout: float = 0.0) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(192, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Dropout(dropout), nn.Linear(16, 6)
+    )
+
+
+def by_hand(model: nn.Module, closure, rho: float) -> dict[str, Tensor]:
+    """The SAM gradient, with the weights moved in place on a copy of everything."""
+    params = list(model.parameters())
+    g = torch.autograd.grad(closure(), params)
+    length = torch.cat([x.flatten() for x in g]).norm()
+    with torch.no_grad():
+        for p, x in zip(params, g, strict=True):
+            p.add_(rho * x / length)
+    found = torch.autograd.grad(closure(), params)
+    with torch.no_grad():
+        for p, x in zip(params, g, strict=True):
+            p.sub_(rho * x / length)
+    return dict(zip(dict(model.named_parameters()), found, strict=True))
+
+
+def gradients(model: nn.Module) -> list[Tensor]:
+    return [p.grad for p in model.parameters()]
+
+
+class TestQuadratic:
+    def test_sam(self):
+        point = Point(3.0, 4.0)  # ∇L(w) = w, ‖w‖ = 5
+        term = SAMWrapper(point, rho=0.5)(point)
+        term.backward()
+        torch.testing.assert_close(term, torch.tensor(5.5**2 / 2))
+        torch.testing.assert_close(point.w.grad, torch.tensor([3.3, 4.4]))
+
+    def test_adaptive(self):
+        point = Point(1.0, 2.0)  # e = ρ w² g / ‖w g‖ = ρ w³ / ‖w²‖
+        SAMWrapper(point, rho=0.5, adaptive=True)(point).backward()
+        w = torch.tensor([1.0, 2.0])
+        torch.testing.assert_close(point.w.grad, w + 0.5 * w**3 / (w**2).norm())
+
+    @pytest.mark.parametrize("adaptive", [False, True])
+    def test_rho_zero_is_the_plain_loss(self, adaptive):
+        point = Point(3.0, -4.0)
+        term = SAMWrapper(point, rho=0.0, adaptive=adaptive)(point)
+        term.backward()
+        assert term == 12.5
+        assert torch.equal(point.w.grad, point.w.data)
+
+    def test_no_slope_no_move(self):
+        point = Point(0.0, 0.0)
+        assert SAMWrapper(point)(point) == 0
+
+    def test_the_step_does_not_depend_on_the_scale_of_the_loss(self):
+        point = Point(3.0, 4.0)
+        sam = SAMWrapper(point, rho=0.5)
+        torch.testing.assert_close(sam(lambda: 1e-12 * point()), 1e-12 * sam(point))
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_equals_pytorch_optimizers_sam_when_it_is_the_only_term(images, adaptive):
+    from pytorch_optimizer import SAM
+
+    ours = mlp().double().eval()
+    theirs = copy.deepcopy(ours)
+    x = images.double().flatten(1)
+    optimizer = torch.optim.SGD(ours.parameters(), lr=0.1)
+    other = SAM(
+        theirs.parameters(), torch.optim.SGD, rho=0.3, adaptive=adaptive, lr=0.1, perturb_eps=0.0
+    )
+    term = SAMWrapper(ours, rho=0.3, adaptive=adaptive)
+    for _ in range(3):
+        optimizer.zero_grad()
+        term(lambda: ours(x).square().mean()).backward()
+        optimizer.step()
+
+        theirs(x).square().mean().backward()
+        other.first_step(zero_grad=True)
+        theirs(x).square().mean().backward()
+        other.second_step(zero_grad=True)
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-9)
+
+
+def test_is_a_term_beside_others_whose_gradients_are_kept(images):
+    """Also those of parameters that only the other terms reach: the other branch's BatchNorm."""
+    model = branch_batchnorm(mlp()).double()
+    x = images.double().flatten(1)
+    nt_xent = MultiViewNTXentLoss()
+
+    def benign():
+        return nt_xent(model(x), model(x.flip(1)))
+
+    def adversarial():
+        with on_branch(model, "adversarial"):
+            return nt_xent(model(x + 0.1), model(x.flip(1)))
+
+    sam = SAMWrapper(model, rho=0.2)
+    (adversarial() + 2 * sam(benign)).backward()
+    together = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    adversarial().backward()
+    (2 * sam(benign)).backward()
+    for name, g, p in zip(
+        dict(model.named_parameters()), together, model.parameters(), strict=True
+    ):
+        assert g.abs().max() > 0, name
+        torch.testing.assert_close(g, p.grad)
+
+
+def test_equals_moving_the_weights_by_hand(images):
+    model = mlp().double()
+    x = images.double().flatten(1)
+    closure = lambda: model(x).pow(3).mean()  # noqa: E731
+    expected = by_hand(model, closure, 0.7)
+    SAMWrapper(model, rho=0.7)(closure).backward()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, expected[name])
+
+
+def test_a_loss_at_theta_saves_a_forward_and_keeps_its_graph(images):
+    model, x = mlp(), images.flatten(1)
+    sam, calls = SAMWrapper(model, rho=0.2), []
+
+    def closure():
+        calls.append(1)
+        return model(x).square().mean()
+
+    expected = sam(closure)
+    assert len(calls) == 2
+    calls.clear()
+    loss = model(x).square().mean()
+    term = sam(closure, loss)
+    assert len(calls) == 1
+    torch.testing.assert_close(term, expected)
+    (term + loss).backward()
+
+
+def test_costs_two_forwards_and_two_backwards(images):
+    model, x = nn.Sequential(nn.Linear(192, 64), nn.ReLU(), nn.Linear(64, 8)), images.flatten(1)
+    forward = flops(lambda: model(x))
+    closure = lambda: model(x).square().mean()  # noqa: E731
+    plain = flops(lambda: closure().backward())
+    assert flops(lambda: SAMWrapper(model)(closure).backward()) == 2 * plain
+    loss = closure()
+    given = flops(lambda: (SAMWrapper(model)(closure, loss)).backward())
+    assert given == 2 * plain - forward
+
+
+def square(model: nn.Module, x: Tensor):
+    return lambda: model(x).square().mean()
+
+
+def test_leaves_no_trace(images):
+    model, x = mlp(0.3), images.flatten(1)
+    square(model, x)().backward()
+    sam, loss = SAMWrapper(model), square(model, x)()
+    trace = Trace(model)
+    sam(square(model, x), loss)  # with the loss given, BatchNorm's buffers stay too
+    trace.assert_none()
+
+
+@pytest.mark.parametrize("pass_", [1, 2])
+def test_leaves_no_trace_after_an_exception_in_either_pass(images, pass_):
+    model, x, calls = mlp().eval(), images.flatten(1), []
+
+    def closure():
+        calls.append(1)
+        loss = model(x).square().mean()
+        if len(calls) == pass_:
+            raise KeyError
+        return loss
+
+    trace = Trace(model)
+    with pytest.raises(KeyError):
+        SAMWrapper(model)(closure)
+    trace.assert_none()
+    assert all(type(p) is nn.Parameter for p in model.parameters())
+
+
+def test_batchnorm_buffers_move_once(images):
+    model, x = mlp(), images.flatten(1)
+    once = copy.deepcopy(model)
+    once(x)
+    SAMWrapper(model)(square(model, x))
+    for mine, other in zip(model.buffers(), once.buffers(), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_a_momentum_encoder_that_the_closure_updates_moves_once(images):
+    x = images.flatten(1)
+    student, teacher = mlp(), mlp().requires_grad_(False)
+    start = teacher[0].weight.clone()
+
+    def closure():
+        with torch.no_grad():
+            teacher[0].weight.mul_(0.5)
+        return (student(x) - teacher(x)).square().mean()
+
+    SAMWrapper(student, teacher)(closure)
+    torch.testing.assert_close(teacher[0].weight, start / 2)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_dropout_repeats(images, given):
+    model, x, seen = mlp(0.5), images.flatten(1), []
+    model[1].eval()
+    sam = SAMWrapper(model, rho=0.0)
+
+    def closure():
+        seen.append(model(x))
+        return seen[-1].square().mean()
+
+    state = sam.rng_state()
+    loss = closure() if given else None
+    sam(closure, loss, rng_state=state if given else None)
+    first, second = seen
+    assert torch.equal(first, second)
+    after = torch.get_rng_state()
+    torch.set_rng_state(state[0])
+    model(x)
+    assert torch.equal(torch.get_rng_state(), after)  # as much was drawn as in one pass
+
+
+def test_graphs_built_before_and_after_are_valid(images):
+    model, x = mlp().double(), images.double().flatten(1)
+    twin = copy.deepcopy(model)
+    (square(twin, x)() + square(twin, x.flip(0))()).backward()
+
+    before = square(model, x)()
+    SAMWrapper(model, rho=1.0)(square(model, x))
+    after = square(model, x.flip(0))()
+    (before + after).backward()
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=0, atol=0)
+
+
+def test_parameters_that_the_closure_does_not_reach_are_left_alone():
+    reached, other = Point(3.0, 4.0), Point(1.0, 1.0)
+    sam = SAMWrapper(reached, other, rho=0.5)
+
+    def closure():
+        assert torch.equal(other.w.data, torch.ones(2))
+        return reached()
+
+    (sam(closure) + other()).backward()
+    torch.testing.assert_close(reached.w.grad, torch.tensor([3.3, 4.4]))
+    torch.testing.assert_close(other.w.grad, torch.ones(2))
+
+
+def test_parameters_outside_the_modules_keep_their_gradient():
+    """They do not move, but the term is theirs too."""
+    inside, outside = Point(3.0, 4.0), Point(2.0)
+    SAMWrapper(inside, rho=0.5)(lambda: outside.w.sum() * inside()).backward()
+    torch.testing.assert_close(outside.w.grad, torch.tensor([5.5**2 / 2]))
+    torch.testing.assert_close(inside.w.grad, 2 * torch.tensor([3.3, 4.4]))
+
+
+def test_tied_weights_move_together():
+    tied = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Tanh(), nn.Linear(3, 3, bias=False))
+    tied.double()[2].weight = tied[0].weight
+    x = torch.randn(4, 3, dtype=torch.float64)
+    expected = by_hand(tied, square(tied, x), 0.3)
+    SAMWrapper(tied, rho=0.3)(square(tied, x)).backward()
+    torch.testing.assert_close(tied[0].weight.grad, expected["0.weight"])
+
+
+def test_recurrent_weights_move_too():
+    lstm = nn.LSTM(3, 2).double()
+    x = torch.randn(5, 4, 3, dtype=torch.float64)
+    closure = lambda: lstm(x)[0].square().sum()  # noqa: E731
+    expected = by_hand(lstm, closure, 0.3)
+    SAMWrapper(lstm, rho=0.3)(closure).backward()
+    for name, p in lstm.named_parameters():
+        torch.testing.assert_close(p.grad, expected[name])
+
+
+def cosine(a: list[Tensor], b: list[Tensor]) -> float:
+    flat = [torch.cat([g.flatten().float() for g in gs]) for gs in (a, b)]
+    return torch.cosine_similarity(*flat, dim=0).item()
+
+
+def curved() -> nn.Module:
+    """A net whose SAM gradient is far from its plain one at ρ = 2."""
+    return nn.Sequential(nn.Linear(192, 32), nn.Tanh(), nn.Linear(32, 6))
+
+
+def test_under_an_outer_autocast_it_is_the_float32_sam_gradient(images):
+    """Autocast's cache of cast weights would silently give the plain gradient."""
+    model, x = curved(), images.flatten(1)
+    exact, plain = copy.deepcopy(model), copy.deepcopy(model)
+    SAMWrapper(exact, rho=2.0)(square(exact, x)).backward()
+    square(plain, x)().backward()
+    assert cosine(gradients(exact), gradients(plain)) < 0.95
+    with torch.autocast("cpu", torch.bfloat16):
+        square(model, x)()  # fills the cache
+        term = SAMWrapper(model, rho=2.0)(square(model, x))
+    term.backward()
+    assert cosine(gradients(model), gradients(exact)) > 0.99
+
+
+def test_float16_with_a_scaler(images):
+    model, x = curved(), images.flatten(1)
+    exact = copy.deepcopy(model)
+    small = lambda m: lambda: 1e-4 * m(x).float().square().mean()  # noqa: E731
+    (SAMWrapper(exact, rho=2.0)(small(exact)) + small(exact)()).backward()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with torch.autocast("cpu", torch.float16):
+        loss = SAMWrapper(model, rho=2.0)(small(model)) + small(model)()
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    assert cosine(gradients(model), gradients(exact)) > 0.99
+    scaler.step(optimizer)
+    scaler.update()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("given", [False, True])
+def test_is_right_with_a_compiled_module(images, given, monkeypatch):
+    # A compiled graph that is back-propagated twice, as a given loss is, must not give buffers up.
+    monkeypatch.setattr("torch._functorch.config.donated_buffer", False)
+    model, x = curved(), images.flatten(1)
+    exact = copy.deepcopy(model)
+    expected = SAMWrapper(exact, rho=2.0)(square(exact, x))
+    expected.backward()
+    compiled = torch.compile(model, backend="aot_eager")
+    loss = square(compiled, x)() if given else None
+    term = SAMWrapper(compiled, rho=2.0)(square(compiled, x), loss)
+    term.backward()
+    torch.testing.assert_close(term, expected)
+    assert cosine(gradients(model), gradients(exact)) > 0.9999
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing_is_refused(images, reentrant):
+    """Recomputed in backward, when the weights are back, it would silently be wrong."""
+    from torch.utils.checkpoint import checkpoint
+
+    model, x = curved(), images.flatten(1).requires_grad_()
+    closure = lambda: checkpoint(model, x, use_reentrant=reentrant).square().mean()  # noqa: E731
+    trace = Trace(model)
+    with pytest.raises(RuntimeError, match=r"activation checkpointing.*unmoved weights"):
+        SAMWrapper(model)(closure)
+    trace.assert_none()
+
+
+def test_references_its_modules_without_registering_them():
+    point = Point(1.0)
+    sam = SAMWrapper(point)
+    assert list(sam.parameters()) == []
+    assert sam.state_dict() == {}
+    both = copy.deepcopy(nn.ModuleList([point, sam]))
+    assert both[1].modules_moved[0] is both[0]  # a copy of a model takes its term along
+    assert "Point, rho=0.05, adaptive=False" in repr(sam)
+
+
+class TestErrors:
+    @pytest.mark.parametrize("rho", [-0.1, float("nan"), float("inf")])
+    def test_rho(self, rho):
+        with pytest.raises(ValueError, match="rho must be non-negative and finite, got"):
+            SAMWrapper(Point(1.0), rho=rho)
+
+    @pytest.mark.parametrize("modules", [(), (torch.ones(1),)])
+    def test_modules(self, modules):
+        with pytest.raises(ValueError, match="needs the modules whose weights move"):
+            SAMWrapper(*modules)
+
+    def test_nothing_requires_gradient(self):
+        with pytest.raises(ValueError, match="no parameter of the modules requires gradient"):
+            SAMWrapper(Point(1.0).requires_grad_(False))(lambda: torch.zeros(()))
+
+    def test_not_a_scalar(self):
+        point = Point(1.0, 2.0)
+        with pytest.raises(ValueError, match=r"must return a scalar .* got shape \(2,\)"):
+            SAMWrapper(point)(lambda: point.w * 2)
+
+    def test_not_a_function_of_the_modules(self):
+        other = Point(1.0)
+        with pytest.raises(ValueError, match="depends on no parameter of the modules"):
+            SAMWrapper(Point(1.0))(other)
+
+    def test_rng_state_without_a_loss(self):
+        point = Point(1.0)
+        sam = SAMWrapper(point)
+        with pytest.raises(ValueError, match="give loss too"):
+            sam(point, rng_state=sam.rng_state())
+
+    def test_dtensor(self):
+        import torch.distributed as dist
+        from torch.distributed.tensor import DeviceMesh, distribute_tensor
+
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        try:
+            point = Point(1.0, 2.0)
+            point.w = nn.Parameter(distribute_tensor(point.w.detach(), DeviceMesh("cpu", [0])))
+            with pytest.raises(ValueError, match=r"w is a DTensor \(FSDP2\).*use DDP"):
+                SAMWrapper(point)(point)
+        finally:
+            dist.destroy_process_group()

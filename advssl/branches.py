@@ -34,6 +34,9 @@ class BranchBatchNorm(nn.ModuleDict):
             self._check_not_recomputing_outside()
         return self[self.active](features, *args, **kwargs)
 
+    def extra_repr(self) -> str:
+        return f"active={self.active!r}"
+
     def _check_not_recomputing_outside(self) -> None:
         """Activation checkpointing runs forward again in backward, on_branch long closed."""
         backward = torch._C._current_graph_task_id()
@@ -82,7 +85,8 @@ def branch_batchnorm(
     names = list(branches)
     if isinstance(branches, str) or not names or len(set(names)) < len(names):
         raise ValueError(f"branches must be one or more different names, got {branches!r}")
-    if any(not n.isidentifier() or hasattr(nn.ModuleDict, n) for n in names):
+    taken = {*dir(nn.ModuleDict()), "active"}
+    if any(not n.isidentifier() or n.startswith("_") or n in taken for n in names):
         raise ValueError(
             f"branches become parts of parameter names; use plain words, got {branches!r}"
         )

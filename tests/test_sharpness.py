@@ -343,17 +343,17 @@ def test_float16_with_a_scaler(images):
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("given", [False, True])
-def test_is_right_with_a_compiled_module(images, given, monkeypatch):
-    # A compiled graph that is back-propagated twice, as a given loss is, must not give buffers up.
-    monkeypatch.setattr("torch._functorch.config.donated_buffer", False)
+def test_is_right_with_a_compiled_module(images, given):
     model, x = curved(), images.flatten(1)
     exact = copy.deepcopy(model)
     expected = SAMWrapper(exact, rho=2.0)(square(exact, x))
     expected.backward()
     compiled = torch.compile(model, backend="aot_eager")
-    loss = square(compiled, x)() if given else None
-    term = SAMWrapper(compiled, rho=2.0)(square(compiled, x), loss)
-    term.backward()
+    # A graph that is back-propagated twice, as that of a given loss is, must keep its buffers.
+    with torch._functorch.config.patch(donated_buffer=not given):
+        loss = square(compiled, x)() if given else None
+        term = SAMWrapper(compiled, rho=2.0)(square(compiled, x), loss)
+        term.backward()
     torch.testing.assert_close(term, expected)
     assert cosine(gradients(model), gradients(exact)) > 0.9999
 

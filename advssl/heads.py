@@ -1,0 +1,440 @@
+"""Heads: embeddings and dataset indices in, the loss of a self-made classification task out."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
+
+from advssl.distributed import from_first_rank, gather, rank
+from advssl.modes import full_precision, widen
+from advssl.types import (
+    Embeddings,
+    Reduction,
+    check_embeddings,
+    check_indices,
+    check_reduction,
+    reduce,
+)
+
+_FITTED = ("pseudo_labels", "centroids", "fingerprint")  # what ``fit`` makes and checkpoints carry
+_BATCH_ELEMENTS = 2**21  # of the largest temporary: 8 MB stays near a CPU's cache
+_MAX_ITERATIONS = 300
+_TOLERANCE = (
+    1e-5  # k-means ends when an iteration lowers the mean cosine distance by less, relative
+)
+_SAME = 1e-6  # a cosine distance that float32 cannot tell from 0
+
+
+class ClusterFitHead(nn.Module):
+    r"""Classifies each example's pseudo-labels: its clusters in another network's feature space.
+
+    Each of the numbers of clusters K has its own k-means labels and its own linear classifier::
+
+        ℓ_i = 1/|Ks| Σ_K cross_entropy( W_K z_i + b_K, pseudo_labels[i, K] )
+
+    ``fit`` once on features of the whole dataset, in its order; then call the head in the loop with
+    the embeddings of a batch and the batch's dataset indices (:class:`IndexedDataset` gives them).
+
+    The labels, the centroids and a fingerprint of the features travel in ``state_dict`` as tensors.
+    They are no buffers: DDP does not broadcast them at every step, and
+    :func:`advssl.modes.frozen` does not copy them. ``.to()`` moves them and keeps their types.
+
+    Args:
+        in_features: D, the size of the embeddings that are classified.
+        num_clusters: one K per linear classifier, each at least 2.
+
+    Attributes:
+        pseudo_labels: (N, heads) int64, or None before :meth:`fit`.
+        centroids: (ΣK, D of the features) float32 of length 1, all heads' one below the other.
+        fingerprint: (3,) int64 on the CPU: N, D and a checksum of the features.
+
+    References:
+        Fan et al. 2021, eq. 9 and 10, https://arxiv.org/abs/2111.01124
+        Yan et al. 2020 (ClusterFit), https://arxiv.org/abs/1912.03330
+    """
+
+    pseudo_labels: Tensor | None
+    centroids: Tensor | None
+    fingerprint: Tensor | None
+
+    def __init__(
+        self, in_features: int, num_clusters: Sequence[int] = (2, 10, 50, 100, 500)
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.num_clusters = tuple(num_clusters)
+        if in_features < 1:
+            raise ValueError(f"in_features must be at least 1, got {in_features}")
+        distinct = len(set(self.num_clusters)) == len(self.num_clusters) > 0
+        if not distinct or min(self.num_clusters) < 2:
+            raise ValueError(
+                "num_clusters must be one or more different numbers, each at least 2, "
+                f"got {self.num_clusters}; give each K once"
+            )
+        self.heads = nn.ModuleList(nn.Linear(in_features, k) for k in self.num_clusters)
+        self.pseudo_labels = self.centroids = self.fingerprint = None
+
+    def forward(
+        self, embeddings: Embeddings, index: Tensor, reduction: Reduction = "mean"
+    ) -> Tensor:
+        """Cross-entropy against the pseudo-labels of these examples, averaged over the heads.
+
+        Args:
+            embeddings: (B, D), of any view of the examples.
+            index: (B,) integers, the examples' places in the dataset that was clustered. Leave it
+                on the CPU, where a ``DataLoader`` puts it: checking its range elsewhere is a sync.
+            reduction: "mean", "sum" or "none", as in PyTorch.
+
+        Returns:
+            Scalar, or (B,) with "none", in nats; float32 or float64 also under autocast.
+        """
+        check_reduction(reduction)
+        if self.pseudo_labels is None:
+            raise ValueError("this head has no pseudo-labels yet; call fit or load a fitted head")
+        check_embeddings(embeddings=embeddings)
+        check_indices(len(embeddings), index=index)
+        _check_range(index, len(self.pseudo_labels))
+        # .long(): PyTorch takes uint8 for a mask.
+        labels = self.pseudo_labels[index.long().to(self.pseudo_labels.device)]
+        with full_precision(embeddings.device):
+            per_head = [
+                F.cross_entropy(logits, target, reduction="none")
+                for logits, target in zip(self.logits(embeddings), labels.unbind(1), strict=True)
+            ]
+            return reduce(torch.stack(per_head).mean(0), reduction)
+
+    def logits(self, embeddings: Embeddings) -> list[Tensor]:
+        """(B, D) -> one (B, K) per head, in float32 or float64."""
+        check_embeddings(embeddings=embeddings)
+        if embeddings.shape[1] != self.in_features:
+            raise ValueError(
+                f"this head takes embeddings of size {self.in_features}, "
+                f"got shape {tuple(embeddings.shape)}; set in_features to the embeddings' size"
+            )
+        with full_precision(embeddings.device):
+            z = widen(embeddings)
+            return [_wide_linear(z, head) for head in self.heads]
+
+    def fit(self, features: Tensor, *, seed: int = 0) -> None:
+        """Cluster the dataset: spherical k-means for each K, on the features' device.
+
+        Lengths of features do not count, only directions. The features may come from any network:
+        their D need not be ``in_features``. Beside them the memory needed is a few numbers per
+        example and some small batches.
+
+        With ``torch.distributed`` every rank must call this; rank 0 clusters, the others receive.
+        They need the same N and D, no values: ``torch.empty(N, D, device="meta")`` will do there.
+
+        Args:
+            features: (N, D) floating point, row i that of dataset[i].
+            seed: fixes the result on one kind of device; the global generators are not used.
+        """
+        _check_matrix(features)
+        # Training cannot use tensors made in inference mode; leaving that mode enables gradients.
+        with torch.inference_mode(False), torch.no_grad(), full_precision(features.device):
+            device = next(self.heads.parameters()).device
+            size, dim = features.shape
+            scale = _inverse_lengths(features) if rank() == 0 else None
+            finite = int(scale is None or bool(scale.isfinite().all()))
+            self._check_agreement(gather(torch.tensor([[size, dim, finite]], device=device)))
+            if scale is not None:
+                centroids = self._cluster(features, scale, seed)
+                labels = self._nearest(features, centroids)
+                fingerprint = torch.tensor([size, dim, _checksum(features)])
+            else:
+                centroids = torch.empty(sum(self.num_clusters), dim)
+                labels = torch.empty(size, len(self.num_clusters), dtype=torch.int64)
+                fingerprint = torch.empty(3, dtype=torch.int64)
+            self.centroids = from_first_rank(centroids.to(device))
+            self.pseudo_labels = from_first_rank(labels.to(device))
+            self.fingerprint = from_first_rank(fingerprint.to(device)).cpu()
+
+    @torch.no_grad()
+    def assign(self, features: Tensor) -> Tensor:
+        """Label features of the kind that :meth:`fit` was given: (M, D) -> (M, heads) int64."""
+        if self.centroids is None:
+            raise ValueError("this head has no centroids yet; call fit or load a fitted head")
+        _check_matrix(features)
+        if features.shape[1] != self.centroids.shape[1]:
+            raise ValueError(
+                f"this head was fitted to features of size {self.centroids.shape[1]}, got shape "
+                f"{tuple(features.shape)}; take them from the network that fit was given"
+            )
+        with full_precision(features.device):
+            _check_finite(bool(_inverse_lengths(features).isfinite().all()))
+            return self._nearest(features, self.centroids.to(features.device))
+
+    def extra_repr(self) -> str:
+        """What the head classifies, and whether it has labels."""
+        fit = "not fitted"
+        if self.fingerprint is not None:
+            fit = "fitted to {} examples of size {}".format(*self.fingerprint[:2].tolist())
+        return f"in_features={self.in_features}, num_clusters={self.num_clusters}, {fit}"
+
+    def _check_agreement(self, seen: Tensor) -> None:
+        """``seen``: N, D and finiteness of each rank. All ranks see the same, so all raise."""
+        sizes = {(size, dim) for size, dim, _ in seen.tolist()}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"all ranks must give features of one shape, got {sorted(sizes)}; "
+                "give every rank the whole dataset's shape, not its own shard's"
+            )
+        _check_finite(bool(seen[:, 2].all()))
+        ((size, _),) = sizes
+        if max(self.num_clusters) > size:
+            raise ValueError(
+                f"{max(self.num_clusters)} clusters need as many examples, got {size}; "
+                "give features of the whole dataset or a smaller num_clusters"
+            )
+
+    def _cluster(self, features: Tensor, scale: Tensor, seed: int) -> Tensor:
+        """Every head's centroids, (ΣK, D); each head draws as if it were alone."""
+        generator = torch.Generator(features.device)
+        return torch.cat(
+            [_k_means(features, scale, k, generator.manual_seed(seed)) for k in self.num_clusters]
+        )
+
+    def _nearest(self, features: Tensor, centroids: Tensor) -> Tensor:
+        """(M, D) -> (M, heads): the nearest of each head's centroids."""
+        heads = list(self.num_clusters)
+        labels = []
+        for _, x in _batches(features, len(centroids)):
+            scores = torch.split(x @ centroids.T, heads, dim=1)
+            labels.append(torch.stack([s.argmax(1) for s in scores], dim=1))
+        return torch.cat(labels)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClusterFitHead:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name in ("pseudo_labels", "centroids"):
+            value = getattr(self, name)
+            if value is not None:
+                # Of what ``fn`` does only the move is wanted: no label may become a float.
+                setattr(self, name, value.to(fn(value[:0]).device))
+        return self
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.pseudo_labels is not None:
+            destination.update({prefix + name: getattr(self, name) for name in _FITTED})
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # Runs before the linear classifiers are loaded: what raises here leaves them as they were.
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        found = {n: state_dict[prefix + n] for n in _FITTED if prefix + n in state_dict}
+        unexpected_keys[:] = [k for k in unexpected_keys if k not in {prefix + n for n in found}]
+        if len(found) == len(_FITTED):
+            self._check_loaded(**found)
+            self._take(**found)
+        elif strict and (found or self.pseudo_labels is not None):
+            missing_keys.extend(prefix + n for n in _FITTED if n not in found)
+
+    def _take(self, pseudo_labels: Tensor, centroids: Tensor, fingerprint: Tensor) -> None:
+        device = next(self.heads.parameters()).device
+        if device.type == "meta":  # load_state_dict(assign=True) is about to replace the weights
+            device = pseudo_labels.device
+        self.pseudo_labels = pseudo_labels.detach().to(device, torch.int64, copy=True)
+        self.centroids = centroids.detach().to(device, torch.float32, copy=True)
+        self.fingerprint = fingerprint.detach().to("cpu", torch.int64, copy=True)
+
+    def _check_loaded(self, pseudo_labels: Tensor, centroids: Tensor, fingerprint: Tensor) -> None:
+        """Raise unless a checkpoint's entries fit each other, this head, and the data it knows."""
+        size, dim, _ = theirs = _integers(fingerprint)
+        heads = len(self.num_clusters)
+        if pseudo_labels.shape != (size, heads) or centroids.shape != (sum(self.num_clusters), dim):
+            raise ValueError(
+                f"for num_clusters={self.num_clusters} and {size} examples of size {dim} a "
+                f"checkpoint needs pseudo_labels ({size}, {heads}) and centroids "
+                f"({sum(self.num_clusters)}, {dim}), got {tuple(pseudo_labels.shape)} and "
+                f"{tuple(centroids.shape)}; make the head with the checkpoint's num_clusters"
+            )
+        ceiling = torch.tensor(self.num_clusters, device=pseudo_labels.device)
+        whole = not pseudo_labels.is_floating_point() and centroids.is_floating_point()
+        if not whole or bool(((pseudo_labels < 0) | (pseudo_labels >= ceiling)).any()):
+            raise ValueError(
+                f"pseudo_labels must be integers from 0 to K - 1 for K in {self.num_clusters}, got "
+                f"{pseudo_labels.dtype} from {pseudo_labels.min()} to {pseudo_labels.max()} with "
+                f"{centroids.dtype} centroids; the checkpoint is damaged or was cast"
+            )
+        if self.fingerprint is not None and (ours := _integers(self.fingerprint)) != theirs:
+            raise ValueError(
+                f"this head is fitted to {ours[0]} examples of size {ours[1]} (checksum {ours[2]}),"
+                f" the checkpoint to {size} of size {dim} (checksum {theirs[2]}), so their labels "
+                "are of different data; load it into a fresh head that has not been fitted"
+            )
+
+
+class IndexedDataset(Dataset[tuple[Any, ...]]):
+    """A map-style dataset whose samples end with their own index.
+
+    A tuple becomes ``(*sample, index)``, anything else ``(sample, index)``. Other attributes, such
+    as ``classes`` or ``targets``, are those of ``dataset``.
+    """
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+            raise ValueError(
+                f"the index of a sample needs a dataset with __getitem__ and __len__, "
+                f"got {type(dataset).__name__}; wrap the map-style dataset below it"
+            )
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        index = range(len(self))[index]  # -1 is the last; IndexError ends a for loop
+        sample = self.dataset[index]
+        return (*sample, index) if isinstance(sample, tuple) else (sample, index)
+
+    def __getattr__(self, name: str) -> Any:
+        # Special methods are never forwarded: __getitems__ would lose the index, and while copying
+        # or unpickling there is no dataset yet to forward to.
+        if name == "dataset" or name.startswith("__"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.dataset, name)
+
+
+def _wide_linear(z: Tensor, linear: Any) -> Tensor:
+    """An ``nn.Linear`` in the wider precision of z and weights, at least float32."""
+    dtype = torch.promote_types(z.dtype, widen(linear.weight).dtype)
+    return F.linear(z.to(dtype), linear.weight.to(dtype), linear.bias.to(dtype))
+
+
+def _check_range(index: Tensor, size: int) -> None:
+    """Raise before a GPU would assert, which ends the process's use of it."""
+    low, high = index.aminmax() if len(index) else (0, 0)
+    if low < 0 or high >= size:
+        raise ValueError(
+            f"index must lie in [0, {size}), the dataset that was clustered, got {int(low)} to "
+            f"{int(high)}; wrap that dataset in IndexedDataset, or fit again on this one"
+        )
+
+
+def _check_matrix(features: Tensor) -> None:
+    if features.ndim != 2 or not features.is_floating_point():
+        raise ValueError(
+            "features must be floating point of shape (N, D), "
+            f"got {features.dtype} of shape {tuple(features.shape)}; flatten(1) a feature map first"
+        )
+
+
+def _check_finite(finite: bool) -> None:
+    if not finite:
+        raise ValueError(
+            "features must have finite rows of finite length in float32, got inf or nan; "
+            "look at the network or the images they come from"
+        )
+
+
+def _integers(fingerprint: Tensor) -> list[int]:
+    if fingerprint.shape != (3,) or fingerprint.is_floating_point():
+        raise ValueError(
+            "a fingerprint must be 3 integers (N, D, checksum), got "
+            f"{fingerprint.dtype} of shape {tuple(fingerprint.shape)}; the checkpoint is damaged"
+        )
+    return fingerprint.tolist()
+
+
+def _batches(features: Tensor, width: int) -> Iterator[tuple[slice, Tensor]]:
+    """Float32 rows, so many that neither they nor ``width`` numbers per row grow large."""
+    rows = max(1, _BATCH_ELEMENTS // max(width, features.shape[1]))
+    for start in range(0, len(features), rows):
+        part = slice(start, start + rows)
+        yield part, features[part].float()
+
+
+def _inverse_lengths(features: Tensor) -> Tensor:
+    """(N,): what makes each row a unit vector; 0 for a zero row, nan for one that is not finite."""
+    lengths = torch.cat([x.norm(dim=1) for _, x in _batches(features, 1)])
+    return torch.where(lengths.isfinite(), 1 / lengths, torch.nan).masked_fill(lengths == 0, 0)
+
+
+def _checksum(features: Tensor) -> int:
+    """The first 8 bytes of the sha256 of the features as float32."""
+    digest = hashlib.sha256()
+    for _, x in _batches(features, 1):
+        digest.update(x.cpu().numpy().tobytes())
+    return int.from_bytes(digest.digest()[:8], "little", signed=True)
+
+
+def _k_means(features: Tensor, scale: Tensor, k: int, generator: torch.Generator) -> Tensor:
+    """Spherical k-means (Lloyd's iterations) until it converges: (N, D) -> (k, D) of length 1."""
+    centroids = _plus_plus(features, scale, k, generator)
+    before = float("inf")
+    for _ in range(_MAX_ITERATIONS):
+        sums, distances = _lloyd(features, scale, centroids)
+        lengths = sums.norm(dim=1, keepdim=True)
+        empty = (lengths == 0).squeeze(1).nonzero().squeeze(1)
+        worst = distances.topk(len(empty))
+        # Points on top of a centroid are no place for another: k may exceed the distinct points.
+        adrift = worst.indices[worst.values > _SAME]
+        now = distances.mean().item()
+        if not len(adrift) and before - now <= _TOLERANCE * now:
+            break
+        before = now
+        centroids = torch.where(lengths > 0, sums / lengths, centroids)
+        centroids[empty[: len(adrift)]] = features[adrift].float() * scale[adrift, None]
+    return centroids
+
+
+def _lloyd(features: Tensor, scale: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
+    """Each centroid's sum of nearest unit vectors (k, D), each row's cosine distance to it (N,).
+
+    Among unit vectors ‖x - c‖² = 2 - 2 x·c, so the nearest centroid has the largest product, also
+    with a row that was not made unit-length first. A zero row counts nowhere: distance 0.
+    """
+    sums = torch.zeros_like(centroids)
+    closest = torch.empty_like(scale)
+    for part, x in _batches(features, len(centroids)):
+        closest[part], labels = (x @ centroids.T).max(1)
+        # embedding_bag, not index_add_, whose order of addition is random on a GPU.
+        labels, order = labels.sort(stable=True)
+        starts = torch.searchsorted(labels, torch.arange(len(centroids), device=x.device))
+        weights = scale[part][order]
+        sums += F.embedding_bag(order, x, starts, mode="sum", per_sample_weights=weights)
+    return sums, scale.sign() - closest * scale
+
+
+def _plus_plus(features: Tensor, scale: Tensor, k: int, generator: torch.Generator) -> Tensor:
+    """Greedy k-means++ on a sample of the rows: (N, D) -> k of them, unit-length.
+
+    Of a few candidates, drawn in proportion to their distance from what is chosen already (among
+    unit vectors the squared distance of k-means++), keep the one that lowers the sum most.
+
+    Reference: Arthur & Vassilvitskii 2007, k-means++: the advantages of careful seeding.
+    """
+    device = features.device
+    sample = torch.randperm(len(features), generator=generator, device=device)[: max(4096, 32 * k)]
+    x = features[sample].float() * scale[sample, None]
+    candidates = min(2 + int(math.log(k)), len(x))
+    distances = x.norm(dim=1)  # 1, or 0 for a zero row: that is never drawn
+    chosen = []
+    for _ in range(k):
+        # The largest of weight / exponential noise: draws by weight, and without a cumulative sum.
+        noise = torch.empty_like(distances).exponential_(generator=generator)
+        drawn = x[(distances / noise).topk(candidates).indices]
+        then = torch.minimum(distances, (1 - drawn @ x.T).clamp_min_(0))
+        best = then.sum(1).argmin()
+        distances = then[best]
+        chosen.append(drawn[best])
+    return torch.stack(chosen)

@@ -1,0 +1,74 @@
+"""DESIGN.md, section 2: a module imports only what stands above it, and the door stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import advssl
+
+ORDER = [
+    "types",
+    "modes",
+    "distributed",
+    "views",
+    "balls",
+    "branches",
+    "selection",
+    "losses",
+    "critics",
+    "heads",
+    "attacks",
+    "sharpness",
+]
+PACKAGE = Path(advssl.__file__).parent
+HEAVY = ["lightly", "timm", "pytorch_lightning", "sklearn", "matplotlib", "torchvision", "kornia"]
+
+
+def imported(source: str) -> set[str]:
+    nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom | ast.Import)]
+    names = [n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)]
+    names += [a.name for n in nodes if isinstance(n, ast.Import) for a in n.names]
+    return {n.split(".")[1] for n in names if n.startswith("advssl.")}
+
+
+def test_every_module_has_its_place():
+    assert {p.stem for p in PACKAGE.glob("*.py")} == {*ORDER, "__init__"}
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_a_module_imports_only_what_stands_above_it(name):
+    above = ORDER[: ORDER.index(name)]
+    assert imported((PACKAGE / f"{name}.py").read_text(encoding="utf-8")) <= set(above)
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_every_module_has_its_tests(name):
+    assert (Path(__file__).parent / f"test_{name}.py").exists()
+
+
+def test_the_import_is_silent_and_light():
+    code = f"import sys, advssl; print([m for m in {HEAVY} if m in sys.modules])"
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout == "[]\n"
+    assert ran.stderr == ""
+
+
+def test_the_public_names_are_there_and_documented():
+    assert sorted(advssl.__all__, key=str.lower) == sorted(set(advssl.__all__), key=str.lower)
+    for name in advssl.__all__:
+        assert getattr(advssl, name).__doc__, name
+        assert name in dir(advssl)
+    with pytest.raises(AttributeError, match="no attribute 'LowPassView'"):
+        advssl.LowPassView  # noqa: B018
+
+
+def test_the_changelog_has_this_version():
+    changelog = PACKAGE.parent / "CHANGELOG.md"
+    assert f"## [{advssl.__version__}]" in changelog.read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advssl.modes import full_precision, widen
+from advssl.modes import full_precision, wide_linear
 from advssl.types import Embeddings, PerExample, Scalar
 
 # Every bound takes the logits of the benign and then of the adversarial embeddings.
@@ -108,10 +108,8 @@ class GlobalDivergenceCritic(nn.Module):
             )
         with full_precision(z.device):
             for depth, layer in enumerate(self.layers):
-                weight, bias = (
-                    widen(p if own_gradient else p.detach()) for p in layer.parameters()
-                )
-                z = F.linear(widen(z if depth == 0 else z.relu()).to(weight.dtype), weight, bias)
+                weight, bias = (p if own_gradient else p.detach() for p in layer.parameters())
+                z = wide_linear(z if depth == 0 else z.relu(), weight, bias)
             return z.squeeze(1)
 
 

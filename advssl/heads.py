@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from advssl.distributed import from_first_rank, gather, rank
-from advssl.modes import full_precision, widen
+from advssl.modes import full_precision, wide_linear
 from advssl.types import (
     Embeddings,
     Reduction,
@@ -26,9 +26,7 @@ from advssl.types import (
 _FITTED = ("pseudo_labels", "centroids", "fingerprint")  # what ``fit`` makes and checkpoints carry
 _BATCH_ELEMENTS = 2**21  # of the largest temporary: 8 MB stays near a CPU's cache
 _MAX_ITERATIONS = 300
-_TOLERANCE = (
-    1e-5  # k-means ends when an iteration lowers the mean cosine distance by less, relative
-)
+_TOLERANCE = 1e-5  # the relative gain in mean cosine distance below which k-means ends
 _SAME = 1e-6  # a cosine distance that float32 cannot tell from 0
 
 
@@ -119,8 +117,7 @@ class ClusterFitHead(nn.Module):
                 f"got shape {tuple(embeddings.shape)}; set in_features to the embeddings' size"
             )
         with full_precision(embeddings.device):
-            z = widen(embeddings)
-            return [_wide_linear(z, head) for head in self.heads]
+            return [wide_linear(embeddings, head.weight, head.bias) for head in self.heads]
 
     def fit(self, features: Tensor, *, seed: int = 0) -> None:
         """Cluster the dataset: spherical k-means for each K, on the features' device.
@@ -312,12 +309,6 @@ class IndexedDataset(Dataset[tuple[Any, ...]]):
         if name == "dataset" or name.startswith("__"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.dataset, name)
-
-
-def _wide_linear(z: Tensor, linear: Any) -> Tensor:
-    """An ``nn.Linear`` in the wider precision of z and weights, at least float32."""
-    dtype = torch.promote_types(z.dtype, widen(linear.weight).dtype)
-    return F.linear(z.to(dtype), linear.weight.to(dtype), linear.bias.to(dtype))
 
 
 def _check_range(index: Tensor, size: int) -> None:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
@@ -111,6 +112,12 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
 def widen(values: Tensor) -> Tensor:
     """float64 stays, every other type becomes float32."""
     return values if values.dtype == torch.float64 else values.float()
+
+
+def wide_linear(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``F.linear`` in the wider type of ``z`` and ``weight``, float32 at least."""
+    dtype = torch.promote_types(widen(z).dtype, widen(weight).dtype)
+    return F.linear(z.to(dtype), weight.to(dtype), bias.to(dtype))
 
 
 def random_state(device: torch.device) -> tuple[Tensor, ...]:

@@ -117,7 +117,7 @@ class ClusterFitHead(nn.Module):
                 f"got shape {tuple(embeddings.shape)}; set in_features to the embeddings' size"
             )
         with full_precision(embeddings.device):
-            return [wide_linear(embeddings, head.weight, head.bias) for head in self.heads]
+            return [wide_linear(embeddings, *head.parameters()) for head in self.heads]
 
     def fit(self, features: Tensor, *, seed: int = 0) -> None:
         """Cluster the dataset: spherical k-means for each K, on the features' device.

@@ -54,7 +54,7 @@ class MultiViewNTXentLoss(nn.Module):
     Example:
         >>> z = torch.eye(4)  # four images, three views that agree: log(2 + 9 / e²)
         >>> round(MultiViewNTXentLoss(temperature=0.5)(z, z, z).item(), 4)
-        1.169
+        1.1688
     """
 
     def __init__(

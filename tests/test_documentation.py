@@ -1,0 +1,64 @@
+"""Every example in a docstring and every Python block in the README runs."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from test_architecture import ORDER
+from torch import nn
+
+import advssl
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def names() -> dict:
+    return {"torch": torch, "nn": nn, **{name: getattr(advssl, name) for name in advssl.__all__}}
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_docstrings(module):
+    module = importlib.import_module(f"advssl.{module}")
+    ran = doctest.testmod(module, extraglobs=names(), optionflags=doctest.ELLIPSIS)
+    assert ran.failed == 0
+
+
+@pytest.mark.parametrize("name", ["AdversarialViewGenerator", "SAMWrapper", "HighFreqView"])
+def test_there_are_examples_to_run(name):
+    assert ">>>" in getattr(advssl, name).__doc__
+
+
+def test_the_readmes_python_blocks_run_in_order():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 16))
+    views = torch.rand(2, 8, 3, 8, 8)
+    before = model[1].weight.detach().clone()
+    scope = {
+        "torch": torch,
+        "model": model,
+        "loader": [views],
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+    }
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(blocks) == 2
+    exec(blocks[0], scope)
+    assert not torch.equal(model[1].weight, before)
+    t1, t2 = views
+    scope |= {"t1": t1, "t2": t2, "z1": model(t1), "z2": model(t2), "z_hard": model(scope["hard"])}
+    model.zero_grad()
+    exec(blocks[1], scope)
+    assert model[1].weight.grad.abs().max() > 0
+
+
+def test_the_readme_marks_three_lines():
+    first = README.split("```python")[1].split("```")[0]
+    assert sum("  # +" in line for line in first.splitlines()) == 3
+
+
+@pytest.mark.parametrize("path", re.findall(r"\]\(((?!http|#)[^)]+)\)", README))
+def test_the_readmes_links_lead_somewhere(path):
+    assert (Path(__file__).parents[1] / path).exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import importlib.util
 import re
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from torch import nn
 
 import advssl
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def names() -> dict:
@@ -61,4 +63,12 @@ def test_the_readme_marks_three_lines():
 
 @pytest.mark.parametrize("path", re.findall(r"\]\(((?!http|#)[^)]+)\)", README))
 def test_the_readmes_links_lead_somewhere(path):
-    assert (Path(__file__).parents[1] / path).exists()
+    assert (ROOT / path).exists()
+
+
+def test_the_readmes_tables_are_those_of_the_records():
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    assert "<!-- table: quickstart -->" in README
+    assert tables.filled(README) == README

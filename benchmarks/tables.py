@@ -1,0 +1,60 @@
+"""Write the README's tables from the records in benchmarks/results/, so that no number is typed.
+
+python benchmarks/tables.py
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def quickstart() -> str:
+    record = json.loads((RESULTS / "quickstart.json").read_text(encoding="utf-8"))
+    table = _example("quickstart").make_table(record).strip()
+    return f"{table}\n\n{provenance(record, 'quickstart.json')}"
+
+
+def provenance(record: dict[str, Any], file: str) -> str:
+    """Where a number came from, in a line."""
+    machine = record["machine"]
+    return (
+        f"Record: [`benchmarks/results/{file}`](benchmarks/results/{file}). "
+        f"`{record['command']}`, seeds {record['seeds']}, commit {record['commit'][:10]}, "
+        f"{record['seconds'] / 60:.0f} minutes on {machine['cpu']}, {machine['cores']} cores, "
+        f"torch {machine['torch']}."
+    )
+
+
+TABLES = {"quickstart": quickstart}
+
+
+def filled(text: str) -> str:
+    """``text`` with every ``<!-- table: name -->`` ... ``<!-- end -->`` filled anew."""
+    return re.sub(
+        r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)",
+        lambda found: f"{found[1]}{TABLES[found[2]]()}\n{found[3]}",
+        text,
+        flags=re.DOTALL,
+    )
+
+
+def _example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(filled(readme.read_text(encoding="utf-8")), encoding="utf-8")

@@ -11,6 +11,7 @@ import torch
 from borrowed import Trace
 from flops import flops
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from advssl.attacks import AdversarialViewGenerator
 from advssl.balls import L2, Linf
@@ -176,6 +177,24 @@ def test_a_step_costs_one_forward_and_one_backward_to_the_input(images, frozen):
     )
     assert spent == 7 * (forward + to_input)
     assert to_input == forward  # and no weight gradient, which would cost as much again
+
+
+def test_waits_for_the_device_once_whatever_the_number_of_steps(images):
+    class CountWaits(TorchDispatchMode):
+        waits = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.waits += func is torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+
+    def waits(steps: int) -> int:
+        with CountWaits() as counted:
+            AdversarialViewGenerator(steps=steps)(images, lambda v: model(v).sum(), freeze=model)
+        return counted.waits
+
+    assert waits(1) == waits(12) <= 1
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])

@@ -79,15 +79,21 @@ def test_works_with_channels_last(case, device):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-def test_works_with_a_compiled_encoder(case, device):
+@pytest.mark.parametrize("what", ["encoder", "step"])
+def test_works_under_compile(case, device, what):
+    """With the encoder compiled, and with the whole step."""
     component, model, part = case.make().to(device), encoder().to(device), batch(device)
     expected = used(case, component, model, part)
-    assert_close(
-        used(case, component, torch.compile(model, backend="aot_eager"), part),
-        expected,
-        rtol=1e-3,
-        atol=1e-5,
-    )
+    trace = Trace(model, component)
+    torch._dynamo.reset()
+    if what == "encoder":
+        found = used(case, component, torch.compile(model, backend="aot_eager"), part)
+    else:
+        step = torch.compile(lambda: case.term(component, model, [part]), backend="aot_eager")
+        term = step()
+        found = term.detach(), torch.autograd.grad(term, list(model.parameters()))
+    assert_close(found, expected, rtol=1e-3, atol=1e-5)
+    trace.assert_none()
 
 
 @pytest.mark.parametrize("how", ["deepcopy", "state_dict"])

@@ -52,10 +52,14 @@ class TestKMeans:
     def test_is_as_tight_as_scikit_learns(self, k, spread):
         cluster = pytest.importorskip("sklearn.cluster")
         features = blobs(3000, 16, 20, spread=spread)
-        head = fitted(features, num_clusters=(k,))
-        theirs = cluster.KMeans(k, n_init=1, random_state=0).fit(F.normalize(features).numpy())
-        ours = inertia(features, head.pseudo_labels[:, 0])
-        assert ours <= 1.03 * inertia(features, torch.from_numpy(theirs.labels_).long())
+        unit = F.normalize(features).numpy()
+        ours, theirs = [], []
+        for seed in range(5):  # one start can end in a poor optimum, of either
+            head = fitted(features, num_clusters=(k,), seed=seed)
+            other = cluster.KMeans(k, n_init=1, random_state=seed).fit(unit)
+            ours.append(inertia(features, head.pseudo_labels[:, 0]))
+            theirs.append(inertia(features, torch.from_numpy(other.labels_).long()))
+        assert sum(ours) <= 1.03 * sum(theirs)
 
     def test_finds_separate_groups_exactly(self):
         groups = torch.arange(60) % 5

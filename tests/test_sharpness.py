@@ -412,6 +412,7 @@ class TestErrors:
         with pytest.raises(ValueError, match="give loss too"):
             sam(point, rng_state=sam.rng_state())
 
+    @pytest.mark.filterwarnings("ignore:DTensor random operators may not")
     def test_dtensor(self):
         import torch.distributed as dist
         from torch.distributed.tensor import DeviceMesh, distribute_tensor

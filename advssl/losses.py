@@ -210,7 +210,7 @@ class LocalSelectionSupCon(nn.Module):
                 "predictions and predictions_adv go together, got only one of them; "
                 "the images and their twins are both anchors"
             )
-        check_indices(len(labels), labels=labels)
+        check_indices(labels.numel(), labels=labels)
         stacked = None
         if predictions is not None and predictions_adv is not None:
             check_indices(len(labels), predictions=predictions, predictions_adv=predictions_adv)
@@ -290,10 +290,11 @@ class _BlockedLogPartition(torch.autograd.Function):
         anchors, others, *_ = ctx.saved_tensors
         of_anchors, of_others = [], torch.zeros_like(others)
         columns = [torch.split(t, ctx.rows) for t in (anchors, *ctx.saved_tensors[2:], gradient)]
-        for a, places, partition, g in zip(*columns, strict=True):
-            # d log Σ exp / d logits is the softmax.
-            softmax = (_logits(a, others, places, ctx.temperature) - partition[:, None]).exp_()
-            weighted = softmax.mul_(g[:, None] / ctx.temperature)
-            of_anchors.append(weighted @ others)
-            of_others.addmm_(weighted.T, a)
+        with full_precision(gradient.device):
+            for a, places, partition, g in zip(*columns, strict=True):
+                # d log Σ exp / d logits is the softmax.
+                softmax = (_logits(a, others, places, ctx.temperature) - partition[:, None]).exp_()
+                weighted = softmax.mul_(g[:, None] / ctx.temperature)
+                of_anchors.append(weighted @ others)
+                of_others.addmm_(weighted.T, a)
         return torch.cat(of_anchors), of_others, None, None, None

@@ -166,19 +166,26 @@ def uphill(
     Returns:
         One tensor per input, None where ``height`` does not depend on it.
     """
-    seed = torch.ones_like(height)
+    # Backward belongs outside autocast: inside it a loss's own float32 products are cast again.
+    with full_precision(height.device):
+        scale = _float16_scale(height)
+        return torch.autograd.grad(
+            height, inputs, grad_outputs=scale, retain_graph=retain_graph, allow_unused=True
+        )
+
+
+def _float16_scale(height: Scalar) -> Scalar:
+    """The power of two that brings what enters the float16 part of the graph to at most 64."""
+    one = torch.ones_like(height)
     edges = _float16_edges(height)
-    if edges:
-        entering = torch.autograd.grad(height, edges, retain_graph=True, allow_unused=True)
-        peaks = torch.stack([g.detach().abs().amax().float() for g in entering if g is not None])
-        peak = peaks.amax()
-        # The nearest power of two: multiplying by it rounds nothing.
-        usable = (peak > 0) & peak.isfinite()
-        power = torch.where(usable, 6 - peak.log2().round(), 0.0).clamp(-60, 60)
-        seed = seed * power.exp2()
-    return torch.autograd.grad(
-        height, inputs, grad_outputs=seed, retain_graph=retain_graph, allow_unused=True
-    )
+    if not edges:
+        return one
+    entering = torch.autograd.grad(height, edges, retain_graph=True, allow_unused=True)
+    peaks = [g.detach().abs().amax().float() for g in entering if g is not None]
+    peak = torch.stack(peaks).amax()
+    usable = (peak > 0) & peak.isfinite()
+    power = torch.where(usable, 6 - peak.log2().round(), 0.0).clamp(-60, 60)
+    return one * power.exp2()  # a power of two rounds nothing
 
 
 def _float16_edges(height: Tensor) -> list[GradientEdge]:

@@ -1,0 +1,628 @@
+"""Both losses equal their formulas written slowly in float64, at every edge that training meets."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import lightly.loss
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from advssl import losses
+from advssl.losses import LocalSelectionSupCon, MultiViewNTXentLoss, contrastive, unit
+from advssl.modes import uphill
+from advssl.selection import Pairs, global_pairs
+
+REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def reduced(table, reduction):
+    table = torch.tensor(table, dtype=torch.float64)
+    return {"mean": table.mean(), "sum": table.sum(), "none": table}[reduction]
+
+
+def with_gradient(function, *inputs):
+    """The value of ``function`` and the gradients of its sum in fresh copies of ``inputs``."""
+    inputs = [z.detach().clone().requires_grad_() for z in inputs]
+    value = function(*inputs)
+    return value.detach(), torch.autograd.grad(value.sum(), inputs)
+
+
+def assert_same(found, wanted, **tolerance):
+    torch.testing.assert_close(found, wanted, check_dtype=False, **tolerance)
+
+
+class Meter(TorchDispatchMode):
+    """The number of values in the largest tensor that any operation inside the block returns."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        sizes = [t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+        self.largest = max([self.largest, *sizes])
+        return out
+
+
+def slow_nt_xent(views, temperature, positives):
+    """(V, B) nested lists, from the definition: pairs (view, image), one exp at a time."""
+    rows = {
+        (v, b): [x / math.hypot(*z) for x in z]
+        for v, view in enumerate(views)
+        for b, z in enumerate(view.tolist())
+    }
+
+    def weight(a, b):
+        return math.exp(sum(x * y for x, y in zip(rows[a], rows[b], strict=True)) / temperature)
+
+    def paid(anchor):
+        softmax = sum(weight(anchor, other) for other in rows if other != anchor)
+        terms = [
+            -math.log(weight(anchor, mate) / softmax)
+            for mate in rows
+            if mate != anchor and mate[1] == anchor[1]
+        ]
+        return sum(terms) / (len(terms) if positives == "mean" else 1)
+
+    return [[paid((v, b)) for b in range(len(views[0]))] for v in range(len(views))]
+
+
+class TestMultiViewNTXent:
+    @REDUCTIONS
+    @pytest.mark.parametrize("positives", ["mean", "sum"])
+    @pytest.mark.parametrize("count", [2, 3, 4])
+    def test_equals_the_definition_written_slowly(self, count, positives, reduction):
+        views = torch.randn(count, 5, 3, dtype=torch.float64)
+        loss = MultiViewNTXentLoss(0.3, positives=positives, reduction=reduction)
+        wanted = reduced(slow_nt_xent(views, 0.3, positives), reduction)
+        torch.testing.assert_close(loss(*views), wanted, rtol=1e-10, atol=1e-12)
+
+    @pytest.mark.parametrize("temperature", [0.07, 0.5, 2.0])
+    def test_equals_lightlys_for_two_views_and_so_does_its_gradient(self, temperature):
+        views = torch.randn(2, 16, 8)
+        ours = with_gradient(MultiViewNTXentLoss(temperature), *views)
+        theirs = with_gradient(lightly.loss.NTXentLoss(temperature), *views)
+        assert_same(ours, theirs, rtol=1e-5, atol=1e-7)
+
+    @pytest.mark.parametrize("count", [2, 3, 4])
+    def test_summed_positives_cost_one_mean_per_positive(self, count):
+        views = torch.randn(count, 6, 4)
+        mean = MultiViewNTXentLoss(positives="mean")(*views)
+        torch.testing.assert_close(MultiViewNTXentLoss(positives="sum")(*views), (count - 1) * mean)
+
+    @pytest.mark.parametrize(("count", "size"), [(2, 1), (2, 4), (3, 4), (4, 3)])
+    def test_aligned_orthogonal_images_are_known_in_closed_form(self, count, size):
+        loss = MultiViewNTXentLoss(0.5)(*torch.eye(size).expand(count, -1, -1))
+        wanted = math.log(count - 1 + count * (size - 1) * math.exp(-2))
+        torch.testing.assert_close(loss, torch.tensor(wanted))
+
+    def test_permuting_views_or_images_permutes_what_they_pay(self):
+        views = torch.randn(3, 7, 4, dtype=torch.float64)
+        loss = MultiViewNTXentLoss(0.2, reduction="none")
+        paid, images = loss(*views), torch.randperm(7)
+        torch.testing.assert_close(loss(*views[[2, 0, 1]]), paid[[2, 0, 1]])
+        torch.testing.assert_close(loss(*views[:, images]), paid[:, images])
+        assert not torch.allclose(paid, paid[[2, 0, 1]])
+        assert not torch.allclose(paid, paid[:, images])
+
+    def test_the_length_of_an_embedding_is_irrelevant(self):
+        views = torch.randn(3, 7, 4)
+        lengths = torch.logspace(-15, 15, 21).view(3, 7, 1)
+        loss = MultiViewNTXentLoss(0.2, reduction="none")
+        torch.testing.assert_close(loss(*(views * lengths)), loss(*views), rtol=1e-4, atol=1e-5)
+
+    def test_gradient_is_the_derivative(self):
+        views = [torch.randn(3, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+        for positives in ("mean", "sum"):
+            loss = MultiViewNTXentLoss(0.2, positives=positives, reduction="none")
+            assert torch.autograd.gradcheck(loss, views)
+
+    def test_a_view_that_needs_no_gradient_gets_none(self):
+        anchor, view = torch.randn(5, 4), torch.randn(5, 4, requires_grad=True)
+        MultiViewNTXentLoss()(view, anchor).backward()
+        assert view.grad.abs().sum() > 0
+        assert anchor.grad is None
+
+    @pytest.mark.parametrize("temperature", [1e-3, 1e3])
+    def test_extreme_temperatures_are_finite(self, temperature):
+        value, gradients = with_gradient(MultiViewNTXentLoss(temperature), *torch.randn(2, 8, 4))
+        assert value.isfinite()
+        assert all(g.isfinite().all() for g in gradients)
+
+    @pytest.mark.parametrize("temperature", [1e-3, 0.5])
+    def test_zero_rows_and_collapsed_views_are_finite(self, temperature):
+        views = torch.randn(3, 4, 5)
+        views[0, 1] = 0  # one embedding
+        views[:, 2] = 0  # one image
+        for degenerate in (views, torch.zeros_like(views), torch.ones_like(views)):
+            value, gradients = with_gradient(MultiViewNTXentLoss(temperature), *degenerate)
+            assert value.isfinite()
+            assert all(g.isfinite().all() for g in gradients)
+
+    def test_a_zero_row_is_orthogonal_to_everything(self):
+        loss = MultiViewNTXentLoss(0.5)(torch.zeros(4, 3), torch.zeros(4, 3))
+        torch.testing.assert_close(loss, torch.tensor(math.log(7)))
+
+    def test_gathering_with_one_process_changes_nothing(self):
+        views = torch.randn(3, 5, 4)
+        here, everywhere = (
+            with_gradient(MultiViewNTXentLoss(gather_distributed=gather), *views)
+            for gather in (False, True)
+        )
+        assert_same(everywhere, here, rtol=0, atol=0)
+
+    def test_compiled_in_one_graph_equals_eager(self):
+        views, loss = torch.randn(3, 6, 4), MultiViewNTXentLoss(0.2)
+        compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+        assert_same(with_gradient(compiled, *views), with_gradient(loss, *views))
+
+    def test_repr_says_how_it_was_made(self):
+        loss = MultiViewNTXentLoss(0.07, positives="sum", gather_distributed=True, reduction="none")
+        assert repr(loss) == (
+            "MultiViewNTXentLoss(temperature=0.07, positives='sum', "
+            "gather_distributed=True, reduction='none')"
+        )
+
+    def test_says_what_is_wrong(self):
+        z = torch.randn(4, 3)
+        loss = MultiViewNTXentLoss()
+        with pytest.raises(ValueError, match="at least two views, got 1"):
+            loss(z)
+        with pytest.raises(ValueError, match="at least two views, got 0"):
+            loss()
+        with pytest.raises(ValueError, match=r"got view 1 \(5, 3\) beside \(4, 3\)"):
+            loss(z, torch.randn(5, 3))
+        with pytest.raises(ValueError, match=r"view 0 .*flatten\(1\) a feature map"):
+            loss(torch.randn(4, 3, 2, 2), z)
+        with pytest.raises(ValueError, match="temperature must be positive and finite, got 0"):
+            MultiViewNTXentLoss(0)
+        with pytest.raises(ValueError, match='positives must be "mean" or "sum", got \'max\''):
+            MultiViewNTXentLoss(positives="max")
+        with pytest.raises(ValueError, match="reduction must be"):
+            MultiViewNTXentLoss(reduction="average")
+
+
+class TestPrecision:
+    """Aligned pairs at τ = 0.07 pay about 4e-5 each: half precision would round that to nothing."""
+
+    @pytest.fixture
+    def views(self):
+        z = torch.eye(32, 64) + 0.01 * torch.randn(32, 64)
+        return z, z + 0.01 * torch.randn(32, 64)
+
+    def test_under_bf16_autocast_aligned_pairs_keep_their_gradient(self, views):
+        loss = MultiViewNTXentLoss(0.07)
+
+        def autocast(*views):
+            with torch.autocast("cpu", torch.bfloat16):
+                return loss(*views)
+
+        found, wanted = with_gradient(autocast, *views), with_gradient(loss, *views)
+        assert_same(found, wanted, rtol=1e-6, atol=0)
+        assert found[0].dtype == torch.float32
+        assert all(g.abs().amax() > 1e-9 for g in found[1])
+
+    @pytest.mark.parametrize("block", [losses._BLOCK, 512])
+    def test_also_when_the_gradient_is_taken_inside_autocast_as_an_attack_does(
+        self, views, block, monkeypatch
+    ):
+        monkeypatch.setattr(losses, "_BLOCK", block)
+        loss = MultiViewNTXentLoss(0.07)
+        wanted = torch.cat(with_gradient(loss, *views)[1])
+        leaves = [v.detach().requires_grad_() for v in views]
+        with torch.autocast("cpu", torch.bfloat16):
+            found = torch.cat(uphill(loss(*leaves), leaves))
+        assert (found - wanted).norm() < 0.02 * wanted.norm()
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+    def test_half_precision_embeddings_are_taken_as_the_float32_they_stand_for(self, dtype, scale):
+        views = (torch.randn(2, 16, 64) * scale).to(dtype)  # squares of 1e3 overflow float16
+        loss = MultiViewNTXentLoss(0.07)
+        (value, gradients), (wanted, exact) = (
+            with_gradient(loss, *views),
+            with_gradient(loss, *views.float()),
+        )
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, wanted, rtol=0, atol=0)
+        for found, g in zip(gradients, exact, strict=True):
+            assert found.dtype == dtype
+            torch.testing.assert_close(found, g.to(dtype), rtol=0, atol=0)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_local_selection_widens_them_too(self, dtype):
+        views, labels = (torch.randn(2, 16, 64) * 1e3).to(dtype), torch.arange(16) % 4
+        loss = LocalSelectionSupCon("global")
+        found = loss(*views, labels)
+        assert found.dtype == torch.float32
+        assert torch.equal(found, loss(*views.float(), labels))
+
+    def test_float64_stays(self):
+        views = torch.randn(2, 4, 3, dtype=torch.float64)
+        labels = torch.tensor([0, 1, 0, 1])
+        assert MultiViewNTXentLoss()(*views).dtype == torch.float64
+        assert LocalSelectionSupCon("global")(*views, labels).dtype == torch.float64
+
+    def test_local_selection_keeps_its_gradient_inside_autocast(self, views):
+        def loss(*views):
+            return LocalSelectionSupCon("global")(*views, torch.arange(32))
+
+        wanted = torch.cat(with_gradient(loss, *views)[1])
+        leaves = [v.detach().requires_grad_() for v in views]
+        with torch.autocast("cpu", torch.bfloat16):
+            found = torch.cat(uphill(loss(*leaves), leaves))
+        assert (found - wanted).norm() < 0.02 * wanted.norm()
+
+    def test_local_selection_under_bf16_autocast_equals_float32(self, views):
+        labels, loss = torch.arange(32) % 4, LocalSelectionSupCon("global")
+
+        def autocast(*views):
+            with torch.autocast("cpu", torch.bfloat16):
+                return loss(*views, labels)
+
+        wanted = with_gradient(lambda *views: loss(*views, labels), *views)
+        assert_same(with_gradient(autocast, *views), wanted, rtol=1e-6, atol=0)
+
+
+class TestBlocks:
+    """64 anchors have 4096 similarities; in blocks of 512 of them, eight anchors at a time."""
+
+    @pytest.fixture
+    def views(self):
+        return torch.randn(4, 16, 3, dtype=torch.float64)
+
+    @pytest.mark.parametrize("block", [1, 100, 512, 4095])
+    @pytest.mark.parametrize("positives", ["mean", "sum"])
+    def test_value_and_gradient_are_those_of_the_whole(self, views, positives, block, monkeypatch):
+        loss = MultiViewNTXentLoss(0.1, positives=positives, reduction="none")
+        weight = torch.randn(4, 16, dtype=torch.float64)
+        whole = with_gradient(lambda *v: loss(*v) * weight, *views)
+        monkeypatch.setattr(losses, "_BLOCK", block)
+        assert_same(with_gradient(lambda *v: loss(*v) * weight, *views), whole)
+
+    @pytest.mark.parametrize(("block", "largest"), [(4096, 4096), (512, 512)])
+    def test_no_tensor_is_larger_than_a_block(self, views, block, largest, monkeypatch):
+        monkeypatch.setattr(losses, "_BLOCK", block)
+        with Meter() as meter:
+            with_gradient(MultiViewNTXentLoss(), *views)
+        assert meter.largest == largest
+
+    def test_no_similarity_is_kept_for_backward(self, views, monkeypatch):
+        monkeypatch.setattr(losses, "_BLOCK", 512)
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: saved.append(t.numel()) or t, lambda t: t
+        ):
+            MultiViewNTXentLoss()(*views.requires_grad_())
+        assert 0 < sum(saved) < 4096
+
+
+class Row(NamedTuple):
+    """One of 2B anchors: its image, label, and the class that the classifier gives it."""
+
+    image: int
+    y: int
+    p: int
+
+
+# Table 1 of the paper: X+ and X-, for an anchor i and another row j, image or twin.
+TABLE_1 = {
+    "global": (lambda i, j: j.y == i.y, lambda i, j: j.y != i.y),
+    "hard": (lambda i, j: j.y == i.y, lambda i, j: j.y != i.y and j.p == i.y),
+    "soft": (lambda i, j: j.y == i.y, lambda i, j: j.y != i.y and j.p == i.p),
+    "leaked": (
+        lambda i, j: j.y == i.y and j.p == i.p,
+        lambda i, j: j.y != i.y and j.p == i.p,
+    ),
+}
+
+
+def slow_local_selection(z, z_adv, labels, p, p_adv, *, selection, keep_twin, temperature):
+    """(B,) list of Lᵢ + Lᵢᵃ by Eqs. 1 and 2, one anchor, one pair and one exp at a time."""
+    embeddings = [[x / math.hypot(*e) for x in e] for e in (*z.tolist(), *z_adv.tolist())]
+    images = list(zip(range(len(z)), labels.tolist(), p.tolist(), strict=True))
+    twins = list(zip(range(len(z)), labels.tolist(), p_adv.tolist(), strict=True))
+    rows = [Row(*r) for r in images + twins]
+    attracts, repels = TABLE_1[selection]
+
+    def similarity(a, b):
+        product = sum(x * y for x, y in zip(embeddings[a], embeddings[b], strict=True))
+        return product / temperature
+
+    def paid(a):
+        positives, negatives = [], []
+        for b, row in enumerate(rows):
+            if b == a:
+                continue
+            if row.image == rows[a].image:  # the twin, {z_i^a} in Eq. 1
+                if keep_twin or attracts(rows[a], row):
+                    positives.append(b)
+            elif attracts(rows[a], row):
+                positives.append(b)
+            elif repels(rows[a], row):
+                negatives.append(b)
+        softmax = sum(math.exp(similarity(a, k)) for k in positives + negatives)
+        terms = [similarity(a, j) - math.log(softmax) for j in positives]
+        return -sum(terms) / len(terms) if terms else 0.0
+
+    return [paid(i) + paid(i + len(z)) for i in range(len(z))]
+
+
+def slow_supcon(z, labels, temperature):
+    """Khosla et al. 2020, Eq. 2, as a mean over its anchors."""
+    z = [[x / math.hypot(*e) for x in e] for e in z.tolist()]
+    total = 0.0
+    for i in range(len(z)):
+        logits = [sum(a * b for a, b in zip(z[i], other, strict=True)) / temperature for other in z]
+        others = [k for k in range(len(z)) if k != i]
+        mates = [k for k in others if labels[k] == labels[i]]
+        softmax = math.log(sum(math.exp(logits[k]) for k in others))
+        total += sum(softmax - logits[k] for k in mates) / len(mates)
+    return total / len(z)
+
+
+@pytest.fixture
+def batch():
+    """Eight images: z, z_adv, labels and both predictions, three classes of each."""
+    z, z_adv = torch.randn(2, 8, 5, dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2, 0, 1, 0, 2, 2])
+    predictions = torch.tensor([0, 1, 0, 1, 1, 0, 2, 1])
+    predictions_adv = torch.tensor([1, 1, 2, 0, 0, 0, 0, 1])
+    return z, z_adv, labels, predictions, predictions_adv
+
+
+class TestLocalSelection:
+    @REDUCTIONS
+    @pytest.mark.parametrize("keep_twin", [True, False])
+    @pytest.mark.parametrize("selection", TABLE_1)
+    def test_equals_the_paper_written_slowly(self, batch, selection, keep_twin, reduction):
+        loss = LocalSelectionSupCon(selection, 0.2, keep_twin=keep_twin, reduction=reduction)
+        slow = slow_local_selection(
+            *batch, selection=selection, keep_twin=keep_twin, temperature=0.2
+        )
+        torch.testing.assert_close(loss(*batch), reduced(slow, reduction), rtol=1e-10, atol=1e-12)
+
+    @pytest.mark.parametrize("temperature", [1e-4, 0.07])
+    def test_who_is_not_selected_does_not_count_however_low_the_temperature(self, temperature):
+        # Only the twin is selected, which is as far as can be: alone in its softmax, it costs 0.
+        z, classes = torch.randn(4, 3), torch.arange(4)
+        loss = LocalSelectionSupCon("leaked", temperature, reduction="none")
+        assert loss(z, -z, classes, classes, classes).abs().max() < 1e-5
+
+    def test_every_option_of_the_oracle_makes_a_difference(self, batch):
+        values = {
+            round(LocalSelectionSupCon(s, 0.2, keep_twin=k)(*batch).item(), 6)
+            for s in TABLE_1
+            for k in (True, False)
+        }
+        assert len(values) == 5  # four selections, and leaked without some of its twins
+
+    def test_global_is_twice_supcon_over_the_stacked_rows(self, batch):
+        # Eq. 3 averages Lᵢ + Lᵢᵃ over B images, SupCon averages over all 2B anchors.
+        z, z_adv, labels, *_ = batch
+        supcon = slow_supcon(torch.cat([z, z_adv]), labels.repeat(2).tolist(), 0.1)
+        loss = LocalSelectionSupCon("global", 0.1)(z, z_adv, labels)
+        torch.testing.assert_close(loss, torch.tensor(2 * supcon, dtype=torch.float64))
+
+    def test_global_needs_no_predictions_and_ignores_them(self, batch):
+        loss = LocalSelectionSupCon("global")
+        assert torch.equal(loss(*batch), loss(*batch[:3]))
+
+    def test_without_labels_in_common_global_is_nt_xent(self, batch):
+        z, z_adv, *_ = batch
+        loss = LocalSelectionSupCon("global", 0.3)(z, z_adv, torch.arange(8))
+        torch.testing.assert_close(loss, 2 * MultiViewNTXentLoss(0.3)(z, z_adv))
+
+    def test_permuting_images_permutes_what_they_pay(self, batch):
+        loss, order = LocalSelectionSupCon("leaked", reduction="none"), torch.randperm(8)
+        torch.testing.assert_close(loss(*(t[order] for t in batch)), loss(*batch)[order])
+
+    def test_swapping_images_and_twins_changes_nothing(self, batch):
+        z, z_adv, labels, p, p_adv = batch
+        for selection in TABLE_1:
+            loss = LocalSelectionSupCon(selection, reduction="none")
+            torch.testing.assert_close(loss(*batch), loss(z_adv, z, labels, p_adv, p))
+
+    def test_the_length_of_an_embedding_is_irrelevant(self, batch):
+        z, z_adv, *rest = batch
+        lengths = torch.logspace(-15, 15, 8, dtype=torch.float64)[:, None]
+        loss = LocalSelectionSupCon("soft", 0.2)
+        torch.testing.assert_close(loss(z * lengths, z_adv / lengths, *rest), loss(*batch))
+
+    @pytest.mark.parametrize("selection", TABLE_1)
+    def test_gradient_is_the_derivative(self, batch, selection):
+        z, z_adv, *rest = batch
+        loss = LocalSelectionSupCon(selection, 0.3, keep_twin=False, reduction="none")
+        inputs = (z.requires_grad_(), z_adv.requires_grad_())
+        assert torch.autograd.gradcheck(lambda *views: loss(*views, *rest), inputs)
+
+    def test_rows_without_a_pair_pay_zero_and_pass_finite_gradients(self):
+        # Everybody is predicted as nobody else is: leaked, without twins, leaves no pair at all.
+        z, z_adv = torch.randn(2, 3, 4)
+        labels, p, p_adv = torch.tensor([0, 0, 1]), torch.arange(3), torch.arange(3, 6)
+        loss = LocalSelectionSupCon("leaked", keep_twin=False, reduction="none")
+        assert not any(mask.any() for mask in loss.select(labels, p, p_adv))
+        with torch.autograd.set_detect_anomaly(True):  # no NaN on the way to a finite gradient
+            paid, gradients = with_gradient(lambda *v: loss(*v, labels, p, p_adv), z, z_adv)
+        assert paid.tolist() == [0, 0, 0]
+        assert all((g == 0).all() for g in gradients)
+
+    def test_a_row_that_is_only_repelled_pays_zero_beside_rows_that_pay(self):
+        # Image 2 is alone in its class but predicted as all are: its anchors have no positives.
+        z, z_adv = torch.randn(2, 3, 4)
+        labels, p = torch.tensor([0, 0, 1]), torch.zeros(3, dtype=torch.long)
+        p_adv = torch.tensor([0, 0, 5])
+        loss = LocalSelectionSupCon("leaked", keep_twin=False, reduction="none")
+        paid, gradients = with_gradient(lambda *v: loss(*v, labels, p, p_adv), z, z_adv)
+        assert paid[2] == 0
+        assert (paid[:2] > 0).all()
+        assert all(g.isfinite().all() for g in gradients)
+        assert gradients[0][2].abs().sum() > 0  # as somebody else's negative
+
+    @pytest.mark.parametrize("selection", TABLE_1)
+    def test_one_image_pays_nothing_for_its_own_twin(self, selection):
+        one, z, z_adv = torch.tensor([3]), *torch.randn(2, 1, 4)
+        loss = LocalSelectionSupCon(selection)
+        paid, gradients = with_gradient(lambda *v: loss(*v, one, one, one), z, z_adv)
+        torch.testing.assert_close(paid, torch.tensor(0.0))
+        assert all(g.isfinite().all() for g in gradients)
+
+    @pytest.mark.parametrize("temperature", [1e-3, 0.07])
+    def test_zero_rows_and_collapsed_clouds_are_finite(self, batch, temperature):
+        z, z_adv, *rest = (t.float() if t.is_floating_point() else t for t in batch)
+        z[0], z_adv[1] = 0, 0
+        loss = LocalSelectionSupCon("leaked", temperature)
+        for pair in ((z, z_adv), (z * 0, z_adv * 0), (z * 0 + 1, z_adv * 0 + 1)):
+            paid, gradients = with_gradient(lambda *v: loss(*v, *rest), *pair)
+            assert paid.isfinite()
+            assert all(g.isfinite().all() for g in gradients)
+
+    def test_compiled_in_one_graph_equals_eager(self, batch):
+        z, z_adv, *rest = batch
+        loss = LocalSelectionSupCon("leaked", 0.2)
+        compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+        assert_same(
+            with_gradient(lambda *v: compiled(*v, *rest), z, z_adv),
+            with_gradient(lambda *v: loss(*v, *rest), z, z_adv),
+        )
+
+
+class TestSelect:
+    def test_counts_of_global_are_those_of_the_classes(self):
+        labels = torch.tensor([0, 0, 1])
+        pairs = LocalSelectionSupCon("global").select(labels)
+        assert pairs.positives.sum(dim=1).tolist() == [3, 3, 1, 3, 3, 1]  # 2 · class - 1
+        assert pairs.denominator.sum(dim=1).tolist() == [5] * 6
+
+    def test_the_twin_leaves_leaked_where_predictions_differ_if_not_kept(self):
+        labels, p = torch.tensor([0, 1]), torch.tensor([0, 1])
+        p_adv = torch.tensor([0, 0])
+        kept = LocalSelectionSupCon("leaked").select(labels, p, p_adv)
+        dropped = LocalSelectionSupCon("leaked", keep_twin=False).select(labels, p, p_adv)
+        assert kept.positives.diagonal(2).tolist() == [True, True]
+        assert dropped.positives.diagonal(2).tolist() == [True, False]
+        assert dropped.denominator.diagonal(2).tolist() == [True, False]
+        assert torch.equal(dropped.positives, dropped.positives.T)
+
+    def test_a_selection_of_ones_own_sees_the_stacked_rows(self, batch):
+        *_, labels, p, p_adv = batch
+        seen = []
+
+        def choose(labels, predictions):
+            seen.append((labels, predictions))
+            return global_pairs(labels)
+
+        loss = LocalSelectionSupCon(choose)
+        loss(*batch)
+        loss(*batch[:3])
+        assert torch.equal(seen[0][0], torch.cat([labels, labels]))
+        assert torch.equal(seen[0][1], torch.cat([p, p_adv]))
+        assert seen[1][1] is None
+
+    def test_ascl_2023s_printed_form_is_a_selection_of_ones_own(self, batch):
+        # Its Eq. 9: clean anchors only, adversarial positives that are not in the denominator.
+        z, z_adv, labels, *_ = batch
+
+        def literal(labels, _):
+            size = len(labels) // 2
+            twin = torch.arange(len(labels)) >= size
+            from_clean = ~twin[:, None]
+            positives = from_clean & twin & (labels[:, None] == labels)
+            denominator = from_clean & ~twin & ~torch.eye(len(labels), dtype=torch.bool)
+            return Pairs(positives, denominator)
+
+        cosine = torch.nn.functional.cosine_similarity
+        paid = []
+        for i in range(8):
+            weights = [torch.exp(cosine(z[i], z[a], dim=0) / 0.5) for a in range(8) if a != i]
+            mates = [p for p in range(8) if labels[p] == labels[i]]
+            terms = [
+                torch.log(torch.exp(cosine(z[i], z_adv[p], dim=0) / 0.5) / sum(weights))
+                for p in mates
+            ]
+            paid.append(-sum(terms) / len(mates))
+        loss = LocalSelectionSupCon(literal, 0.5, keep_twin=False, reduction="none")
+        torch.testing.assert_close(loss(z, z_adv, labels), torch.stack(paid))
+
+
+class TestLocalSelectionErrors:
+    def test_one_of_two_predictions_is_refused(self, batch):
+        z, z_adv, labels, p, _ = batch
+        for loss in (LocalSelectionSupCon("leaked"), LocalSelectionSupCon("global")):
+            with pytest.raises(ValueError, match="go together, got only one"):
+                loss(z, z_adv, labels, p)
+            with pytest.raises(ValueError, match="go together, got only one"):
+                loss(z, z_adv, labels, predictions_adv=p)
+
+    @pytest.mark.parametrize("selection", ["hard", "soft", "leaked"])
+    def test_missing_predictions_are_asked_for(self, batch, selection):
+        with pytest.raises(ValueError, match=f'"{selection}" needs predictions, got None; pass'):
+            LocalSelectionSupCon(selection)(*batch[:3])
+
+    def test_logits_for_predictions_are_told_to_take_the_argmax(self, batch):
+        z, z_adv, labels, p, _ = batch
+        logits, message = torch.randn(8, 3), r"pass logits\.argmax\(dim=1\)"
+        with pytest.raises(ValueError, match=rf"predictions must be 8 integers.*{message}"):
+            LocalSelectionSupCon()(z, z_adv, labels, logits, logits)
+        with pytest.raises(ValueError, match=rf"predictions_adv must be 8 integers.*{message}"):
+            LocalSelectionSupCon()(z, z_adv, labels, p, logits)
+
+    def test_float_labels_are_refused(self, batch):
+        z, z_adv, labels, *_ = batch
+        with pytest.raises(ValueError, match=r"labels must be 8 integers.*float32"):
+            LocalSelectionSupCon("global")(z, z_adv, labels.float())
+
+    def test_shapes_that_disagree_are_refused(self, batch):
+        z, z_adv, labels, p, p_adv = batch
+        with pytest.raises(ValueError, match="8 embeddings need as many labels, got 7"):
+            LocalSelectionSupCon("global")(z, z_adv, labels[:7])
+        with pytest.raises(ValueError, match=r"z_adv \(7, 5\) beside \(8, 5\)"):
+            LocalSelectionSupCon()(z, z_adv[:7], labels, p, p_adv)
+        with pytest.raises(ValueError, match=r"predictions_adv must be 8 integers.*\(7,\)"):
+            LocalSelectionSupCon()(z, z_adv, labels, p, p_adv[:7])
+
+    def test_a_selection_of_ones_own_must_return_masks_over_the_stacked_rows(self, batch):
+        small = torch.zeros(8, 8, dtype=torch.bool)
+        full = torch.zeros(16, 16)
+        for masks, found in ((small, r"bool of shape \(8, 8\)"), (full, "float32")):
+            loss = LocalSelectionSupCon(lambda *_, m=masks: Pairs(m, m), keep_twin=False)
+            with pytest.raises(ValueError, match=rf"mask of positives .*\(16, 16\), got .*{found}"):
+                loss(*batch)
+
+    def test_unknown_options_are_refused(self):
+        with pytest.raises(ValueError, match=r"one of \['global', 'hard', .*got 'easy'"):
+            LocalSelectionSupCon("easy")
+        with pytest.raises(ValueError, match="temperature must be positive and finite, got -1"):
+            LocalSelectionSupCon(temperature=-1)
+        with pytest.raises(ValueError, match="reduction must be"):
+            LocalSelectionSupCon(reduction="average")
+
+    def test_repr_says_how_it_was_made(self):
+        assert repr(LocalSelectionSupCon("soft", 0.1, keep_twin=False, reduction="sum")) == (
+            "LocalSelectionSupCon(selection='soft', temperature=0.1, "
+            "keep_twin=False, reduction='sum')"
+        )
+
+
+class TestContrastive:
+    def test_a_positive_outside_an_empty_denominator_still_attracts(self):
+        z = torch.randn(2, 3, dtype=torch.float64)
+        positives = torch.tensor([[False, True], [False, False]])
+        paid, (gradient,) = with_gradient(
+            lambda z: contrastive(z, Pairs(positives, torch.zeros_like(positives)), 0.5), z
+        )
+        pull = torch.nn.functional.cosine_similarity(*z, dim=0) / 0.5
+        torch.testing.assert_close(paid, torch.stack([-pull, torch.zeros_like(pull)]))
+        assert gradient.isfinite().all()
+
+    def test_unit_gives_length_one_and_leaves_zero(self):
+        z = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.0, -1e-15]])
+        assert unit(z).tolist() == [[pytest.approx(0.6), pytest.approx(0.8)], [0, 0], [0, -1]]

@@ -50,8 +50,10 @@ class _FrequencyView(IntensityAugmentationBase2D):
 
     def apply_transform(self, input: Images, *_: Any, **__: Any) -> Images:
         """Kornia's hook: the view of every image in the batch, whatever was drawn."""
+        if len(input) == 0:
+            return input
         with full_precision(input.device):
-            pixels = widen(input)
+            pixels = widen(input).contiguous()  # torch 2.5's FFT refuses an expanded tensor
             spectrum = torch.fft.rfft2(pixels)
             kept = spectrum * self._mask(spectrum, pixels)
             view = torch.fft.irfft2(kept, s=pixels.shape[-2:])

@@ -156,6 +156,8 @@ class AdversarialViewGenerator(nn.Module):
                 trainable parameters it changes.
         """
         given = (images,) if isinstance(images, Tensor) else tuple(images)
+        if not given:
+            raise ValueError("there is nothing to attack: got an empty tuple of images")
         modules = [freeze] if isinstance(freeze, nn.Module) else list(freeze)
         with torch.inference_mode(False), torch.enable_grad(), frozen(*modules):
             views = self._search(given, objective, generator)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from math import sqrt
 from pathlib import Path
+from statistics import fmean, stdev
 from types import ModuleType
 from typing import Any
 
@@ -19,7 +21,21 @@ RESULTS = ROOT / "benchmarks" / "results"
 def quickstart() -> str:
     record = json.loads((RESULTS / "quickstart.json").read_text(encoding="utf-8"))
     table = _example("quickstart").make_table(record).strip()
-    return f"{table}\n\n{provenance(record, 'quickstart.json')}"
+    return f"{table}\n\n{_verdict(record)}\n\n{provenance(record, 'quickstart.json')}"
+
+
+def _verdict(record: dict[str, Any]) -> str:
+    """Whether the GSA terms change robustness beyond the noise between seeds, in a sentence."""
+    _, host, stack = record["methods"]
+    pairs = zip(host["pgd"]["values"], stack["pgd"]["values"], strict=True)
+    gains = [100 * (b - a) for a, b in pairs]
+    mean, half = fmean(gains), _T_95[len(gains)] * stdev(gains) / sqrt(len(gains))
+    verdict = "a difference" if abs(mean) > half else "no difference that this short run can show"
+    return (
+        f"{stack['name']} against {host['name']} alone, on the same {len(gains)} seeds: "
+        f"{mean:+.1f} points of PGD accuracy, 95 % interval {mean - half:+.1f} to "
+        f"{mean + half:+.1f}: {verdict}."
+    )
 
 
 def provenance(record: dict[str, Any], file: str) -> str:
@@ -32,6 +48,9 @@ def provenance(record: dict[str, Any], file: str) -> str:
         f"torch {machine['torch']}."
     )
 
+
+# Student's t, 97.5 %, for the mean of so many differences.
+_T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 
 TABLES = {"quickstart": quickstart}
 

@@ -404,6 +404,10 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"float32 or float64, got torch\..*use autocast"):
             AdversarialViewGenerator()(images.to(dtype), lambda v: v.sum())
 
+    def test_nothing_to_attack(self):
+        with pytest.raises(ValueError, match="nothing to attack: got an empty tuple"):
+            AdversarialViewGenerator()((), lambda: torch.zeros(()))
+
     @pytest.mark.parametrize("shape", [(3, 8, 8), (0, 3, 8, 8)])
     def test_shapes(self, shape):
         with pytest.raises(ValueError, match=r"\(B, C, H, W\) with B ≥ 1, got"):

@@ -5,13 +5,12 @@ python benchmarks/tables.py
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
+import runpy
 from math import sqrt
 from pathlib import Path
 from statistics import fmean, stdev
-from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
@@ -20,7 +19,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 def quickstart() -> str:
     record = json.loads((RESULTS / "quickstart.json").read_text(encoding="utf-8"))
-    table = _example("quickstart").make_table(record).strip()
+    example = runpy.run_path(str(ROOT / "examples" / "quickstart.py"), run_name="quickstart")
+    table = example["make_table"](record).strip()
     return f"{table}\n\n{_verdict(record)}\n\n{provenance(record, 'quickstart.json')}"
 
 
@@ -41,10 +41,11 @@ def _verdict(record: dict[str, Any]) -> str:
 def provenance(record: dict[str, Any], file: str) -> str:
     """Where a number came from, in a line."""
     machine = record["machine"]
+    spent = sum(sum(phase) for m in record["methods"] for phase in m["seconds"].values())
     return (
         f"Record: [`benchmarks/results/{file}`](benchmarks/results/{file}). "
         f"`{record['command']}`, seeds {record['seeds']}, commit {record['commit'][:10]}, "
-        f"{record['seconds'] / 60:.0f} minutes on {machine['cpu']}, {machine['cores']} cores, "
+        f"{spent / 60:.0f} minutes of one core, beside other work, on {machine['cpu']}, "
         f"torch {machine['torch']}."
     )
 
@@ -63,15 +64,6 @@ def filled(text: str) -> str:
         text,
         flags=re.DOTALL,
     )
-
-
-def _example(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 if __name__ == "__main__":

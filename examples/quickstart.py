@@ -445,11 +445,11 @@ def make_table(record: dict[str, Any]) -> str:
     n, pgd = attack["autoattack_images"], f"PGD-{attack['pgd_steps']}"
     heads = ["accuracy (%)", "clean", pgd]
     heads += [f"{pgd}, n = {n}", f"AA standard, n = {n}"] if n else ["AA standard"]
-    lines = [f"| {' | '.join(heads)} | pretraining (s) |", f"|---|{'--:|' * len(heads)}"]
+    lines = [f"| {' | '.join(heads)} |", f"|---|{'--:|' * (len(heads) - 1)}"]
     kinds = ["clean", "pgd", *(["pgd_same_images"] if n else []), "autoattack"]
     for m in record["methods"]:
         cells = [m["name"], *(cell(m[k]) for k in kinds)]
-        lines.append(f"| {' | '.join(cells)} | {mean(m['seconds']['pretraining']):.0f} |")
+        lines.append(f"| {' | '.join(cells)} |")
     spread = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
     return "\n".join(lines) + (
         f"\n\nLinear probe, {spread}; n = {dataset['test']} {dataset['measured_on']} images unless "

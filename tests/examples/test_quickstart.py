@@ -100,7 +100,7 @@ def test_table_has_the_numbers_of_the_record(record, out):
     assert "PGD-1 | PGD-1, n = 10 |" in lines[0]
     assert "AA standard, n = 10" in lines[0]
     for line, method in zip(lines[2:5], record["methods"], strict=True):
-        name, *cells, _ = (cell.strip() for cell in line.strip("|").split("|"))
+        name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
         assert name == method["name"]
         assert cells == [f"{100 * method[kind]['mean']:.1f}" for kind in ACCURACIES]
 
@@ -121,7 +121,7 @@ def test_several_seeds_and_no_autoattack_are_said(quickstart, record):
     assert method["clean"]["std"] == pytest.approx(0.1)
     assert method["autoattack"] is None
     table = quickstart.make_table(several)
-    assert "| SimCLR | 80.0 ± 10.0 | 50.0 ± 0.0 | skipped | 1 |" in table
+    assert "| SimCLR | 80.0 ± 10.0 | 50.0 ± 0.0 | skipped |" in table
     assert "3 seeds" in table
     assert several["dataset"] == record["dataset"]  # the same split every time
 

@@ -24,6 +24,9 @@ ORDER = [
     "heads",
     "attacks",
     "sharpness",
+    "evaluation",
+    "integrations",
+    "cli",
 ]
 PACKAGE = Path(advssl.__file__).parent
 HEAVY = ["lightly", "timm", "pytorch_lightning", "sklearn", "matplotlib", "torchvision", "kornia"]
@@ -36,19 +39,38 @@ def imported(source: str) -> set[str]:
     return {n.split(".")[1] for n in names if n.startswith("advssl.")}
 
 
+def files(name: str) -> list[Path]:
+    """A module's file, or a package's."""
+    alone = PACKAGE / f"{name}.py"
+    return [alone] if alone.exists() else sorted((PACKAGE / name).glob("*.py"))
+
+
 def test_every_module_has_its_place():
-    assert {p.stem for p in PACKAGE.glob("*.py")} == {*ORDER, "__init__"}
+    found = {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    assert found == {*ORDER, "__init__"}
 
 
 @pytest.mark.parametrize("name", ORDER)
 def test_a_module_imports_only_what_stands_above_it(name):
-    above = ORDER[: ORDER.index(name)]
-    assert imported((PACKAGE / f"{name}.py").read_text(encoding="utf-8")) <= set(above)
+    above = {name, *ORDER[: ORDER.index(name)]}
+    for file in files(name):
+        assert imported(file.read_text(encoding="utf-8")) <= above, file
 
 
 @pytest.mark.parametrize("name", ORDER)
 def test_every_module_has_its_tests(name):
-    assert (Path(__file__).parent / f"test_{name}.py").exists()
+    tests = Path(__file__).parent
+    for file in files(name):
+        beside = tests / name / f"test_{file.stem}.py", tests / f"test_{name}.py"
+        assert file.stem == "__init__" or any(p.exists() for p in beside), file
+
+
+def test_evaluation_is_the_best_tested_folder():
+    source, tests = (
+        sum(len(p.read_text(encoding="utf-8").splitlines()) for p in folder.glob("*.py"))
+        for folder in (PACKAGE / "evaluation", Path(__file__).parent / "evaluation")
+    )
+    assert tests >= source
 
 
 def test_the_import_is_silent_and_light():

@@ -1,0 +1,1004 @@
+"""Reports: measurements, checks and curves to one page that shows first what there is to doubt."""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+import math
+import os
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from advssl.evaluation.diagnostics import Check
+from advssl.evaluation.records import Interval, Measurement, worst_case
+from advssl.types import Images
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+VERSION = 1
+
+_Z95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
+_PROTOCOLS = {
+    "slf": "standard linear finetuning",
+    "alf": "adversarial linear finetuning",
+    "aff": "adversarial full finetuning",
+}
+_COLUMNS_OF_STRIP = 8
+_MOST_VALUES = 12  # of a list, printed in a table's cell
+
+# Okabe and Ito's colours, told apart with any colour vision; the markers say the same in grey.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_INK, _BAD, _RULE = "#1c2127", "#b42318", "#c9ced6"
+_ON_THE_PAGE = {_INK: "currentColor", _BAD: "var(--bad)", _RULE: "var(--rule)"}
+
+
+@dataclass(frozen=True, eq=False)
+class Strip:
+    """A few images before and after an attack.
+
+    Attributes:
+        clean: (N, C, H, W) in [0, 1].
+        adversarial: likewise.
+        labels: N names of classes.
+        predicted_clean: likewise, what the classifier says of the clean images.
+        predicted: likewise, of the adversarial images.
+        radius: of the attack, in pixels of [0, 1].
+    """
+
+    clean: Images
+    adversarial: Images
+    labels: tuple[str, ...]
+    predicted_clean: tuple[str, ...]
+    predicted: tuple[str, ...]
+    radius: float
+
+    def __post_init__(self) -> None:
+        shapes = tuple(self.clean.shape), tuple(self.adversarial.shape)
+        if len(shapes[0]) != 4 or shapes[0] != shapes[1] or not shapes[0][0]:
+            raise ValueError(
+                "a strip needs clean and adversarial images of one shape (N, C, H, W), "
+                f"got {shapes[0]} and {shapes[1]}"
+            )
+        names = len(self.labels), len(self.predicted_clean), len(self.predicted)
+        if names != (shapes[0][0],) * 3:
+            raise ValueError(
+                f"{shapes[0][0]} images need as many labels, predicted_clean and predicted, "
+                f"got {names[0]}, {names[1]} and {names[2]}"
+            )
+
+
+@dataclass(frozen=True)
+class Section:
+    """One protocol's classifier (and one BatchNorm branch of it): what was measured and checked.
+
+    Attributes:
+        protocol: for instance "slf".
+        branch: which BatchNorm statistics were used, if there are several.
+        measurements: the first is the clean accuracy, the others are attacks.
+        checks: the reasons to doubt, with their verdicts.
+        by_radius: (radius in pixels of [0, 1], accuracy) pairs.
+        by_steps: (steps, accuracy) pairs.
+        strip: images to look at; it is drawn, but not kept in the record.
+    """
+
+    protocol: str
+    branch: str | None
+    measurements: tuple[Measurement, ...]
+    checks: tuple[Check, ...] = ()
+    by_radius: tuple[tuple[float, float], ...] = ()
+    by_steps: tuple[tuple[int, float], ...] = ()
+    strip: Strip | None = None
+
+    def __post_init__(self) -> None:
+        if not self.measurements:
+            raise ValueError(
+                f"section {self.label!r} has no measurements; the first must be clean accuracy"
+            )
+
+    @property
+    def label(self) -> str:
+        """The protocol, and the branch if there is one."""
+        return self.protocol if self.branch is None else f"{self.protocol} / {self.branch}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that one evaluation found.
+
+    Attributes:
+        title: of the page.
+        model: plain values by name: backbone, checkpoint, format, ...
+        data: plain values by name: name, sizes, fingerprint, ...; with "classes" (their number or
+            their names), the chance level is drawn.
+        command: that makes this report again.
+        sections: one per protocol and branch.
+        seconds: that it took; None if it was interrupted and resumed.
+    """
+
+    title: str
+    model: Mapping[str, Any]
+    data: Mapping[str, Any]
+    command: str
+    sections: tuple[Section, ...]
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.sections:
+            raise ValueError("a report needs at least one section; evaluate at least one protocol")
+        labels = [section.label for section in self.sections]
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"sections must differ in protocol or branch, got {labels}")
+        for name in ("model", "data"):
+            object.__setattr__(self, name, _plain(getattr(self, name), name))
+
+
+def write(report: Report, folder: str | os.PathLike[str]) -> dict[str, Path]:
+    """Write ``record.json``, ``report.md`` and ``report.html``, each whole or not at all.
+
+    The record is written first: it is there even if the figures cannot be drawn.
+
+    Args:
+        report: what to write.
+        folder: where to; it is made if it is not there.
+
+    Returns:
+        The three paths under "record", "markdown" and "html".
+    """
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    writers: tuple[tuple[str, str, Callable[[Report], str]], ...] = (
+        ("record", "record.json", _record),
+        ("markdown", "report.md", _markdown),
+        ("html", "report.html", _page),
+    )
+    paths = {}
+    for kind, name, text_of in writers:
+        paths[kind] = place / name
+        _replace(paths[kind], text_of(report))
+    return paths
+
+
+def read(path: str | os.PathLike[str]) -> Report:
+    """The report of a ``record.json``, equal to the one written but for the strips' pixels.
+
+    Raises:
+        ValueError: if the file is damaged, is no record, or comes from another version.
+    """
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        version = document["version"]
+        report = _report_from(document) if version == VERSION else None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged or no record of an evaluation ({type(error).__name__}: {error}); "
+            "move it away and run the evaluation's command again"
+        ) from error
+    if report is None:
+        raise ValueError(
+            f"{path} is a record of version {version!r}, this advssl reads version {VERSION}; "
+            "read it with the advssl that wrote it, or run the evaluation's command again"
+        )
+    return report
+
+
+def figures(report: Report) -> dict[str, Figure]:
+    """The figures of the page by name, to be saved apart; those without data are left out.
+
+    "accuracy-against-radius", "accuracy-against-steps", "clean-against-robust" (of two sections or
+    more) and "strip" (of the first section that has one).
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    with _look():
+        radii = {s.label: s.by_radius for s in report.sections if s.by_radius}
+        steps = {s.label: s.by_steps for s in report.sections if s.by_steps}
+        strip = next((s.strip for s in report.sections if s.strip is not None), None)
+        drawn = {
+            "accuracy-against-radius": _radius_figure(report, radii) if radii else None,
+            "accuracy-against-steps": _steps_figure(report, steps) if steps else None,
+            "clean-against-robust": _scatter_figure(report),
+            "strip": _strip_figure(strip) if strip is not None else None,
+        }
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def wilson(correct: int, n: int) -> Interval:
+    """The 95 % confidence interval of a share of ``correct`` among ``n`` independent examples.
+
+    Unlike the normal approximation it stays in [0, 1] and has a width at 0 % and at 100 %.
+
+    Reference: Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953
+    """
+    if not 0 <= correct <= n or n < 1:
+        raise ValueError(f"correct must be in 0..n and n at least 1, got {correct} of {n}")
+    share, z2 = correct / n, _Z95**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    # Exact at the ends, where rounding would leave 1e-17 or 0.999...
+    return (0.0 if correct == 0 else centre - half, 1.0 if correct == n else centre + half)
+
+
+# The record
+
+
+def _record(report: Report) -> str:
+    document = {
+        "version": VERSION,
+        "title": report.title,
+        "model": report.model,
+        "data": report.data,
+        "command": report.command,
+        "seconds": report.seconds,
+        "sections": [_section_to(s) for s in report.sections],
+    }
+    # Sorted, so that equal reports give equal bytes whatever order their mappings were filled in.
+    plain = _plain(document, "record")
+    return json.dumps(plain, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _section_to(section: Section) -> dict[str, Any]:
+    checks = [
+        {"name": c.name, "verdict": c.verdict, "evidence": c.evidence, "numbers": c.numbers}
+        for c in section.checks
+    ]
+    return {
+        "protocol": section.protocol,
+        "branch": section.branch,
+        "measurements": [json.loads(m.to_json()) for m in section.measurements],
+        "checks": checks,
+        "by_radius": section.by_radius,
+        "by_steps": section.by_steps,
+    }
+
+
+def _report_from(document: Mapping[str, Any]) -> Report:
+    return Report(
+        title=_expect(str, document, "title"),
+        model=_expect(dict, document, "model"),
+        data=_expect(dict, document, "data"),
+        command=_expect(str, document, "command"),
+        sections=tuple(map(_section_from, _expect(list, document, "sections"))),
+        seconds=_expect((int, float, type(None)), document, "seconds"),
+    )
+
+
+def _section_from(document: Mapping[str, Any]) -> Section:
+    return Section(
+        protocol=_expect(str, document, "protocol"),
+        branch=_expect((str, type(None)), document, "branch"),
+        measurements=tuple(
+            Measurement.from_json(json.dumps(m)) for m in _expect(list, document, "measurements")
+        ),
+        checks=tuple(Check(**c) for c in _expect(list, document, "checks")),
+        by_radius=tuple((r, a) for r, a in _expect(list, document, "by_radius")),
+        by_steps=tuple((k, a) for k, a in _expect(list, document, "by_steps")),
+    )
+
+
+def _expect(kind: Any, document: Mapping[str, Any], key: str) -> Any:
+    if not isinstance(document[key], kind):
+        raise TypeError(f"{key} is a {type(document[key]).__name__}")
+    return document[key]
+
+
+def _plain(value: Any, where: str) -> Any:
+    """``value`` in JSON's own types, so that it is the same after a round trip."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no NaN; a loss may be one, and is no reason to lose a report
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: _plain(inner, f"{where}[{key!r}]") for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner, f"{where}[{i}]") for i, inner in enumerate(value)]
+    raise ValueError(
+        f"{where} must be plain JSON (string keys, numbers, text), got {type(value).__name__} "
+        f"{str(value)[:60]}; pass .item() of a tensor and str() of other objects"
+    )
+
+
+def _replace(path: Path, text: str) -> None:
+    # Beside its target, since os.replace is atomic within one file system only.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# What page and markdown both say
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Of the headline table: a section's measurements by column."""
+
+    section: Section
+    cells: dict[str, Measurement]  # those that were not measured are missing
+
+    @property
+    def n(self) -> int:
+        return self.section.measurements[0].n
+
+
+_CLEAN, _WORST = "clean", "worst case"
+
+
+def _rows(report: Report) -> list[_Row]:
+    return [_Row(section, _by_column(section)) for section in report.sections]
+
+
+def _by_column(section: Section) -> dict[str, Measurement]:
+    """A name that comes again is told apart by its seed, then by its number."""
+    cells = {_CLEAN: section.measurements[0]}
+    for m in section.measurements[1:]:
+        names = [m.name, f"{m.name}, seed {m.seed}"]
+        names += [f"{names[1]} ({i})" for i in range(2, 2 + len(cells))]
+        cells[next(name for name in names if name not in cells)] = m
+    attacks = [m for m in section.measurements[1:] if _paired(m, section.measurements[0])]
+    worst = cells.pop(_WORST, None) or (worst_case(attacks, _WORST) if attacks else None)
+    return cells if worst is None else {**cells, _WORST: worst}
+
+
+def _paired(a: Measurement, b: Measurement) -> bool:
+    """Whether the flags are of the same images and encoder. A subset's are not."""
+    return (a.dataset, a.n, a.seed) == (b.dataset, b.n, b.seed)
+
+
+def _columns(rows: Sequence[_Row]) -> list[str]:
+    """Clean first, worst case last, attacks between them as they first appear."""
+    names = dict.fromkeys(name for row in rows for name in row.cells)
+    ends = [name for name in (_WORST,) if name in names]
+    return [*(name for name in names if name not in ends), *ends]
+
+
+def _notes(rows: Sequence[_Row]) -> list[str]:
+    notes = [
+        "Share of test images classified right, with its 95 % Wilson interval, which covers the "
+        "choice of images and not that of the seed."
+    ]
+    if any(_WORST in row.cells for row in rows):
+        worst = f"{_WORST.capitalize()}: images that stay right under every one of the attacks"
+        apart = {
+            name: None
+            for row in rows
+            for name, m in row.cells.items()
+            if not _paired(m, row.section.measurements[0])
+        }
+        other = f"; {', '.join(apart)}: on other images, not in it" if apart else ""
+        notes.append(f"{worst}{other}.")
+    return notes
+
+
+def _summary(report: Report) -> str:
+    """What was evaluated, in one line."""
+    known = [report.model[key] for key in ("backbone", "checkpoint") if report.model.get(key)]
+    model = ", ".join(map(_text, known or report.model.values()))
+    data = f"on {_text(report.data['name'])}" if report.data.get("name") else ""
+    sizes = sorted({s.measurements[0].n for s in report.sections})
+    images = f"{' or '.join(map(str, sizes))} test image{'' if sizes == [1] else 's'}"
+    measured = sum(len(s.measurements) for s in report.sections)
+    parts = (
+        " ".join(filter(None, (model, data))),
+        images,
+        f"{measured} measurement{'' if measured == 1 else 's'}",
+        "" if report.seconds is None else _duration(report.seconds),
+    )
+    return " · ".join(filter(None, parts))
+
+
+def _checks(report: Report) -> list[tuple[Section, Check]]:
+    return [(s, c) for s in report.sections for c in s.checks]
+
+
+def _failed(report: Report) -> list[tuple[Section, Check]]:
+    return [(s, c) for s, c in _checks(report) if c.verdict == "fail"]
+
+
+def _verdict(report: Report) -> tuple[str, str]:
+    """Fail, pass or not run, for all checks together, and the sentence that says so."""
+    count = Counter(c.verdict for _, c in _checks(report))
+    total = sum(count.values())
+    skipped = f"; {count['not run']} not run" if count["not run"] else ""
+    if not total:
+        return "not run", "No checks were run: nothing here speaks for these numbers."
+    if count["fail"]:
+        plural = "check" if total == 1 else "checks"
+        return "fail", f"{count['fail']} of {total} {plural} failed{skipped}."
+    if not count["pass"]:
+        return "not run", f"None of {total} checks was run: nothing here speaks for these numbers."
+    plural = "check" if count["pass"] == 1 else "checks"
+    return "pass", f"No reason to doubt found in {count['pass']} {plural}{skipped}."
+
+
+def _facts(report: Report) -> list[tuple[str, str]]:
+    """All that is needed to run it again, by name."""
+    measurements = [m for s in report.sections for m in s.measurements]
+    facts = [("command", report.command)]
+    facts += [(f"model: {key}", _text(value)) for key, value in report.model.items()]
+    facts += [(f"data: {key}", _text(value)) for key, value in report.data.items()]
+    facts += [("images, fingerprint", v) for v in _distinct(m.dataset for m in measurements)]
+    facts += [("commit", v) for v in _distinct(m.commit or "unknown" for m in measurements)]
+    machine = dict.fromkeys(key for m in measurements for key in m.machine)
+    for key in machine:
+        values = _distinct(_text(m.machine[key]) for m in measurements if key in m.machine)
+        facts += [(f"machine: {key}", " or ".join(values))]
+    took = [] if report.seconds is None else [("duration", _duration(report.seconds))]
+    return facts + took
+
+
+def _distinct(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _interval(measurement: Measurement) -> str:
+    low, high = wilson(sum(measurement.correct), measurement.n)
+    return f"[{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _pixels(radius: float) -> str:
+    """A radius as people write it: 8/255 if it is such a fraction and no short decimal."""
+    levels = radius * 255
+    if radius > 1 or abs(radius - round(radius, 3)) < 1e-9 or abs(levels - round(levels, 1)) > 1e-6:
+        return f"{radius:.4g}"
+    return f"{round(levels, 1):g}/255"
+
+
+def _text(value: Any, key: str = "") -> str:
+    """A value of a mapping, for people."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    if isinstance(value, float):
+        lengths = ("eps", "epsilon", "radius", "step_size")
+        return _pixels(value) if key in lengths else f"{value:.6g}"
+    if isinstance(value, Mapping):
+        inner = ", ".join(f"{k.replace('_', ' ')} {_text(v, k)}" for k, v in value.items())
+        return f"({inner})" if key else inner
+    if isinstance(value, list | tuple):
+        if key == "worst_case_of":
+            return "; ".join(m["name"] for m in value)
+        shown = ", ".join(_text(v, key) for v in value[:_MOST_VALUES])
+        more = f", … ({len(value)} in all)" if len(value) > _MOST_VALUES else ""
+        return f"{shown}{more}" or "none"
+    return str(value)
+
+
+# Markdown
+
+
+def _markdown(report: Report) -> str:
+    rows = _rows(report)
+    failed = [
+        f"> **✗ {_md(c.name)}** ({_md(s.label)}): {_md(c.evidence)}" for s, c in _failed(report)
+    ]
+    state, sentence = _verdict(report)
+    parts = [
+        f"# {_md(report.title)}",
+        _md(_summary(report)),
+        _md_headline(rows),
+        "\n\n".join(failed) if state == "fail" else "",
+        f"**{_md(sentence)}**" if state != "pass" else _md(sentence),
+        "\n\n".join(_md(note) for note in _notes(rows)),
+        _md_section("Checks", ("verdict", "check", "protocol", "evidence"), _check_rows(report)),
+        _md_section("Settings", _SETTINGS, _setting_rows(report)),
+        _md_section("To run it again", ("what", "value"), _facts(report)),
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _md_headline(rows: Sequence[_Row]) -> str:
+    columns = _columns(rows)
+    cells = []
+    for row in rows:
+        found = [row.cells.get(column) for column in columns]
+        cells.append((row.section.label, *(_md_share(m, row.n) for m in found), str(row.n)))
+    return _md_table(("protocol", *columns, "n"), cells, numbers=True)
+
+
+def _md_share(measurement: Measurement | None, n: int) -> str:
+    if measurement is None:
+        return "–"
+    other = f", n = {measurement.n}" if measurement.n != n else ""
+    return f"{_percent(measurement.value)} {_interval(measurement)}{other}"
+
+
+def _md_section(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return f"## {title}\n\n{_md_table(header, rows)}" if rows else ""
+
+
+def _md_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False
+) -> str:
+    rule = ["---", *["---:" if numbers else "---"] * (len(header) - 1)]
+    lines = [[_md(cell) for cell in header], rule, *([_md(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _md(text: str) -> str:
+    """Text that markdown shows as it is, in one line."""
+    # Brackets of the intervals stay: without a parenthesis after them they are no link.
+    marked = re.sub(r"([\\`*_|#])|(\](?=[(:\[]))", r"\\\1\2", " ".join(text.split()))
+    return marked.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+_SETTINGS = ("protocol", "measurement", "accuracy", "n", "seed", "settings")
+_NUMBERS = ("accuracy", "n", "seed")
+
+
+def _check_rows(report: Report) -> list[tuple[str, ...]]:
+    return [
+        (f"{_MARKS[c.verdict]} {c.verdict}", c.name, s.label, _md_evidence(c))
+        for s, c in _checks(report)
+    ]
+
+
+def _evidence(check: Check) -> list[str]:
+    return [check.evidence, *filter(None, (_text(check.numbers),))]
+
+
+def _md_evidence(check: Check) -> str:
+    first, *numbers = _evidence(check)
+    return f"{first} ({numbers[0]})" if numbers else first
+
+
+def _setting_rows(report: Report) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for section in report.sections:
+        for m in section.measurements:
+            share = f"{_percent(m.value)} {_interval(m)}"
+            numbers = (share, str(m.n), str(m.seed))
+            rows.append((section.label, m.name, *numbers, _text(m.settings)))
+    return rows
+
+
+_MARKS = {"pass": "✓", "fail": "✗", "not run": "–"}
+
+
+# The page
+
+
+_CAPTIONS = {
+    "accuracy-against-radius": "Accuracy against the radius of the attack. It must reach zero: "
+    "an attack that may change everything and still fails is not working.",
+    "accuracy-against-steps": "Accuracy against the attack's steps. It should have levelled off "
+    "where the headline's attack stops.",
+    "clean-against-robust": "Standard against robust accuracy (worst case), with 95 % intervals.",
+    "strip": "Images before and after the attack; above each, what the classifier says, in red "
+    "where it is wrong.",
+}
+
+
+def _page(report: Report) -> str:
+    drawn = figures(report)
+    rows = _rows(report)
+    body = [
+        f"<header><h1>{_e(report.title)}</h1><p>{_e(_summary(report))}</p></header>",
+        _headline(rows),
+        _doubts(report),
+        "".join(f'<p class="note">{_e(note)}</p>' for note in _notes(rows)),
+        _figures(drawn),
+        _table("Checks", ("verdict", "check", "protocol", "evidence"), _check_cells(report)),
+        _table("Settings", _SETTINGS, _setting_cells(report)),
+        _table("To run it again", (), _fact_cells(report)),
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{_e(report.title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(filter(None, body))
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _headline(rows: Sequence[_Row]) -> str:
+    columns = _columns(rows)
+    heads = "".join(f'<th scope="col"{_emphasis(c)}>{_e(c)}</th>' for c in columns)
+    lines = []
+    for row in rows:
+        cells = "".join(_share_cell(row.cells.get(c), row.n, _emphasis(c)) for c in columns)
+        lines.append(f'<tr>{_row_head(row.section)}{cells}<td class="n">{row.n}</td></tr>')
+    return (
+        '<div class="wide"><table class="headline"><thead><tr><th scope="col">protocol</th>'
+        f'{heads}<th scope="col" class="n">n</th></tr></thead>\n'
+        f"<tbody>\n{chr(10).join(lines)}\n</tbody></table></div>"
+    )
+
+
+def _row_head(section: Section) -> str:
+    words = [_PROTOCOLS.get(section.protocol)]
+    words += [f"{section.branch} branch" if section.branch is not None else None]
+    below = "".join(f"<small>{_e(w)}</small>" for w in words if w)
+    failed = any(c.verdict == "fail" for c in section.checks)
+    doubted = '<small class="bad">✗ doubtful, see below</small>' if failed else ""
+    return f'<th scope="row">{_e(section.protocol)}{below}{doubted}</th>'
+
+
+def _share_cell(measurement: Measurement | None, n: int, emphasis: str) -> str:
+    if measurement is None:
+        return f"<td{emphasis}>–</td>"
+    below = f"<small>{_interval(measurement)}</small>"
+    below += f"<small>n = {measurement.n}</small>" if measurement.n != n else ""
+    return f"<td{emphasis}>{_percent(measurement.value)}{below}</td>"
+
+
+def _emphasis(column: str) -> str:
+    return ' class="worst"' if column == _WORST else ""
+
+
+def _doubts(report: Report) -> str:
+    state, sentence = _verdict(report)
+    boxes = [
+        f'<section class="doubt"><h2>✗ {_e(c.name)} <span>{_e(s.label)}</span></h2>'
+        f"<p>{_e(c.evidence)}</p></section>"
+        for s, c in _failed(report)
+    ]
+    kind = state.replace(" ", "-")
+    return "\n".join([*boxes, f'<p class="verdict {kind}">{_MARKS[state]} {_e(sentence)}</p>'])
+
+
+def _figures(drawn: Mapping[str, Figure]) -> str:
+    blocks = {
+        name: f'<figure id="{name}">{_svg(figure, name)}'
+        f"<figcaption>{_e(_CAPTIONS[name])}</figcaption></figure>"
+        for name, figure in drawn.items()
+    }
+    strip = blocks.pop("strip", "")
+    return (f'<div class="figures">{"".join(blocks.values())}</div>' if blocks else "") + strip
+
+
+def _table(title: str, header: Sequence[str], rows: Sequence[str]) -> str:
+    if not rows:
+        return ""
+    mark = {h: ' class="number"' for h in _NUMBERS}
+    heads = "".join(f'<th scope="col"{mark.get(h, "")}>{_e(h)}</th>' for h in header)
+    head = f"<thead><tr>{heads}</tr></thead>" if header else ""
+    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
+    return (
+        f'<section><h2>{_e(title)}</h2><div class="wide"><table>{head}\n'
+        f"<tbody>\n{body}\n</tbody></table></div></section>"
+    )
+
+
+def _setting_cells(report: Report) -> list[str]:
+    mark = {i: ' class="number"' for i, h in enumerate(_SETTINGS) if h in _NUMBERS}
+    return [
+        "".join(f"<td{mark.get(i, '')}>{_e(cell)}</td>" for i, cell in enumerate(row))
+        for row in _setting_rows(report)
+    ]
+
+
+def _check_cells(report: Report) -> list[str]:
+    cells = []
+    for section, check in _checks(report):
+        kind = check.verdict.replace(" ", "-")
+        evidence = "".join(f"<small>{_e(part)}</small>" for part in _evidence(check)[1:])
+        cells.append(
+            f'<td class="verdict {kind}">{_MARKS[check.verdict]} {_e(check.verdict)}</td>'
+            f"<td>{_e(check.name)}</td><td>{_e(section.label)}</td>"
+            f"<td>{_e(check.evidence)}{evidence}</td>"
+        )
+    return cells
+
+
+def _fact_cells(report: Report) -> list[str]:
+    return [
+        f'<th scope="row">{_e(name)}</th><td><code>{_e(value)}</code></td>'
+        for name, value in _facts(report)
+    ]
+
+
+def _e(text: str) -> str:
+    return html.escape(text)
+
+
+_STYLE = """
+:root { color-scheme: light dark; --paper: #fff; --ink: #1c2127; --quiet: #5c6570;
+  --rule: #c9ced6; --faint: #f4f5f7; --bad: #b42318; --bad-paper: #fdf1ef; --good: #1a6b3c; }
+@media (prefers-color-scheme: dark) { :root { --paper: #15181c; --ink: #e4e7eb; --quiet: #9aa4b0;
+  --rule: #3a424c; --faint: #1d2126; --bad: #ff8a7a; --bad-paper: #33191a; --good: #6fcf97; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
+  font-variant-numeric: tabular-nums; }
+main { max-width: 1120px; margin: 0 auto; padding: 48px 32px 96px; }
+h1 { font-size: 30px; line-height: 1.2; margin: 0 0 8px; letter-spacing: -.01em; }
+header p { color: var(--quiet); margin: 0 0 32px; }
+h2 { font-size: 19px; margin: 56px 0 12px; }
+small { display: block; font-size: 13px; line-height: 1.4; font-weight: 400; color: var(--quiet); }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: 14px; }
+th, td { text-align: left; vertical-align: top; padding: 8px 24px 8px 0;
+  overflow-wrap: break-word; border-bottom: 1px solid var(--rule); }
+th:last-child, td:last-child { padding-right: 0; }
+thead th { color: var(--quiet); font-weight: 500; font-size: 13px; vertical-align: bottom; }
+tbody th { font-weight: 500; white-space: nowrap; }
+.number { text-align: right; white-space: nowrap; }
+.headline { font-size: 18px; }
+.headline th, .headline td { padding: 14px 0 14px 24px; text-align: right; }
+.headline td { white-space: nowrap; vertical-align: baseline; }
+.headline tbody th { vertical-align: baseline; }
+.headline thead th { padding-bottom: 8px; max-width: 150px; }
+.headline th:first-child { text-align: left; padding-left: 0; }
+.headline tbody th { font-weight: 600; }
+.headline .worst { font-weight: 700; color: var(--ink); }
+.headline .n { color: var(--quiet); font-size: 14px; }
+.bad, small.bad { color: var(--bad); }
+.doubt { margin: 20px 0 0; padding: 14px 20px 16px; background: var(--bad-paper);
+  border: 1px solid var(--bad); border-left-width: 6px; border-radius: 4px; }
+.doubt h2 { margin: 0 0 2px; font-size: 16px; color: var(--bad); }
+.doubt h2 span { font-weight: 400; padding-left: 8px; }
+.doubt p { margin: 0; }
+p.verdict { margin: 20px 0 0; font-weight: 500; }
+td.verdict { white-space: nowrap; font-weight: 600; }
+.pass { color: var(--good); } .fail { color: var(--bad); } .not-run { color: var(--quiet); }
+.note { margin: 8px 0 0; font-size: 13px; color: var(--quiet); }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 40px;
+  margin-top: 48px; }
+figure { margin: 0; }
+.figures + figure, .note + figure { margin-top: 48px; }
+.figures figure { max-width: 480px; }
+figure svg { display: block; width: 100%; height: auto; overflow: visible; }
+figcaption { margin-top: 10px; font-size: 13px; color: var(--quiet); }
+code { font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
+  white-space: pre-wrap; overflow-wrap: anywhere; }
+@media print { :root { --paper: #fff; --ink: #000; --quiet: #444; --rule: #bbb; --bad: #a01408;
+  --bad-paper: #fdf1ef; --good: #145a32; } main { max-width: none; padding: 0; }
+  body { font-size: 13px; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  .headline { font-size: 13px; } thead th, .headline .n { font-size: 10px; }
+  .headline th, .headline td { padding-left: 10px; }
+  table { font-size: 11px; } .wide { overflow: visible; } small, figcaption { font-size: 10px; }
+  .figures { grid-template-columns: repeat(3, 1fr); gap: 16px; }
+  figure, .doubt, tr { break-inside: avoid; } h2 { break-after: avoid; } }
+"""
+
+
+# Figures
+
+
+@contextmanager
+def _look() -> Iterator[None]:
+    """The look of all figures, whatever the user's own matplotlib settings are."""
+    try:
+        import matplotlib
+        import matplotlib.style
+    except ImportError as error:
+        raise ImportError("a report's figures need matplotlib: pip install advssl[eval]") from error
+    look: dict[str, Any] = {
+        "svg.fonttype": "none",  # text stays text: any script is shown in the reader's fonts
+        "svg.hashsalt": "advssl",  # the same figure gives the same bytes
+        "font.size": 9.5,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": _RULE,
+        "grid.linewidth": 0.5,
+        "lines.linewidth": 1.8,
+        "lines.markersize": 5,
+        "legend.frameon": False,
+        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
+        "axes.edgecolor": _INK,
+    }
+    with matplotlib.style.context(["default", look]), warnings.catch_warnings():
+        # A class in another script: the browser has the glyphs that matplotlib's font lacks.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
+def _svg(figure: Figure, name: str) -> str:
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with _look():
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    # Several figures share one page, and so one space of ids.
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    text = re.sub(r"'DejaVu Sans',[^;]*?sans-serif", "system-ui, sans-serif", text)
+    for colour, variable in _ON_THE_PAGE.items():
+        text = text.replace(colour, variable)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{name.replace("-", " ")}" ', 1)
+
+
+def _new_figure() -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.0, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_ylim(-3, 103)
+    axes.set_yticks(range(0, 101, 20))
+    return figure, axes
+
+
+def _radius_figure(report: Report, curves: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
+    radii = [r for curve in curves.values() for r, _ in curve]
+    # Grey levels if that is how the radii were chosen, as with ℓ∞ and not with ℓ2.
+    in_levels = max(radii) <= 1 and any("/" in _pixels(r) for r in radii)
+    scale, unit = (255, "in 1/255") if in_levels else (1, "in pixels of [0, 1]")
+    scaled = {name: [(scale * r, a) for r, a in curve] for name, curve in curves.items()}
+    return _curve_figure(report, scaled, f"radius ε, {unit}")
+
+
+def _steps_figure(report: Report, curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
+    return _curve_figure(report, curves, "steps of the attack")
+
+
+def _curve_figure(
+    report: Report, curves: Mapping[str, Sequence[tuple[float, float]]], label: str
+) -> Figure:
+    figure, axes = _new_figure()
+    styles = _styles(report)
+    lines = []
+    for name, curve in curves.items():
+        xs, shares = zip(*sorted(curve), strict=True)
+        lines += axes.plot(xs, [100 * a for a in shares], clip_on=False, **styles[name])
+    _spread(axes, sorted({float(x) for curve in curves.values() for x, _ in curve}))
+    axes.set_xlabel(label)
+    axes.set_ylabel("accuracy (%)")
+    chance = _chance(report)
+    if chance is not None:
+        lines += [axes.axhline(100 * chance, color=_INK, linestyle=":", linewidth=1)]
+    _legend(figure, lines, [*curves, "chance"][: len(lines)])
+    return figure
+
+
+def _spread(axes: Axes, values: Sequence[float]) -> None:
+    """Ticks at the values themselves, on a logarithmic axis if they span more than a decade."""
+    positive = [v for v in values if v > 0]
+    if positive and positive[-1] > 10 * positive[0]:
+        axes.set_xscale("symlog", base=2, linthresh=positive[0])
+    axes.set_xlim(right=values[-1] if len(values) > 1 else None)
+    place = axes.transScale + axes.transLimits
+    kept: list[float] = []
+    for value in values:
+        if not kept or place.transform((value, 0))[0] - place.transform((kept[-1], 0))[0] > 0.075:
+            kept.append(value)
+    axes.set_xticks(kept, [f"{round(v, 6):g}" for v in kept])
+    axes.minorticks_off()
+
+
+def _chance(report: Report) -> float | None:
+    classes = report.data.get("classes")
+    count = classes if isinstance(classes, int) else len(classes or ())
+    return 1 / count if count else None
+
+
+def _scatter_figure(report: Report) -> Figure | None:
+    rows = [row for row in _rows(report) if _WORST in row.cells]
+    if len(rows) < 2:
+        return None
+    figure, axes = _new_figure()
+    styles = _styles(report)
+    points = []
+    for row in rows:
+        clean, worst = row.cells[_CLEAN], row.cells[_WORST]
+        x, y = 100 * clean.value, 100 * worst.value
+        errors = [[[100 * e] for e in _errors(m)] for m in (clean, worst)]
+        style = styles[row.section.label] | {"linestyle": "none"}
+        points.append(axes.errorbar(x, y, xerr=errors[0], yerr=errors[1], elinewidth=1, **style))
+    axes.axline((0, 0), slope=1, color=_INK, linestyle=":", linewidth=1)
+    axes.set_xlim(-3, 103)
+    axes.set_xticks(range(0, 101, 20))
+    axes.set_xlabel("standard accuracy (%)")
+    axes.set_ylabel("robust accuracy (%)")
+    _legend(figure, points, [row.section.label for row in rows])
+    return figure
+
+
+def _errors(measurement: Measurement) -> Interval:
+    low, high = wilson(sum(measurement.correct), measurement.n)
+    return measurement.value - low, high - measurement.value
+
+
+def _styles(report: Report) -> dict[str, dict[str, Any]]:
+    """A section looks the same in every figure."""
+    labels = dict.fromkeys(section.label for section in report.sections)
+    return {
+        label: {
+            "color": _COLOURS[i % len(_COLOURS)],
+            "marker": _MARKERS[i % len(_MARKERS)],
+            "linestyle": ("-", "--", ":")[i // len(_COLOURS) % 3],
+        }
+        for i, label in enumerate(labels)
+    }
+
+
+def _legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    longest = max(map(len, labels))
+    columns = min(len(labels), 4 if longest < 8 else 2 if longest < 22 else 1)
+    # What the legend takes is given to the figure, not taken from the curves.
+    figure.set_figheight(3.1 + 0.19 * math.ceil(len(labels) / columns))
+    legend = figure.legend(
+        handles,
+        [label.lstrip("_") or "-" for label in labels],  # matplotlib hides what begins with "_"
+        loc="outside upper left",
+        ncols=columns,
+        handlelength=1.8,
+        columnspacing=1.4,
+        borderaxespad=0.2,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def _strip_figure(strip: Strip) -> Figure:
+    from matplotlib.figure import Figure
+
+    count = min(len(strip.labels), _COLUMNS_OF_STRIP)
+    clean, adversarial = (
+        x[:count].detach().float().cpu() for x in (strip.clean, strip.adversarial)
+    )
+    height = 0.9 + 2.8 * clean.shape[2] / clean.shape[3]
+    figure = Figure(figsize=(9.6, height), layout="constrained")
+    grid = figure.subplots(3, _COLUMNS_OF_STRIP, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    words = ("clean", f"adversarial\nε = {_pixels(strip.radius)}", "difference,\namplified")
+    for axes, word in zip(grid[:, 0], words, strict=True):
+        axes.text(-0.12, 0.5, word, transform=axes.transAxes, ha="right", va="center")
+    _draw_images(grid[0], clean, strip.predicted_clean, strip.labels)
+    _draw_images(grid[1], adversarial, strip.predicted, strip.labels)
+    _draw_differences(figure, grid, (adversarial - clean).mean(dim=1))
+    return figure
+
+
+def _draw_images(
+    row: Sequence[Axes], images: Images, predicted: Sequence[str], labels: Sequence[str]
+) -> None:
+    for axes, image, name, label in zip(row, images, predicted, labels, strict=False):
+        axes.imshow(_drawable(image).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="none")
+        colour = _INK if name == label else _BAD
+        axes.set_title(_short(name), color=colour, fontsize=8.5, pad=3, parse_math=False)
+
+
+def _draw_differences(figure: Figure, grid: Any, differences: torch.Tensor) -> None:
+    most = float(differences.abs().max()) or 1.0  # two equal images are white, not an error
+    for axes, difference in zip(grid[2], differences, strict=False):
+        shown = axes.imshow(
+            255 * difference.numpy(),
+            cmap="RdBu_r",
+            vmin=-255 * most,
+            vmax=255 * most,
+            interpolation="none",
+        )
+    bar = figure.colorbar(shown, ax=grid, shrink=0.32, anchor=(0.0, 0.0), aspect=12)
+    bar.set_label("brighter by, in 1/255\n(mean over channels)", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+
+
+def _drawable(image: torch.Tensor) -> torch.Tensor:
+    """(C, H, W) to what imshow takes: three channels in colour, any other number as their mean."""
+    image = image.clamp(0, 1)
+    return image.permute(1, 2, 0) if len(image) == 3 else image.mean(dim=0)
+
+
+def _short(name: str, most: int = 13) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"

@@ -1,0 +1,919 @@
+"""Every layout loads to the last bit, or is refused with the reason and the encoder untouched."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import pathlib
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from advssl import branch_batchnorm, keep_branch
+from advssl.evaluation import checkpoints
+from advssl.evaluation.checkpoints import FORMATS, NAMINGS, LoadReport, load_encoder
+
+timm_resnet = pytest.importorskip("timm.models.resnet")
+
+
+def small(block="BasicBlock", seed=0, **options) -> nn.Module:
+    """timm's ResNet, 4 to 8 channels, with a shortcut; every tensor random."""
+    torch.manual_seed(seed)
+    net = timm_resnet.ResNet(
+        getattr(timm_resnet, block),
+        layers=(1, 1, 1, 1),
+        channels=(4, 8, 8, 8),
+        stem_width=4,
+        **{"num_classes": 0, **options},
+    )
+    for value in net.state_dict().values():
+        if value.is_floating_point():
+            value.copy_(torch.rand_like(value) + 0.5)
+        else:
+            value.fill_(7)
+    return net
+
+
+def norms(net: nn.Module) -> set[str]:
+    return {name for name, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)}
+
+
+def prefixed(tensors, prefix):
+    return {prefix + name: value for name, value in tensors.items()}
+
+
+def renamed(tensors, *pairs):
+    """Names with the first of each pair replaced by the second; dots at both ends are kept."""
+    out = {}
+    for name, value in tensors.items():
+        for old, new in pairs:
+            name = f".{name}".replace(f".{old}.", f".{new}.").removeprefix(".")
+        out[name] = value
+    return out
+
+
+def branched(net: nn.Module, tensors, spelled: str, sets: int):
+    """Each BatchNorm as often as there are sets; set i holds the values plus i."""
+    out = {}
+    for name, value in tensors.items():
+        norm, _, tensor = name.rpartition(".")
+        if norm not in norms(net):
+            out[name] = value
+            continue
+        for i in range(sets):
+            out[f"{norm}{spelled.format(i)}.{tensor}"] = value + i
+    return out
+
+
+def of_set(net: nn.Module, i: int):
+    """What the encoder holds once set i of :func:`branched` is loaded."""
+    return {
+        name: value + i if name.rpartition(".")[0] in norms(net) else value
+        for name, value in net.state_dict().items()
+    }
+
+
+def saved(content, path: pathlib.Path) -> pathlib.Path:
+    torch.save(content, path)
+    return path
+
+
+def same(encoder: nn.Module, expected) -> bool:
+    found = encoder.state_dict()
+    return set(found) == set(expected) and all(torch.equal(found[k], expected[k]) for k in found)
+
+
+def refuse(encoder: nn.Module, path, match: str, **options) -> str:
+    """The message of a refusal that left the encoder as it was."""
+    before = copy.deepcopy(encoder.state_dict())
+    versions = [p._version for p in encoder.parameters()]
+    with pytest.raises(ValueError, match=match) as caught:
+        load_encoder(encoder, path, **options)
+    assert same(encoder, before)
+    assert [p._version for p in encoder.parameters()] == versions
+    return str(caught.value)
+
+
+@pytest.fixture
+def path(tmp_path) -> pathlib.Path:
+    return tmp_path / "checkpoint.pt"
+
+
+# --- one synthetic checkpoint per format ----------------------------------------------------------
+
+CONV_SHORTCUT = (("downsample.0", "downsample.conv"), ("downsample.1", "downsample.bn"))
+INPUT = {"normalize.mean": torch.tensor([0.1, 0.2]), "normalize.std": torch.tensor([0.3, 0.4])}
+HEAD = torch.ones(3, 8)
+HEADS = [
+    *("fc", "fc_002", "head", "heads", "linear", "classifier", "online_classifier"),
+    *("projection_head", "projector", "head_proj", "projection_head_momentum", "student_head"),
+    *("momentum_projector", "prediction_head", "predictor", "prototypes", "prototypes0"),
+    *("queue", "queue_ptr", "memory_bank", "discriminator"),
+]
+
+
+def plain(_, own):
+    return own, {}, {"prefix": "", "place": ""}
+
+
+def lightly(_, own):
+    state = {
+        **prefixed(own, "backbone."),
+        **prefixed({k: v + 9 for k, v in own.items()}, "backbone_momentum."),
+        "projection_head.layers.0.weight": HEAD,
+        "criterion.memory_bank.bank": HEAD,
+    }
+    content = {
+        "state_dict": state,
+        "epoch": 3,
+        "pytorch-lightning_version": "2.6.6",
+        "optimizer_states": [{"state": {}, "param_groups": []}],
+        "hyper_parameters": {"lr": 0.1},
+    }
+    return content, {}, {"prefix": "backbone.", "place": "state_dict"}
+
+
+def moco(_, own):
+    state = {
+        **prefixed(own, "module.encoder_q."),
+        **prefixed({k: v + 9 for k, v in own.items()}, "module.encoder_k."),
+        "module.encoder_q.fc.0.weight": HEAD,
+        "module.queue": HEAD,
+        "module.queue_ptr": torch.zeros(1, dtype=torch.long),
+    }
+    return {"state_dict": state, "arch": "resnet50"}, {}, {"prefix": "module.encoder_q."}
+
+
+def moco_v3(_, own):
+    state = {
+        **prefixed(own, "module.base_encoder."),
+        **prefixed({k: v + 9 for k, v in own.items()}, "module.momentum_encoder."),
+        "module.base_encoder.fc.0.weight": HEAD,
+        "module.predictor.0.weight": HEAD,
+    }
+    return {"state_dict": state}, {}, {"prefix": "module.base_encoder."}
+
+
+def dino(_, own):
+    content = {
+        "student": prefixed({k: v + 9 for k, v in own.items()}, "module.backbone."),
+        "teacher": {**prefixed(own, "module.backbone."), "module.head.mlp.0.weight": HEAD},
+        "args": argparse.Namespace(lr=0.1, output=pathlib.Path("/out")),
+        "epoch": 100,
+    }
+    return content, {}, {"prefix": "module.backbone.", "place": "teacher"}
+
+
+def solo(_, own):
+    state = {
+        **prefixed(own, "encoder."),
+        **prefixed({k: v + 9 for k, v in own.items()}, "momentum_encoder."),
+        "projector.0.weight": HEAD,
+        "classifier.weight": HEAD,
+        "queue": HEAD,
+    }
+    return {"state_dict": state}, {}, {"prefix": "encoder."}
+
+
+def acl(net, own):
+    state = renamed(branched(net, own, ".bn_list.{}", 2), *CONV_SHORTCUT)
+    state |= {**INPUT, "fc.fc1.weight": HEAD, "fc.bn1.bn_list.0.weight": HEAD}
+    return {"state_dict": state, "epoch": 1000}, {"bn_branch": "pgd"}, {"bn_branch": "pgd"}
+
+
+def dynacl(net, own):
+    ema = renamed(branched(net, own, ".bn_list.{}", 2), *CONV_SHORTCUT)
+    ema |= {**INPUT, "fc.fc1.weight": HEAD}
+    state = {
+        **prefixed(ema, "encoder_k."),
+        **prefixed({k: v + 9 for k, v in ema.items()}, "encoder_q."),
+    }
+    return {"state_dict": state, "optim": {}}, {"bn_branch": "pgd"}, {"prefix": "encoder_k."}
+
+
+def advcl(net, own):
+    state = renamed(branched(net, own, ".bn_list.{}", 3), *CONV_SHORTCUT)
+    state |= {"fc_002.weight": HEAD, "head_ce.0.weight": HEAD, "head_proj.1.running_mean": HEAD}
+    content = {"model": prefixed(state, "module."), "epoch": 5, "rng_state": torch.get_rng_state()}
+    return content, {"bn_branch": "pgd"}, {"prefix": "module.", "place": "model"}
+
+
+def gsa(net, own):
+    state = branched(net, own, ".{}", 2)
+    pairs = (("downsample.0", "conv3"), ("downsample.1", "bn3"))
+    if any(name.endswith("conv3.weight") for name in own):  # a Bottleneck has a third of its own
+        pairs = (("downsample.0", "conv4"), ("downsample.1", "bn4"))
+    state = {**prefixed(renamed(state, *pairs), "encoder."), **prefixed(INPUT, "encoder.")}
+    state |= {"head.0.weight": HEAD, "fc.weight": HEAD}
+    content = {
+        "args": argparse.Namespace(lr=0.5),
+        "model": state,
+        "discriminator": {"net.0.weight": HEAD},
+        "d_optimizer": None,
+    }
+    return content, {"bn_branch": "adversarial"}, {"bn_branch": "adversarial", "place": "model"}
+
+
+LAYOUTS = (plain, lightly, moco, moco_v3, dino, solo, acl, dynacl, advcl, gsa)
+
+
+def test_every_format_has_a_layout_here():
+    assert {f.name for f in FORMATS} == {make.__name__.removesuffix("_v3") for make in LAYOUTS}
+
+
+@pytest.mark.parametrize("how", ["named", "auto"])
+@pytest.mark.parametrize("block", ["BasicBlock", "Bottleneck"])
+@pytest.mark.parametrize("make", LAYOUTS, ids=lambda f: f.__name__)
+def test_every_layout_loads_to_the_last_bit(make, block, how, path):
+    theirs, encoder = small(block), small(block, seed=1)
+    content, options, told = make(theirs, theirs.state_dict())
+    name = make.__name__.removesuffix("_v3")
+    format = "auto" if how == "auto" else name
+    report = load_encoder(encoder, saved(content, path), format=format, **options)
+    # The last of two sets is loaded with the options above, the middle one of three.
+    assert same(encoder, of_set(theirs, 1) if options else theirs.state_dict())
+    assert report.format == name
+    assert report.loaded == len(theirs.state_dict())
+    assert report.missing == ()
+    for field, value in told.items():
+        assert getattr(report, field) == value, field
+
+
+@pytest.mark.parametrize("make", LAYOUTS, ids=lambda f: f.__name__)
+def test_what_stays_in_the_file_is_listed(make, path):
+    theirs = small()
+    content, options, _ = make(theirs, theirs.state_dict())
+    report = load_encoder(small(seed=1), saved(content, path), **options)
+    held = content[report.place] if report.place else content
+    others = {key for key in content if report.place and key != report.place}
+    taken = len(theirs.state_dict())
+    assert len(set(report.ignored)) == len(report.ignored) == len(held) - taken + len(others)
+    assert set(report.ignored) <= set(held) | others
+
+
+def test_a_loaded_encoder_computes_what_theirs_did(path, images):
+    theirs, encoder = small().eval(), small(seed=1).eval()
+    load_encoder(encoder, saved({"model": theirs.state_dict()}, path))
+    assert torch.equal(encoder(images), theirs(images))
+
+
+def test_the_ema_encoder_alone_is_dynacls_other_file(path):
+    """model_encoder_k.pt is laid out as ACL's: the same tensors, whatever the format is called."""
+    theirs = small()
+    content, options, _ = acl(theirs, theirs.state_dict())
+    for format in ("auto", "acl", "dynacl"):
+        encoder = small(seed=1)
+        report = load_encoder(encoder, saved(content, path), format=format, **options)
+        assert same(encoder, of_set(theirs, 1))
+        assert report.format == ("acl" if format == "auto" else format)
+
+
+def test_dynacls_query_encoder_by_prefix(path):
+    theirs = small()
+    content, options, _ = dynacl(theirs, theirs.state_dict())
+    encoder = small(seed=1)
+    load_encoder(encoder, saved(content, path), prefix="encoder_q.", **options)
+    assert torch.equal(encoder.conv1.weight, theirs.conv1.weight + 9)
+
+
+def test_dinos_student_by_its_lack_of_a_teacher(path):
+    theirs = small()
+    content, _, _ = dino(theirs, theirs.state_dict())
+    del content["teacher"]
+    encoder = small(seed=1)
+    report = load_encoder(encoder, saved(content, path))
+    assert report.place == "student"
+    assert torch.equal(encoder.conv1.weight, theirs.conv1.weight + 9)
+
+
+@pytest.mark.parametrize("place", ["", "state_dict", "model", "encoder", "model_state_dict"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_a_state_dict_may_lie_anywhere_and_be_wrapped(place, prefix, path):
+    theirs, encoder = small(), small(seed=1)
+    own = prefixed(theirs.state_dict(), prefix)
+    report = load_encoder(encoder, saved({place: own} if place else own, path))
+    assert same(encoder, theirs.state_dict())
+    assert (report.format, report.place, report.prefix) == ("plain", place, prefix)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_the_encoder_may_be_wrapped(wrap, path):
+    theirs, encoder = small(), small(seed=1)
+    load_encoder(wrap(encoder), saved(theirs.state_dict(), path))
+    assert same(encoder, theirs.state_dict())
+
+
+def test_safetensors(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    theirs, encoder = small(), small(seed=1)
+    path = tmp_path / "model.safetensors"
+    safetensors.save_file(theirs.state_dict(), path)
+    assert load_encoder(encoder, path).format == "plain"
+    assert same(encoder, theirs.state_dict())
+
+
+def test_safetensors_that_is_not_installed(path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    path = path.with_suffix(".safetensors")
+    path.write_bytes(b"12345678")
+    with pytest.raises(ImportError, match="pip install safetensors"):
+        load_encoder(small(), path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floating_types_are_converted(dtype, path):
+    theirs, encoder = small(), small(seed=1)
+    own = {k: v.to(dtype) if v.is_floating_point() else v for k, v in theirs.state_dict().items()}
+    load_encoder(encoder, saved(own, path))
+    assert same(encoder, {k: v.to(theirs.state_dict()[k].dtype) for k, v in own.items()})
+
+
+def test_device_memory_format_and_gradients_are_the_encoders(path, device):
+    theirs, encoder = small(), small(seed=1).to(device, memory_format=torch.channels_last)
+    encoder.conv1.weight.requires_grad_(False)
+    parameters = dict(encoder.named_parameters())
+    load_encoder(encoder, saved(theirs.state_dict(), path))
+    assert dict(encoder.named_parameters()) == parameters  # the same objects: optimizers stay valid
+    assert encoder.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert encoder.conv1.weight.device.type == device.type
+    assert not encoder.conv1.weight.requires_grad
+    assert encoder.layer1[0].conv1.weight.requires_grad
+    assert torch.equal(encoder.conv1.weight.cpu(), theirs.conv1.weight)
+
+
+def test_num_batches_tracked_may_lack(path):
+    """Files from before PyTorch 0.4.1 have none."""
+    theirs, encoder = small(), small(seed=1)
+    own = {k: v for k, v in theirs.state_dict().items() if "num_batches" not in k}
+    report = load_encoder(encoder, saved(own, path))
+    assert set(report.missing) == set(theirs.state_dict()) - set(own)
+    assert same(encoder, theirs.state_dict())  # 7 in both
+    assert f"{len(report.missing)} num_batches_tracked" in str(report)
+
+
+def test_a_counter_too_many_is_no_stranger(path):
+    """torchvision's FrozenBatchNorm2d has weight, bias and statistics, and no count."""
+    frozen = pytest.importorskip("torchvision").ops.FrozenBatchNorm2d
+    theirs = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    encoder = nn.Sequential(nn.Conv2d(3, 4, 3), frozen(4))
+    report = load_encoder(encoder, saved(theirs.state_dict(), path))
+    assert report.ignored == ("1.num_batches_tracked",)
+
+
+# --- names of ResNets -----------------------------------------------------------------------------
+
+
+def children(net: nn.Module) -> dict[str, torch.Tensor]:
+    return nn.Sequential(*net.children()).state_dict()
+
+
+def test_shortcut_names(path):
+    theirs, encoder = small(), small(seed=1)
+    theirs_named = renamed(
+        theirs.state_dict(), ("downsample.0", "shortcut.0"), ("downsample.1", "shortcut.1")
+    )
+    assert any("shortcut" in name for name in theirs_named)
+    load_encoder(encoder, saved({"model": prefixed(theirs_named, "module.")}, path))
+    assert same(encoder, theirs.state_dict())
+
+
+def test_children_of_a_resnet_in_a_sequential(path):
+    """lightly's examples: nn.Sequential(*list(resnet18().children())[:-1])."""
+    theirs, encoder = small(), small(seed=1)
+    state = prefixed(children(theirs), "backbone.")
+    assert "backbone.4.0.conv1.weight" in state
+    report = load_encoder(encoder, saved({"state_dict": state}, path))
+    assert report.format == "lightly"
+    assert same(encoder, theirs.state_dict())
+    other_way = nn.Sequential(*small(seed=2).children())
+    load_encoder(other_way, saved(theirs.state_dict(), path))
+    assert same(other_way, children(theirs))
+
+
+def test_children_of_lightlys_generator(path):
+    """As above, of ResNetGenerator("resnet-18"): no max-pool, so the stages stand at 2 to 5."""
+    theirs, encoder = small(), small(seed=1)
+    pairs = [("downsample.0", "shortcut.0"), ("downsample.1", "shortcut.1")]
+    pairs += [("conv1", "0"), ("bn1", "1")]
+    state = {}
+    for name, value in theirs.state_dict().items():
+        stage, _, rest = name.partition(".")
+        if stage.startswith("layer"):
+            rest = next(iter(renamed({rest: 0}, *pairs[:2])))
+            state[f"backbone.{int(stage[-1]) + 1}.{rest}"] = value
+        else:
+            state[f"backbone.{dict(pairs)[stage]}.{rest}"] = value
+    load_encoder(encoder, saved({"state_dict": state}, path))
+    assert same(encoder, theirs.state_dict())
+
+
+def test_generator_names_are_what_lightly_has():
+    generator = pytest.importorskip("lightly.models").ResNetGenerator("resnet-9", width=0.125)
+    names = nn.Sequential(*list(generator.children())[:-1]).state_dict()
+    assert {"0.weight", "1.weight", "2.0.conv1.weight", "3.0.shortcut.0.weight"} <= set(names)
+
+
+def test_torchvision_and_timm_agree(path):
+    resnet = pytest.importorskip("torchvision").models.resnet
+    theirs = resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1])
+    theirs.fc = nn.Identity()
+    encoder = timm_resnet.ResNet(timm_resnet.BasicBlock, layers=(1, 1, 1, 1), num_classes=0)
+    load_encoder(encoder, saved(theirs.state_dict(), path))
+    assert same(encoder, theirs.state_dict())
+
+
+def test_renamings_end_at_a_dot():
+    """A pattern that stopped inside a word would rename half of it."""
+    for naming in NAMINGS.values():
+        for pattern, _ in naming:
+            assert pattern.endswith((r"\.", r"\.(?=\d)"))
+
+
+def test_other_networks_need_no_names(path):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
+    theirs = copy.deepcopy(net)
+    nn.init.normal_(theirs[3].weight)
+    load_encoder(net, saved(theirs.state_dict(), path))
+    assert same(net, theirs.state_dict())
+
+
+# --- BatchNorm branches ---------------------------------------------------------------------------
+
+
+def our_branches(names=("clean", "adversarial")) -> nn.Module:
+    net = branch_batchnorm(small(), names)
+    for i, name in enumerate(names):
+        for key, value in net.state_dict().items():
+            if f".{name}." in key:
+                value.add_(i)
+    return net
+
+
+def test_our_own_branches_by_name(path):
+    net = our_branches()
+    assert "bn1.clean.weight" in net.state_dict()
+    for name in ("clean", "adversarial"):
+        encoder = small(seed=1)
+        report = load_encoder(encoder, saved(net.state_dict(), path), bn_branch=name)
+        assert same(encoder, keep_branch(net, name).state_dict())
+        assert (report.format, report.bn_branch) == ("plain", name)
+        assert f"BatchNorm branch: {name}" in str(report)
+    encoder = branch_batchnorm(small(seed=1))
+    assert load_encoder(encoder, path).bn_branch is None
+    assert same(encoder, net.state_dict())
+
+
+def test_our_own_branches_inside_a_lightning_module(path):
+    net, encoder = our_branches(), small(seed=1)
+    content = {"state_dict": prefixed(net.state_dict(), "backbone.")}
+    load_encoder(encoder, saved(content, path), bn_branch="adversarial")
+    assert same(encoder, keep_branch(net, "adversarial").state_dict())
+
+
+def test_one_set_fills_every_branch(path):
+    theirs, encoder = small(), branch_batchnorm(small(seed=1))
+    load_encoder(encoder, saved(theirs.state_dict(), path))
+    for name in ("clean", "adversarial"):
+        assert same(keep_branch(encoder, name), theirs.state_dict())
+
+
+@pytest.mark.parametrize("make", [acl, dynacl, advcl, gsa], ids=lambda f: f.__name__)
+def test_the_papers_branches_fill_ours(make, path):
+    theirs, encoder = small(), branch_batchnorm(small(seed=1))
+    content, _, _ = make(theirs, theirs.state_dict())
+    report = load_encoder(encoder, saved(content, path))
+    assert same(keep_branch(encoder, "clean"), of_set(theirs, 0))
+    assert same(keep_branch(encoder, "adversarial"), of_set(theirs, 1))
+    assert report.loaded == len(encoder.state_dict())
+
+
+def test_the_third_set_of_advcl(path):
+    theirs, encoder = small(), small(seed=1)
+    content, _, _ = advcl(theirs, theirs.state_dict())
+    load_encoder(encoder, saved(content, path), bn_branch="pgd_ce")
+    assert same(encoder, of_set(theirs, 2))
+
+
+@pytest.mark.parametrize("make", [acl, dynacl, advcl, gsa], ids=lambda f: f.__name__)
+def test_clean_and_adversarial_mean_the_same_everywhere(make, path):
+    theirs = small()
+    content, _, _ = make(theirs, theirs.state_dict())
+    saved(content, path)
+    for i, word in enumerate(("clean", "adversarial")):
+        encoder = small(seed=1)
+        load_encoder(encoder, path, bn_branch=word)
+        assert same(encoder, of_set(theirs, i))
+
+
+def test_a_single_numbered_set_is_no_choice(path):
+    """ACL's plain SimCLR has bn_list.0 alone."""
+    theirs, encoder = small(), small(seed=1)
+    state = renamed(branched(theirs, theirs.state_dict(), ".bn_list.{}", 1), *CONV_SHORTCUT)
+    report = load_encoder(encoder, saved({"state_dict": state}, path))
+    assert report.bn_branch == "normal"
+    assert same(encoder, theirs.state_dict())
+    ours = branch_batchnorm(small(seed=1))
+    load_encoder(ours, path)
+    assert same(keep_branch(ours, "adversarial"), theirs.state_dict())
+
+
+@pytest.mark.parametrize("make", [acl, advcl, gsa], ids=lambda f: f.__name__)
+def test_several_branches_must_be_chosen_from(make, path):
+    theirs = small()
+    content, _, _ = make(theirs, theirs.state_dict())
+    path = saved(content, path)
+    words = '"clean", "adversarial"' if make is gsa else '"normal", "pgd"'
+    refuse(small(seed=1), path, f"has the BatchNorm branches {words}.*bn_branch=")
+    refuse(small(seed=1), path, f"no BatchNorm branch 'pdg', it has {words}", bn_branch="pdg")
+
+
+def test_a_branch_that_cannot_be_chosen(path):
+    path = saved(small().state_dict(), path)
+    refuse(small(seed=1), path, "no BatchNorm branches; leave bn_branch='pgd' out", bn_branch="pgd")
+    ours = branch_batchnorm(small(seed=1))
+    refuse(ours, path, 'the branches "clean", "adversarial"', bn_branch="clean")
+
+
+def test_branches_of_other_names(path):
+    path = saved(our_branches(("a", "b")).state_dict(), path)
+    message = refuse(branch_batchnorm(small(seed=1)), path, "missing in the file")
+    assert 'BatchNorm branches are "a", "b" in the file, "clean", "adversarial" in the' in message
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_one_missing_tensor_is_refused_by_name(data, path):
+    own = small().state_dict()
+    names = [name for name in own if "num_batches" not in name]
+    gone = data.draw(st.sampled_from(names))
+    del own[gone]
+    message = refuse(small(seed=1), saved(own, path), "does not fill the encoder")
+    assert f"1 missing in the file: {gone}\n" in message
+    refuse(small(seed=1), path, gone, allow_partial=True)
+
+
+def test_another_shape_is_refused_by_name(path):
+    own = small().state_dict()
+    own["conv1.weight"] = torch.zeros(64, 3, 3, 3)
+    message = refuse(small(seed=1), saved(own, path), "1 unlike")
+    assert "conv1.weight (64, 3, 3, 3) in the file, (64, 3, 7, 7) in the encoder" in message
+    refuse(small(seed=1), path, "1 unlike", allow_partial=True)
+
+
+@pytest.mark.parametrize("change", [lambda v: v.long(), lambda v: v.to(torch.complex64)])
+def test_another_kind_of_number_is_refused(change, path):
+    own = small().state_dict()
+    own["conv1.weight"] = change(own["conv1.weight"])
+    refuse(small(seed=1), saved(own, path), r"1 unlike: conv1.weight torch\.")
+
+
+def test_nan_is_refused(path):
+    own = small().state_dict()
+    own["layer4.0.conv2.weight"][0, 0, 0, 0] = torch.nan
+    refuse(small(seed=1), saved(own, path), r"NaN in layer4\.0\.conv2\.weight; its training diver")
+
+
+def test_a_wrong_prefix_is_refused_where_the_papers_loaders_load_nothing(path):
+    """RECIPES fact 17: strict=False with DataParallel's prefix."""
+    own = prefixed(small().state_dict(), "module.")
+    encoder = small(seed=1)
+    quiet = copy.deepcopy(encoder)
+    quiet.load_state_dict(own, strict=False)
+    assert same(quiet, encoder.state_dict())  # the trap
+
+    message = refuse(encoder, saved(own, path), "none of the encoder's", prefix="backbone.")
+    assert "behind the prefix 'backbone.'" in message
+    assert "module.conv1.weight" in message
+    assert '"module."; try that as prefix=' in message
+
+
+@pytest.mark.parametrize("prefix", ["net.backbone.", "net.backbone"])
+def test_an_unknown_prefix_is_found_and_can_be_given(prefix, path):
+    theirs, encoder = small(), small(seed=1)
+    content = {"state_dict": prefixed(theirs.state_dict(), "net.backbone.")}
+    content["state_dict"]["net.anything.weight"] = HEAD
+    message = refuse(encoder, saved(content, path), "none of the encoder's")
+    assert message.endswith(
+        'the encoder\'s names stand behind "net.backbone."; try that as prefix='
+    )
+    report = load_encoder(encoder, path, prefix=prefix)
+    assert same(encoder, theirs.state_dict())
+    assert report.prefix == "net.backbone."
+    assert report.ignored == ("net.anything.weight",)
+
+
+def test_the_wrong_format_is_refused(path):
+    theirs = small()
+    for make in (moco, dino, lightly):
+        content, _, _ = make(theirs, theirs.state_dict())
+        refuse(small(seed=1), saved(content, path), "none of the encoder's", format="gsa")
+
+
+def test_an_unknown_format_is_refused(path):
+    refuse(
+        small(), path, 'format must be "auto", "plain", .*"gsa", got \'simclr\'', format="simclr"
+    )
+
+
+def test_a_deeper_network_is_refused(path):
+    """All the encoder needs is there, and more, which is no head: another network."""
+    deeper = timm_resnet.ResNet(
+        timm_resnet.BasicBlock,
+        layers=(2, 1, 1, 1),
+        channels=(4, 8, 8, 8),
+        stem_width=4,
+        num_classes=0,
+    )
+    message = refuse(small(seed=1), saved(deeper.state_dict(), path), "does not fill")
+    assert "10 unexpected in the file: layer1.1.conv1.weight" in message
+    assert "... and 4 more" in message
+    assert "allow_partial=True" in message
+    report = load_encoder(small(seed=1), path, allow_partial=True)
+    assert len([name for name in report.ignored if name.startswith("layer1.1.")]) == 12
+
+
+def test_an_encoder_with_a_classifier_is_told_so(path):
+    message = refuse(small(seed=1, num_classes=5), saved(small().state_dict(), path), "2 missing")
+    assert "build the encoder without its classifier" in message
+    other = small(num_classes=7).state_dict()
+    message = refuse(small(seed=1, num_classes=5), saved(other, path), "2 unlike")
+    assert "build the encoder without its classifier" in message
+
+
+def test_a_classifier_that_fits_is_filled(path):
+    theirs, encoder = small(num_classes=5), small(seed=1, num_classes=5)
+    load_encoder(encoder, saved(theirs.state_dict(), path))
+    assert same(encoder, theirs.state_dict())
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_known_heads_are_ignored_and_listed(head, path):
+    own = {**small().state_dict(), f"{head}.0.weight": HEAD}
+    report = load_encoder(small(seed=1), saved(own, path))
+    assert report.ignored == (f"{head}.0.weight",)
+
+
+@pytest.mark.parametrize("stranger", ["layer5.0.conv1", "headless", "backfc", "stem", "norm"])
+def test_strangers_are_not_heads(stranger, path):
+    own = {**small().state_dict(), f"{stranger}.weight": HEAD}
+    refuse(small(seed=1), saved(own, path), f"1 unexpected in the file: {stranger}.weight")
+    assert load_encoder(small(), path, allow_partial=True).ignored == (f"{stranger}.weight",)
+
+
+def test_two_encoders_that_both_fit_are_a_question(path):
+    one, two = small().state_dict(), small(seed=2).state_dict()
+    path = saved({"model": one, "state_dict": two}, path)
+    refuse(small(seed=1), path, "several ways: \"plain\" in 'state_dict'; \"plain\" in 'model'")
+    both = {"state_dict": {**prefixed(one, "backbone."), **prefixed(two, "encoder_q.")}}
+    refuse(small(seed=1), saved(both, path), 'several ways: "lightly".* "moco"')
+    encoder = small(seed=1)
+    assert load_encoder(encoder, path, format="moco").prefix == "encoder_q."
+    assert same(encoder, two)
+
+
+def test_the_same_tensors_twice_are_no_question(path):
+    own = small().state_dict()
+    content = {"state_dict": prefixed(own, "backbone.")}  # lightly's and solo-learn's
+    encoder = small(seed=1)
+    assert load_encoder(encoder, saved(content, path)).format == "lightly"
+    assert load_encoder(encoder, path, format="solo").format == "solo"
+
+
+@pytest.mark.parametrize("lazy", [nn.LazyLinear(3), nn.Linear(2, 3, device="meta")])
+def test_an_encoder_without_memory_is_refused(lazy, path):
+    saved({"weight": torch.zeros(3, 2), "bias": torch.zeros(3)}, path)
+    with pytest.raises(ValueError, match="no memory yet"):
+        load_encoder(lazy, path)
+
+
+def test_an_encoder_without_tensors_is_refused(path):
+    with pytest.raises(ValueError, match="no tensor to fill"):
+        load_encoder(nn.ReLU(), saved({}, path))
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def test_missing_directory_and_empty(tmp_path):
+    refuse(small(), tmp_path / "none.pt", "there is no file .*none.pt")
+    refuse(small(), tmp_path, "is a directory; give the checkpoint file")
+    (tmp_path / "empty.pt").touch()
+    refuse(small(), tmp_path / "empty.pt", "is empty")
+    (tmp_path / "empty.safetensors").touch()
+    refuse(small(), str(tmp_path / "empty.safetensors"), "is empty")
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
+def test_a_truncated_file_is_refused(share, new, path):
+    torch.save(small().state_dict(), path, _use_new_zipfile_serialization=new)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    refuse(small(), path, "cannot be read, it is damaged")
+
+
+def test_the_legacy_container_loads(path):
+    theirs, encoder = small(), small(seed=1)
+    torch.save(theirs.state_dict(), path, _use_new_zipfile_serialization=False)
+    load_encoder(encoder, path)
+    assert same(encoder, theirs.state_dict())
+
+
+def test_truncated_safetensors_are_refused(path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    path = path.with_suffix(".safetensors")
+    safetensors.save_file(small().state_dict(), path)
+    content = path.read_bytes()
+    for end in (4, 500, len(content) - 1):
+        path.write_bytes(content[:end])
+        refuse(small(), path, "cannot be read, it is damaged")
+
+
+@pytest.mark.parametrize("content", [b"not a checkpoint at all", b"\x00" * 64, b"<html></html>"])
+def test_other_files_are_refused(content, path):
+    path.write_bytes(content)
+    refuse(small(), path, "cannot be read, it is damaged")
+
+
+@pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), 5, None])
+def test_other_objects_are_refused(content, path):
+    refuse(small(), saved(content, path), "not a state dict")
+
+
+@pytest.mark.parametrize("content", [{}, {"epoch": 3}, {"state_dict": {}}, {"model": "resnet18"}])
+def test_dictionaries_without_tensors_are_refused(content, path):
+    refuse(small(), saved(content, path), "none of the encoder's 78 tensors; it has keys")
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own, of what it wants to give up
+def test_a_script_is_refused(path):
+    torch.jit.save(torch.jit.trace(nn.ReLU(), torch.zeros(2)), path)
+    refuse(small(), path, "is a TorchScript program, which is never run here")
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root reads everything")
+def test_a_file_of_somebody_else_is_the_systems_error(path):
+    saved({}, path).chmod(0)
+    with pytest.raises(PermissionError):
+        load_encoder(small(), path)
+
+
+class Malicious:
+    """On unpickling, creates a file."""
+
+    def __init__(self, made: pathlib.Path, how: str) -> None:
+        self.made, self.how = made, how
+
+    def __reduce__(self):
+        return {
+            "system": (os.system, (f"touch {self.made}",)),
+            "open": (open, (str(self.made), "w")),
+            "exec": (exec, (f"open({str(self.made)!r}, 'w').close()",)),
+            "path": (pathlib.Path.touch, (self.made,)),
+            "popen": (subprocess.Popen, (["touch", str(self.made)],)),
+        }[self.how]
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("how", ["system", "open", "exec", "path", "popen"])
+def test_code_in_a_pickle_is_not_run(how, new, path):
+    made = path.with_name("made")
+    content = {"state_dict": small().state_dict(), "extra": Malicious(made, how)}
+    torch.save(content, path, _use_new_zipfile_serialization=new)
+    message = refuse(small(seed=1), path, "is a pickle with code")
+    assert "never run here" in message
+    assert "weights_only=False" in message
+    assert "save the tensors alone" in message
+    assert not made.exists()
+    if how == "exec":
+        torch.load(path, weights_only=False)
+        assert made.exists()  # it would have
+
+
+def test_a_pickled_module_is_refused_by_its_class(path):
+    message = refuse(small(), saved({"model": small()}, path), "is a pickle with code")
+    assert "timm.models.resnet.ResNet" in message
+
+
+def test_a_bare_pickle_with_code_is_refused(path):
+    made = path.with_name("made")
+    path.write_bytes(pickle.dumps(Malicious(made, "open"), protocol=2))
+    refuse(small(), path, "cannot be read|is a pickle with code")
+    assert not made.exists()
+
+
+def test_harmless_companions_are_read_and_listed(path):
+    theirs, encoder = small(), small(seed=1)
+    content = {
+        "model": theirs.state_dict(),
+        "args": argparse.Namespace(lr=0.1, out=pathlib.Path("/a/b"), names={"x"}, sub=[(1, None)]),
+        "best": np.float64(0.5),
+        "epoch": np.int64(3),
+        "last": np.bool_(True),
+        "arch": np.str_("resnet"),
+        "half": np.float32(1.5),
+        "device": torch.device("cpu"),
+        "dtype": torch.float32,
+        "path": pathlib.PosixPath("/a/b"),
+    }
+    report = load_encoder(encoder, saved(content, path))
+    assert same(encoder, theirs.state_dict())
+    assert set(report.ignored) == set(content) - {"model"}
+
+
+def test_stand_ins_give_plain_values(path):
+    """Neither numpy's unpickling nor pathlib's is called."""
+    content = {
+        "a": np.float64(0.5),
+        "b": np.int16(-3),
+        "c": np.array(2.5, dtype=">f4")[()],
+        "d": pathlib.PosixPath("/a/b"),
+        "e": np.str_("ä"),
+    }
+    read = checkpoints._read(saved(content, path))
+    assert read == {"a": 0.5, "b": -3, "c": 2.5, "d": "/a/b", "e": "ä"}
+    assert [type(v) for v in read.values()] == [float, int, float, str, str]
+
+
+@pytest.mark.parametrize("old", ["core", "_core"])
+def test_numbers_of_both_numpys_are_read(old, path):
+    """numpy 2 moved the function that a pickle names."""
+    path.write_bytes(b"")
+    torch.save({"x": np.float64(0.5)}, path, _use_new_zipfile_serialization=False)
+    there = b"numpy._core.multiarray" if np.__version__ >= "2" else b"numpy.core.multiarray"
+    content = path.read_bytes()
+    assert there in content
+    path.write_bytes(content.replace(there, f"numpy.{old}.multiarray".encode()))
+    assert checkpoints._read(path) == {"x": 0.5}
+
+
+def test_object_scalars_are_refused(path):
+    class Fake:
+        def __reduce__(self):
+            return np.float64(1).__reduce__()[0], (np.dtype("O"), b"12345678")
+
+    refuse(small(), saved({"x": Fake()}, path), "is a pickle with code|cannot be read")
+
+
+def test_what_the_caller_allows_stays_allowed(path):
+    """torch.serialization.safe_globals takes away on leaving what was there before it."""
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        load_encoder(small(), saved(small().state_dict(), path))
+        assert argparse.Namespace in torch.serialization.get_safe_globals()
+    before = set(torch.serialization.get_safe_globals())
+    load_encoder(small(), path)
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+# --- the report -----------------------------------------------------------------------------------
+
+
+def test_the_report_reads_well(path):
+    theirs = small()
+    content, options, _ = gsa(theirs, theirs.state_dict())
+    report = load_encoder(small(seed=1), saved(content, path), **options)
+    assert str(report).splitlines() == [
+        "78 tensors loaded as \"gsa\" in 'model' behind 'encoder.'",
+        "BatchNorm branch: adversarial",
+        "ignored: bn1 (5), layer1 (15), layer2 (15), layer3 (15), layer4 (15), normalize (2), "
+        "head (1), fc (1), args (1), discriminator (1), d_optimizer (1)",
+        "the file's encoder normalises its input: mean 0.1, 0.2; std 0.3, 0.4",
+    ]
+    mean, std = report.normalization
+    assert mean == pytest.approx((0.1, 0.2))
+    assert std == pytest.approx((0.3, 0.4))
+
+
+def test_an_input_layer_of_the_encoder_is_filled(path):
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.normalize = nn.Module()
+            self.normalize.register_buffer("mean", torch.zeros(2))
+            self.normalize.register_buffer("std", torch.ones(2))
+
+    encoder = Whole()
+    report = load_encoder(encoder, saved(INPUT, path))
+    assert report.normalization is None
+    assert torch.equal(encoder.normalize.mean, INPUT["normalize.mean"])
+
+
+def test_the_report_is_a_value():
+    report = LoadReport("plain", "", "", 3)
+    assert str(report) == '3 tensors loaded as "plain"'
+    assert report == LoadReport("plain", "", "", 3)
+    with pytest.raises(AttributeError):
+        report.loaded = 4

@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def evaluate(options: argparse.Namespace, command: str) -> dict[str, Path]:
     """Probes, attacks, doubts and the report. Repeated after a kill, it goes on where it was."""
+    if (options.mean is None) != (options.std is None):
+        raise ValueError("--mean and --std go together; give both, one number per channel")
     ball = _ball(options.norm, options.eps)
     chosen = _attacks(options.attacks, ball)
     protocols = [probes.protocol(options.preset, name) for name in _words(options.protocol)]
@@ -71,6 +73,8 @@ def evaluate(options: argparse.Namespace, command: str) -> dict[str, Path]:
         )
         print(loaded)
         model |= {"checkpoint": Path(options.checkpoint).name, "format": loaded.format}
+        if loaded.normalization and options.mean is None:
+            options.mean, options.std = (list(part) for part in loaded.normalization)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = encoder.eval().to(device)
     measured = _measured_on(data, options.num_images, options.seed, device)

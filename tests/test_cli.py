@@ -98,6 +98,25 @@ def test_finished_work_is_not_done_again(tmp_path, monkeypatch):
     run(tmp_path)
 
 
+@pytest.mark.usefixtures("small")
+def test_a_checkpoint_is_read_and_its_input_normalised(tmp_path):
+    torch.manual_seed(7)
+    trained = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.ReLU(), torch.nn.Flatten()
+    )
+    torch.save(trained.state_dict(), tmp_path / "encoder.pt")
+    plain = run(tmp_path / "plain", "--checkpoint", str(tmp_path / "encoder.pt"))
+    assert plain["model"]["checkpoint"] == "encoder.pt"
+    assert plain["model"]["format"] == "plain"
+    scaled = run(
+        tmp_path / "scaled",
+        *("--checkpoint", str(tmp_path / "encoder.pt"), "--mean", "0.5,0.5,0.5"),
+        *("--std", "0.25,0.25,0.25"),
+    )
+    assert scaled["model"]["mean"] == [0.5, 0.5, 0.5]
+    assert scaled["sections"] != plain["sections"]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -105,6 +124,7 @@ def test_finished_work_is_not_done_again(tmp_path, monkeypatch):
         (["--protocol", "knn"], "has protocols"),
         (["--data", "mnist"], "data is one of"),
         (["--eps", "0"], "radius must be positive"),
+        (["--mean", "0.5"], "--mean and --std go together"),
         (["--checkpoint", "nowhere.pt"], "nowhere.pt"),
     ],
 )

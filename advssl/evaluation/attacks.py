@@ -155,7 +155,33 @@ class Clean(_OwnAttack):
 
 
 @dataclass(frozen=True)
-class PGD(_OwnAttack):
+class _Ascent(_OwnAttack):
+    """What projected gradient ascent on any loss has: a ball, and steps from a uniform start."""
+
+    ball: Ball = Linf(8 / 255)  # noqa: RUF009 (a frozen value)
+    steps: int = 20
+    step_size: float | None = 2 / 255
+
+    @property
+    def _step(self) -> float:
+        return self._adversary.step_size
+
+    @cached_property
+    def _adversary(self) -> AdversarialViewGenerator:
+        return AdversarialViewGenerator(self.ball, self.steps, self.step_size)
+
+    @property
+    def _ascent(self) -> Settings:
+        return {
+            "ball": _ball_settings(self.ball),
+            "steps": self.steps,
+            "step_size": self._step,
+            "start": "uniform",
+        }
+
+
+@dataclass(frozen=True)
+class PGD(_Ascent):
     """Projected gradient ascent on the cross-entropy, from a uniform start in the ball.
 
     Costs ``steps`` forwards and backwards to the input per restart, and one forward more.
@@ -169,9 +195,6 @@ class PGD(_OwnAttack):
     Reference: Madry et al. 2018, https://arxiv.org/abs/1706.06083
     """
 
-    ball: Ball = Linf(8 / 255)  # noqa: RUF009 (a frozen value)
-    steps: int = 20
-    step_size: float | None = 2 / 255
     restarts: int = 1
 
     def __post_init__(self) -> None:
@@ -189,20 +212,9 @@ class PGD(_OwnAttack):
         return {
             "attack": "PGD",
             "loss": "cross-entropy",
-            "ball": _ball_settings(self.ball),
-            "steps": self.steps,
-            "step_size": self._step,
-            "start": "uniform",
+            **self._ascent,
             "restarts": self.restarts,
         }
-
-    @property
-    def _step(self) -> float:
-        return self._adversary.step_size
-
-    @cached_property
-    def _adversary(self) -> AdversarialViewGenerator:
-        return AdversarialViewGenerator(self.ball, self.steps, self.step_size)
 
     def _run(
         self, classifier: nn.Module, images: Images, labels: Labels, seed: int, report: Progress
@@ -217,7 +229,7 @@ class PGD(_OwnAttack):
 
 
 @dataclass(frozen=True)
-class MultiTargetedPGD(_OwnAttack):
+class MultiTargetedPGD(_Ascent):
     """One PGD per wrong class: ascent on its logit minus that of the label.
 
     The difference does not saturate and its direction does not depend on the logits' scale, so it
@@ -234,9 +246,6 @@ class MultiTargetedPGD(_OwnAttack):
     Reference: Gowal et al. 2019, https://arxiv.org/abs/1910.09338
     """
 
-    ball: Ball = Linf(8 / 255)  # noqa: RUF009 (a frozen value)
-    steps: int = 20
-    step_size: float | None = 2 / 255
     targets: int | None = None
 
     def __post_init__(self) -> None:
@@ -255,20 +264,9 @@ class MultiTargetedPGD(_OwnAttack):
         return {
             "attack": "multi-targeted PGD",
             "loss": "logit difference",
-            "ball": _ball_settings(self.ball),
-            "steps": self.steps,
-            "step_size": self._step,
-            "start": "uniform",
+            **self._ascent,
             "targets": f"all, at most {_MOST_TARGETS}" if self.targets is None else self.targets,
         }
-
-    @property
-    def _step(self) -> float:
-        return self._adversary.step_size
-
-    @cached_property
-    def _adversary(self) -> AdversarialViewGenerator:
-        return AdversarialViewGenerator(self.ball, self.steps, self.step_size)
 
     def _run(
         self, classifier: nn.Module, images: Images, labels: Labels, seed: int, report: Progress

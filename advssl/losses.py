@@ -246,7 +246,7 @@ def contrastive(z: Embeddings, pairs: Pairs, temperature: float) -> PerExample:
     Reference: Khosla et al. 2020, Eq. 2, https://arxiv.org/abs/2004.11362
     """
     z, size = unit(z), len(z)
-    for name, mask in pairs._asdict().items():
+    for name, mask in (("positives", pairs.positives), ("denominator", pairs.denominator)):
         if mask.shape != (size, size) or mask.dtype != torch.bool:
             raise ValueError(
                 f"{size} anchors need a bool mask of {name} of shape {(size, size)}, "

@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 
 from advssl.balls import Ball, Linf
 from advssl.modes import frozen, random_state_kept, seeded_state, uphill, widen
-from advssl.types import Images, Objective, Perturbation
+from advssl.types import Images, Objective, Perturbation, check_positive
 
 _GAUSSIAN_START = 0.001  # standard deviation, TRADES
 _OUTSIDE = 1e-4  # what rounding may put outside the bounds
@@ -79,9 +79,8 @@ class AdversarialViewGenerator(nn.Module):
             raise ValueError(f"steps must not be negative, got {steps}")
         if step_size is None:
             step_size = 2.5 * ball.radius / max(steps, 1)
-        elif not 0 < step_size < float("inf"):
-            raise ValueError(f"step_size must be positive and finite, got {step_size}")
-        elif 0 < steps * step_size < ball.radius:
+        check_positive("step_size", step_size)
+        if 0 < steps * step_size < ball.radius:
             warnings.warn(
                 f"{steps} steps of {step_size:.3g} cannot reach the edge of a ball of radius "
                 f"{ball.radius:.3g}; take more or larger steps, or step_size=None",

@@ -18,7 +18,7 @@ from torch import nn
 
 from advssl.balls import L2, Ball, Linf
 from advssl.evaluation import attacks, diagnostics, probes, report
-from advssl.evaluation.checkpoints import load_encoder
+from advssl.evaluation.checkpoints import FORMATS, load_encoder
 from advssl.evaluation.data import Data, batches, open_data, targets
 from advssl.integrations.timm import backbone
 from advssl.types import Images, Labels
@@ -130,7 +130,7 @@ def _section(
 
     found = [measure(attack) for attack in chosen]
     step = ball.radius / 4
-    by_radius = [(0.0, measure(attacks.Clean()).value)]
+    by_radius = [(0.0, found[0].value)]
     for share in _RADII:
         around = type(ball)(share * ball.radius)  # type: ignore[call-arg]
         by_radius.append((around.radius, measure(attacks.PGD(around, 20, None)).value))
@@ -298,7 +298,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--backbone", required=True, help="timm:NAME, or cifar:NAME for a 3 x 3 stem")
     add("--checkpoint", help="a file; without it the backbone's random weights")
-    add("--format", default="auto", choices=FORMATS)
+    add("--format", default="auto", choices=["auto", *(f.name for f in FORMATS)])
     add("--prefix", help="of the encoder's names in the checkpoint")
     add("--allow-partial", action="store_true", help="excuse what is neither encoder nor head")
     add("--bn-branch", help="which BatchNorm branch, if the checkpoint has several")
@@ -319,8 +319,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", default="report", help="folder of report.html, report.md and record.json")
     return parser
 
-
-FORMATS = ("auto", "plain", "lightly", "moco", "dino", "solo", "advcl", "acl", "dynacl", "gsa")
 
 if __name__ == "__main__":
     main()

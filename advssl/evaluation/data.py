@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -29,6 +31,7 @@ class Data:
         validation: a stratified, seeded tenth of the training images, at most 5,000.
         test: never trained on and never selected on.
         natural: photographs, which may be mirrored and shifted; digits may not.
+        unlabelled: more images to pretrain on, labelled -1, where the dataset has them (STL-10).
     """
 
     name: str
@@ -37,20 +40,32 @@ class Data:
     validation: Dataset[Sample]
     test: Dataset[Sample]
     natural: bool
+    unlabelled: Dataset[Sample] | None = None
 
 
 class InMemory(Dataset[Sample]):
-    """Images (N, C, H, W), uint8 or float in [0, 1], and their labels."""
+    """Images (N, C, H, W), uint8 or float in [0, 1], and their labels.
 
-    def __init__(self, images: Tensor, labels: Labels) -> None:
+    Args:
+        images: as they are stored.
+        labels: N of them.
+        size: H = W of the images it gives; None leaves them as they are stored.
+    """
+
+    def __init__(self, images: Tensor, labels: Labels, size: int | None = None) -> None:
         self.images = images
         self.targets = labels.tolist()
+        self.size = None if size == images.shape[-1] else size
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, index: int) -> Sample:
         image = self.images[index]
+        if self.size:
+            from torchvision.transforms.v2.functional import resize
+
+            image = resize(image, [self.size, self.size], antialias=True)
         return image / 255 if image.dtype == torch.uint8 else image, self.targets[index]
 
 
@@ -66,10 +81,10 @@ def open_data(
     """The data of a name.
 
     Args:
-        spec: "digits" (scikit-learn's, in the package), "cifar10" or "cifar10:ROOT" (torchvision's
-            files, not downloaded; ROOT is ``data`` by default), or "folder:PATH" with one folder
-            per class under PATH/train and PATH/test.
-        image_size: H = W; by default 32 for digits and CIFAR-10, 224 for a folder.
+        spec: "digits" (scikit-learn's, in the package), "cifar10", "cifar100" or "stl10", with
+            ":ROOT" if they are not under ``data`` (as torchvision unpacks them; nothing is
+            downloaded), or "folder:PATH" with one folder per class under PATH/train and PATH/test.
+        image_size: H = W; by default 32 for digits and CIFAR, 96 for STL-10, 224 for a folder.
         seed: of the validation split, and of the train and test split of digits.
         train: the folder of training images, if it is not PATH/train.
         validation: a folder of validation images; without it, a tenth of the training images.
@@ -81,7 +96,8 @@ def open_data(
     name, _, place = spec.partition(":")
     if name not in _OPENERS:
         raise ValueError(
-            f'data is one of "digits", "cifar10[:ROOT]" or "folder:PATH", got {spec!r}'
+            'data is one of "digits", "cifar10[:ROOT]", "cifar100[:ROOT]", "stl10[:ROOT]" or '
+            f'"folder:PATH", got {spec!r}'
         )
     folders = {"train": train, "validation": validation, "test": test}
     if name != "folder" and any(folders.values()):
@@ -140,24 +156,54 @@ def _digits(_: str, image_size: int | None, seed: int, __: Folders) -> Opened:
     return {"train": train, "test": test}, [str(c) for c in raw.target_names]
 
 
-def _cifar10(root: str, image_size: int | None, _: int, __: Folders) -> Opened:
-    from torchvision.datasets import CIFAR10
+def _cifar(classes: int, root: str, image_size: int | None, _: int, __: Folders) -> Opened:
+    from torchvision.datasets import CIFAR10, CIFAR100
 
+    kind = {10: CIFAR10, 100: CIFAR100}[classes]
     place = Path(root or "data")
     if image_size not in (None, 32):
-        raise ValueError(f"CIFAR-10 is 32 x 32, got --image-size {image_size}; use folder:PATH")
-    try:
-        halves = [CIFAR10(str(place), train=train, download=False) for train in (True, False)]
-    except RuntimeError as error:
         raise ValueError(
-            f"no CIFAR-10 under {place}; unpack cifar-10-python.tar.gz there, or name another "
-            "place as cifar10:ROOT, or give images as folder:PATH"
-        ) from error
+            f"CIFAR-{classes} is 32 x 32, got --image-size {image_size}; use folder:PATH"
+        )
+    try:
+        halves = [kind(str(place), train=train, download=False) for train in (True, False)]
+    except RuntimeError as error:
+        raise _missing(f"CIFAR-{classes}", place, kind.filename, f"cifar{classes}") from error
     train, test = (
         InMemory(torch.from_numpy(h.data).permute(0, 3, 1, 2), torch.tensor(h.targets))
         for h in halves
     )
     return {"train": train, "test": test}, halves[0].classes
+
+
+def _stl10(root: str, image_size: int | None, _: int, __: Folders) -> Opened:
+    from torchvision.datasets import STL10
+
+    below = Path(root or "data") / STL10.base_folder
+
+    def part(name: str, labelled: bool = True) -> InMemory:
+        # torchvision's own class reads and hashes all three gigabytes each time.
+        pixels = np.memmap(below / f"{name}_X.bin", np.uint8, mode="c").reshape(-1, 3, 96, 96)
+        images = torch.from_numpy(pixels).transpose(2, 3)  # stored column by column
+        labels = torch.full((len(images),), -1)
+        if labelled:
+            labels = torch.from_numpy(np.fromfile(below / f"{name}_y.bin", np.uint8)).long() - 1
+        return InMemory(images, labels, size=image_size)
+
+    try:
+        parts = {name: part(name) for name in ("train", "test")}
+        parts["unlabelled"] = part("unlabeled", labelled=False)
+        classes = (below / STL10.class_names_file).read_text(encoding="utf-8").split()
+    except (OSError, ValueError) as error:  # not there, or not whole
+        raise _missing("STL-10", below.parent, STL10.filename, "stl10") from error
+    return parts, classes
+
+
+def _missing(name: str, place: Path, archive: str, spec: str) -> ValueError:
+    return ValueError(
+        f"no {name} under {place}; unpack {archive} there, or name another place as {spec}:ROOT, "
+        "or give images as folder:PATH"
+    )
 
 
 def _folder(path: str, image_size: int | None, _: int, folders: Folders) -> Opened:
@@ -207,6 +253,8 @@ Opened: TypeAlias = tuple[dict[str, Any], Sequence[str]]  # datasets by part, cl
 
 _OPENERS: dict[str, Callable[[str, int | None, int, Folders], Opened]] = {
     "digits": _digits,
-    "cifar10": _cifar10,
+    "cifar10": partial(_cifar, 10),
+    "cifar100": partial(_cifar, 100),
+    "stl10": _stl10,
     "folder": _folder,
 }

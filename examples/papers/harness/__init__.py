@@ -1,0 +1,1 @@
+"""What the papers' methods share: data, augmentation, the training loop."""

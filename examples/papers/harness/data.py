@@ -1,0 +1,177 @@
+"""Training batches: held in memory when they fit, drawn in an order that a resumed run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import torch
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from advssl.evaluation.data import Data as Data  # the methods take both from here
+from advssl.evaluation.data import InMemory, Sample
+
+_LARGE = 5_000  # images whose decoding takes long enough to watch
+_EPOCHS = 1_000_003  # more than any run has, so that no two seeds share an order
+
+
+class Batch(NamedTuple):
+    """Training images as they are stored.
+
+    Attributes:
+        images: (B, C, H, W), uint8 or float32 in [0, 1]; see :func:`pixels`.
+        labels: (B,) int64; -1 where there is none.
+        index: (B,) int64, which images of the training set these are.
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+
+
+def pixels(images: Tensor) -> Tensor:
+    """Stored images as float32 in [0, 1]."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
+class Loader:
+    """One epoch of shuffled training batches, the last incomplete one left out.
+
+    The order is a function of seed and epoch alone, and ``state_dict`` says how far it has come:
+    after ``load_state_dict`` the next iterator goes on with the batch that was next. Lightning
+    saves and loads both with its checkpoints. With several ranks, the batches of all ranks
+    together are the batches of one rank with a ``world_size`` times larger batch.
+
+    Args:
+        dataset: training images, of one size.
+        batch_size: of this rank.
+        seed: of the order.
+        memory_gb: images that take less than that as uint8 are decoded once and kept in memory;
+            others are read anew each epoch.
+        rank: which part of each epoch is this one's.
+        world_size: how many parts there are.
+        workers: processes that read images which do not fit in memory.
+
+    Raises:
+        ValueError: if there are fewer images than one batch takes.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Sample],
+        batch_size: int,
+        *,
+        seed: int,
+        memory_gb: float = 4.0,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+    ) -> None:
+        size = len(dataset)  # type: ignore[arg-type]
+        if not 0 < batch_size * world_size <= size:
+            raise ValueError(
+                f"a batch of {batch_size} on each of {world_size} ranks needs as many images, the "
+                f"training set has {size}; take a smaller --batch-size"
+            )
+        self.batch_size, self.seed = batch_size, seed
+        self.rank, self.world_size, self.workers = rank, world_size, workers
+        self._size = size
+        self._source = _in_memory(dataset, memory_gb, watched=rank == 0) or _Streamed(dataset)
+        self._epoch, self._batch, self._drawn = 0, 0, False
+
+    def __len__(self) -> int:
+        return self._size // (self.batch_size * self.world_size)
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch and batch that come next."""
+        return {"epoch": self._epoch, "batch": self._batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where ``state`` was saved."""
+        self._epoch, self._batch, self._drawn = state["epoch"], state["batch"], False
+
+    def __iter__(self) -> Iterator[Batch]:
+        # Lightning makes iterators that it never uses: an epoch counts once a batch of it is drawn.
+        if self._drawn or self._batch >= len(self):
+            self._epoch, self._batch, self._drawn = self._epoch + 1, 0, False
+        return self._rest(self._order()[self._batch :])
+
+    def _order(self) -> Sequence[Tensor]:
+        """Indices of this rank's batches in this epoch."""
+        generator = torch.Generator().manual_seed(self.seed * _EPOCHS + self._epoch)
+        order = torch.randperm(self._size, generator=generator)[self.rank :: self.world_size]
+        return order[: len(self) * self.batch_size].split(self.batch_size)
+
+    def _rest(self, order: Sequence[Tensor]) -> Iterator[Batch]:
+        batches: Any = (
+            (self._source[index] for index in order)
+            if isinstance(self._source, _Held)
+            else DataLoader(
+                self._source,
+                batch_sampler=[index.tolist() for index in order],
+                num_workers=self.workers,
+                generator=torch.Generator(),  # or it draws from the global one
+            )
+        )
+        for batch in batches:
+            # Before the batch is given: a checkpoint is saved while it is being trained on.
+            self._batch, self._drawn = self._batch + 1, True
+            yield batch
+
+
+class _Held:
+    """All images as one tensor, of which ``rows`` are the training set, if not all."""
+
+    def __init__(self, images: Tensor, labels: Tensor, rows: Tensor | None = None) -> None:
+        self.images, self.labels, self.rows = images, labels, rows
+
+    def __getitem__(self, index: Tensor) -> Batch:
+        stored = index if self.rows is None else self.rows[index]
+        return Batch(self.images[stored], self.labels[stored], index)
+
+
+class _Streamed(Dataset[Batch]):
+    """Images that are read when they are asked for."""
+
+    def __init__(self, dataset: Dataset[Sample]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Batch:
+        image, label = self.dataset[index]
+        return Batch(_stored(image), torch.tensor(label), torch.tensor(index))
+
+
+def _stored(image: Tensor) -> Tensor:
+    return (image * 255).round().to(torch.uint8)
+
+
+def _in_memory(dataset: Dataset[Sample], memory_gb: float, *, watched: bool) -> _Held | None:
+    """The dataset as tensors, or None if it takes more than that."""
+    rows, below = None, dataset
+    if isinstance(dataset, Subset):
+        rows, below = torch.as_tensor(dataset.indices), dataset.dataset
+    if isinstance(below, InMemory) and below.size is None:
+        return _Held(below.images, torch.tensor(below.targets), rows)
+    size, shape = len(dataset), dataset[0][0].shape  # type: ignore[arg-type]
+    if size * shape.numel() > memory_gb * 1e9:
+        return None
+    images = torch.empty(size, *shape, dtype=torch.uint8)
+    labels = torch.empty(size, dtype=torch.int64)
+
+    def read(i: int) -> None:
+        image, labels[i] = dataset[i]
+        images[i] = _stored(image)
+
+    with ThreadPoolExecutor() as pool:
+        # Reading a file and decoding it hold no lock of Python's.
+        reading = pool.map(read, range(size))
+        shown = watched and size > _LARGE
+        for _ in track(reading, "Reading images", total=size, disable=not shown):
+            pass
+    return _Held(images, labels)

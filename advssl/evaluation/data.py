@@ -188,13 +188,15 @@ def _stl10(root: str, image_size: int | None, _: int, __: Folders) -> Opened:
         labels = torch.full((len(images),), -1)
         if labelled:
             labels = torch.from_numpy(np.fromfile(below / f"{name}_y.bin", np.uint8)).long() - 1
+        if len(labels) != len(images):
+            raise ValueError(f"{len(images)} images with {len(labels)} labels")
         return InMemory(images, labels, size=image_size)
 
     try:
         parts = {name: part(name) for name in ("train", "test")}
         parts["unlabelled"] = part("unlabeled", labelled=False)
-        classes = (below / STL10.class_names_file).read_text(encoding="utf-8").split()
-    except (OSError, ValueError) as error:  # not there, or not whole
+        classes = (below / STL10.class_names_file).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:  # not there, or cut off
         raise _missing("STL-10", below.parent, STL10.filename, "stl10") from error
     return parts, classes
 

@@ -101,25 +101,79 @@ def test_classes_that_differ_are_refused_with_the_difference(folder):
         open_data(f"folder:{folder}")
 
 
-def test_cifar10_is_read_as_torchvision_stores_it(tmp_path, monkeypatch):
-    from torchvision.datasets import CIFAR10
+@pytest.mark.parametrize(
+    ("classes", "key", "names"),
+    [(10, "labels", "label_names"), (100, "fine_labels", "fine_label_names")],
+)
+def test_cifar_is_read_as_torchvision_stores_it(tmp_path, monkeypatch, classes, key, names):
+    from torchvision import datasets
 
-    monkeypatch.setattr(CIFAR10, "_check_integrity", lambda _: True)
-    place = tmp_path / CIFAR10.base_folder
+    kind = getattr(datasets, f"CIFAR{classes}")
+    monkeypatch.setattr(kind, "_check_integrity", lambda _: True)
+    place = tmp_path / kind.base_folder
     place.mkdir()
-    names = [name for name, _ in CIFAR10.train_list + CIFAR10.test_list]
-    for i, name in enumerate(names):
-        content = {"data": np.full((20, 3072), i, np.uint8), "labels": [c % 10 for c in range(20)]}
-        (place / name).write_bytes(pickle.dumps(content))
-    meta = {"label_names": [f"class {c}" for c in range(10)]}
-    (place / CIFAR10.meta["filename"]).write_bytes(pickle.dumps(meta))
+    files = [name for name, _ in kind.train_list + kind.test_list]
+    for i, file in enumerate(files):
+        labels = [c % classes for c in range(2 * classes)]
+        content = {"data": np.full((2 * classes, 3072), i, np.uint8), key: labels}
+        (place / file).write_bytes(pickle.dumps(content))
+    meta = {names: [f"class {c}" for c in range(classes)]}
+    (place / kind.meta["filename"]).write_bytes(pickle.dumps(meta))
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
-    data = open_data(f"cifar10:{tmp_path}")
-    assert (len(data.train), len(data.validation), len(data.test)) == (90, 10, 20)
+    data = open_data(f"cifar{classes}:{tmp_path}")
+    count = 2 * classes * (len(files) - 1)
+    assert len(data.train) + len(data.validation) == count
+    assert len(data.test) == 2 * classes
+    assert data.unlabelled is None
     image, label = data.test[3]
     assert image.shape == (3, 32, 32)
-    assert torch.equal(image, torch.full((3, 32, 32), 5 / 255))
+    assert torch.equal(image, torch.full((3, 32, 32), (len(files) - 1) / 255))
     assert data.classes[label] == "class 3"
+
+
+@pytest.fixture
+def stl10(tmp_path):
+    """Image i of a part has its row number in red, its column number in green and i in blue."""
+    place = tmp_path / "stl10_binary"
+    place.mkdir()
+    for part, count in (("train", 40), ("test", 20), ("unlabeled", 30)):
+        pixels = np.zeros((count, 3, 96, 96), np.uint8)
+        pixels[:, 0] = np.arange(96)[:, None]
+        pixels[:, 1] = np.arange(96)
+        pixels[:, 2] = np.arange(count)[:, None, None]
+        pixels.swapaxes(2, 3).tofile(place / f"{part}_X.bin")  # column by column
+        if part != "unlabeled":
+            (np.arange(count) % 10 + 1).astype(np.uint8).tofile(place / f"{part}_y.bin")
+    (place / "class_names.txt").write_text("\n".join(f"class {c}" for c in range(10)))
+    return tmp_path
+
+
+def test_stl10_has_unlabelled_images_too(stl10):
+    data = open_data(f"stl10:{stl10}")
+    assert [len(p) for p in (data.train, data.validation, data.test)] == [30, 10, 20]
+    image, label = data.test[13]
+    assert image.shape == (3, 96, 96)
+    assert torch.equal((image[:, 5, 7] * 255).round(), torch.tensor([5.0, 7.0, 13.0]))
+    assert data.classes[label] == "class 3"
+    assert len(data.unlabelled) == 30
+    assert set(targets(data.unlabelled)) == {-1}
+    assert data.natural
+
+
+def test_stl10_is_resized(stl10):
+    data = open_data(f"stl10:{stl10}", image_size=32)
+    for part in (data.train, data.test, data.unlabelled):
+        image, _ = part[0]
+        assert image.shape == (3, 32, 32)
+        # A third of the size: pixel i has been the mean about 3 i + 1.
+        torch.testing.assert_close(image[0, :, 9] * 255, torch.arange(32.0) * 3 + 1, atol=1, rtol=0)
+
+
+def test_half_an_stl10_is_refused(stl10):
+    labels = stl10 / "stl10_binary" / "train_y.bin"
+    labels.write_bytes(labels.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"no STL-10 under .*; unpack stl10_binary.tar.gz"):
+        open_data(f"stl10:{stl10}")
 
 
 def test_batches_keep_the_order():
@@ -134,7 +188,9 @@ def test_batches_keep_the_order():
     [
         ("mnist", {}, "one of \"digits\", .* got 'mnist'"),
         ("digits", {"train": "x"}, "--train, --val and --test name folders beside folder:PATH"),
-        ("cifar10:nowhere", {}, "no CIFAR-10 under nowhere; unpack"),
+        ("cifar10:nowhere", {}, "no CIFAR-10 under nowhere; unpack cifar-10-python.tar.gz"),
+        ("cifar100:nowhere", {}, "no CIFAR-100 under nowhere; unpack .* place as cifar100:ROOT"),
+        ("stl10:nowhere", {}, "no STL-10 under nowhere; unpack stl10_binary.tar.gz"),
         ("cifar10", {"image_size": 64}, "CIFAR-10 is 32 x 32, got --image-size 64"),
         ("folder:nowhere", {}, "no folder of train images at nowhere"),
     ],

@@ -93,11 +93,24 @@ class Loader:
         """Go on where ``state`` was saved."""
         self._epoch, self._batch, self._drawn = state["epoch"], state["batch"], False
 
+    @property
+    def sampler(self) -> Loader:
+        """Itself: where Lightning looks for ``set_epoch``."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin ``epoch``, or stay where it is if it has begun.
+
+        Lightning says so before each epoch. From a checkpoint of an epoch's end it loads no state.
+        """
+        if epoch != self._epoch:
+            self._epoch, self._batch, self._drawn = epoch, 0, False
+
     def __iter__(self) -> Iterator[Batch]:
         # Lightning makes iterators that it never uses: an epoch counts once a batch of it is drawn.
         if self._drawn or self._batch >= len(self):
-            self._epoch, self._batch, self._drawn = self._epoch + 1, 0, False
-        return self._rest(self._order()[self._batch :])
+            self.set_epoch(self._epoch + 1)
+        return self._rest()
 
     def _order(self) -> Sequence[Tensor]:
         """Indices of this rank's batches in this epoch."""
@@ -105,7 +118,8 @@ class Loader:
         order = torch.randperm(self._size, generator=generator)[self.rank :: self.world_size]
         return order[: len(self) * self.batch_size].split(self.batch_size)
 
-    def _rest(self, order: Sequence[Tensor]) -> Iterator[Batch]:
+    def _rest(self) -> Iterator[Batch]:
+        order = self._order()[self._batch :]  # of the epoch that is set when the first is drawn
         batches: Any = (
             (self._source[index] for index in order)
             if isinstance(self._source, _Held)

@@ -161,24 +161,7 @@ def _classifier(
     progress: attacks.Progress,
 ) -> probes.Classifier:
     """The protocol's classifier, trained, or read from ``work`` if that was done before."""
-    wanted = [asdict(how), attacks.classifier_fingerprint(encoder), repr(ball), options.seed]
-    wanted += [options.data, options.image_size, options.train, options.val]
-    wanted += [options.mean, options.std]
-    key = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:16]
-    path = work / f"{how.name}-{key}.pt"
-    if path.exists():
-        blank = probes.untrained(encoder, data, how, options.mean, options.std)
-        blank.load_state_dict(torch.load(path, weights_only=True))
-        return blank.eval().requires_grad_(False)
-    steps = how.epochs * -(-len(targets(data.train)) // how.batch_size)
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        progress(f"{how.name}: training", done, steps)
-
-    classifier, _ = probes.finetune(
+    return probes.finetune(
         encoder,
         data,
         how,
@@ -186,12 +169,9 @@ def _classifier(
         mean=options.mean,
         std=options.std,
         seed=options.seed,
-        tick=tick,
-    )
-    work.mkdir(parents=True, exist_ok=True)
-    torch.save(classifier.state_dict(), path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)
-    return classifier
+        folder=work,
+        progress=lambda what, done, total: progress(f"{how.name}: {what}", done, total),
+    ).last
 
 
 def _doubts(

@@ -90,7 +90,7 @@ def test_finished_work_is_not_done_again(tmp_path, monkeypatch):
     def forbidden(*_, **__):
         raise AssertionError("this was finished")
 
-    monkeypatch.setattr(cli.probes, "finetune", forbidden)
+    monkeypatch.setattr(cli.probes, "_Step", forbidden)
     monkeypatch.setattr(diagnostics, "doubts", forbidden)
     monkeypatch.setattr(attacks.PGD, "_run", forbidden)
     monkeypatch.setattr(attacks.MultiTargetedPGD, "_run", forbidden)

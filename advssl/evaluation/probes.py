@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import hashlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -14,13 +19,16 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from advssl.attacks import AdversarialViewGenerator
 from advssl.balls import Ball, Linf
-from advssl.evaluation.data import Data, Sample
+from advssl.evaluation.attacks import PGD, Progress, batch_seed, classifier_fingerprint
+from advssl.evaluation.data import Data, Sample, targets
+from advssl.evaluation.records import fingerprint
 from advssl.losses import unit
-from advssl.modes import evaluating
+from advssl.modes import evaluating, random_state, random_state_kept
 from advssl.types import Images, Labels, Scalar
 
-Tick = Callable[[], None]
 Reads: TypeAlias = Literal["raw", "unit", "standard"]
+Selects: TypeAlias = Literal["validation", "test"]
+State: TypeAlias = dict[str, Tensor]
 
 _TRADES_BETA = 6.0
 
@@ -31,7 +39,7 @@ class Protocol:
 
     Attributes:
         name: "slf" (standard linear finetuning: the encoder is frozen), "alf" (adversarial linear
-            finetuning) or "aff" (adversarial full finetuning).
+            finetuning), "fsf" (full standard finetuning) or "aff" (adversarial full finetuning).
         epochs: passes over the training images.
         batch_size: images in a step.
         learning_rate: of SGD with momentum 0.9.
@@ -42,6 +50,8 @@ class Protocol:
         reads: the linear layer reads features that are "raw", "unit" (of length one) or "standard"
             (mean 0 and deviation 1 over the training images, so that one learning rate fits all).
         zero_start: the linear layer starts at zero.
+        selects: the images that say which epoch was best, see :func:`finetune`. "test" is what some
+            released code does; the best epoch's accuracy is then too high.
     """
 
     name: str
@@ -54,11 +64,20 @@ class Protocol:
     trains_encoder: bool = False
     reads: Reads = "raw"
     zero_start: bool = False
+    selects: Selects = "validation"
+
+    def rate(self, epoch: int) -> float:
+        """The learning rate in an epoch, counted from 0."""
+        if self.decays is None:
+            return self.learning_rate * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
+        return self.learning_rate * 0.1 ** sum(epoch >= decay for decay in self.decays)
 
 
 def _family(slf: Protocol, alf_loss: str, aff: Protocol | None) -> dict[str, Protocol]:
     family = {"slf": slf, "alf": replace(slf, name="alf", loss=alf_loss)}
-    return family if aff is None else {**family, "aff": aff}
+    return (
+        family if aff is None else family | {"fsf": replace(aff, name="fsf", loss="ce"), "aff": aff}
+    )
 
 
 _ADVCL = Protocol("slf", 25, 512, 0.01, 2e-4, (15, 20))
@@ -66,7 +85,8 @@ _FULL = Protocol("aff", 25, 128, 0.1, 2e-4, (15, 20), "trades", trains_encoder=T
 _LONG = Protocol("slf", 50, 128, 0.05, 1e-4, None, reads="standard")
 _ASCL = Protocol("slf", 10, 512, 0.1, 2e-4, (), zero_start=True)
 
-# RECIPES: each paper's own settings; "plain" is ours, for data of any size.
+# Each paper's own settings; "plain" is ours, for data of any size. "released" is the published code
+# of AdvCL, which the others do not follow where it selects on the test images.
 PRESETS: dict[str, dict[str, Protocol]] = {
     "plain": _family(_LONG, "pgd", replace(_FULL, learning_rate=0.05, decays=None)),
     "advcl": _family(_ADVCL, "pgd", _FULL),
@@ -77,6 +97,7 @@ PRESETS: dict[str, dict[str, Protocol]] = {
     "ascl23": _family(
         _ASCL, "trades", replace(_ASCL, name="aff", loss="trades", trains_encoder=True)
     ),
+    "released": {"slf": replace(_ADVCL, selects="test")},
 }
 
 
@@ -142,6 +163,23 @@ class Classifier(nn.Module):
         return self.linear(self.features(images))
 
 
+@dataclass(frozen=True, eq=False)
+class Finetuned:
+    """What a protocol made of an encoder.
+
+    Attributes:
+        last: the classifier after the last epoch, in eval mode and without gradients.
+        best: that after the epoch of the highest score; a frozen encoder is shared with ``last``.
+        best_epoch: which that was, counted from 1; the first of several.
+        history: the score after each epoch.
+    """
+
+    last: Classifier
+    best: Classifier
+    best_epoch: int
+    history: tuple[float, ...]
+
+
 def finetune(
     encoder: nn.Module,
     data: Data,
@@ -151,69 +189,172 @@ def finetune(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     seed: int = 0,
-    tick: Tick = lambda: None,
-) -> tuple[Classifier, list[float]]:
-    """Train a classifier on ``data.train`` and follow its accuracy on ``data.validation``.
+    folder: str | Path | None = None,
+    progress: Progress = lambda *_: None,
+) -> Finetuned:
+    """Train a classifier on ``data.train`` and score each epoch on other images.
 
-    The encoder that was given is left alone; the classifier has a copy. The last epoch's classifier
-    is the one that comes back: nothing is ever selected on the test images.
+    The encoder that was given is left alone; the classifier has a copy. The score is the clean
+    accuracy on ``data.validation`` if the loss is "ce", and the accuracy there under PGD-10 if it
+    is adversarial. A protocol that selects on "test" is scored under PGD-20 on ``data.test``:
+    whoever reports its best epoch must say so.
 
     Args:
         encoder: normalised images to features (B, D).
         data: to train on and to validate on.
         how: the protocol.
-        ball: of the attack in "pgd" and "trades": 10 steps of a quarter of its radius.
+        ball: of every attack here, with steps of a quarter of its radius; 10 of them in training.
         mean: of the encoder's input normalisation, per channel.
         std: likewise.
         seed: of the linear layer, the order, augmentation and attacks; the global state is kept.
-        tick: called once per step.
-
-    Returns:
-        The classifier in eval mode without gradients, and the validation accuracy after each epoch.
+        folder: where the state is kept after every epoch, in a file named by all that the result
+            depends on. A call that was killed and is repeated goes on after the last epoch there
+            and reaches the same weights, on a CPU bit for bit; a finished one trains nothing.
+        progress: called after every step.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return _finetune(encoder, data, how, ball, mean, std, tick)
+        classifier = untrained(encoder, data, how, mean, std)
+        if how.zero_start:
+            nn.init.zeros_(classifier.linear.weight)
+            nn.init.zeros_(classifier.linear.bias)
+        training = _Training(classifier, data, how, ball, seed)
+        if folder is not None:
+            training.keep_in(Path(folder))
+        return training.finished(progress)
 
 
-def _finetune(
-    encoder: nn.Module, data: Data, how: Protocol, ball: Ball, mean: Any, std: Any, tick: Tick
-) -> tuple[Classifier, list[float]]:
-    # Of its own, so that features made beforehand do not change the order of the images.
-    order = torch.Generator().manual_seed(torch.initial_seed())
-    classifier = untrained(encoder, data, how, mean, std)
-    device = classifier.mean.device
-    if how.zero_start:
-        nn.init.zeros_(classifier.linear.weight)
-        nn.init.zeros_(classifier.linear.bias)
-    if how.reads == "standard" and not how.trains_encoder:
-        classifier.standardise(_featurised(classifier, data.train).tensors[0].to(device))
-    step = _Step(classifier, how, ball)
-    train: Dataset[Any] = data.train
-    validation: Dataset[Any] = data.validation
-    if not how.trains_encoder:  # its features are always the same
-        validation = _featurised(classifier, data.validation)
-        if how.loss == "ce" and not data.natural:
-            train = _featurised(classifier, data.train)
-    loader = DataLoader(train, batch_size=how.batch_size, shuffle=True, generator=order)
-    learns = [p for p in classifier.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(
-        learns, how.learning_rate, momentum=0.9, weight_decay=how.weight_decay
-    )
-    schedule = _schedule(optimizer, how)
-    history = []
-    for _ in range(how.epochs):
-        for inputs, labels in loader:
-            inputs = inputs.to(device)
-            if data.natural:
-                inputs = _shifted_and_mirrored(inputs)
-            optimizer.zero_grad()
-            torch.autograd.backward(step(inputs, labels.to(device)))
-            optimizer.step()
-            tick()
-        schedule.step()
-        history.append(accuracy(classifier, validation))
-    return classifier.eval().requires_grad_(False), history
+class _Training:
+    """A training that may end after any epoch and go on later."""
+
+    def __init__(
+        self, classifier: Classifier, data: Data, how: Protocol, ball: Ball, seed: int
+    ) -> None:
+        self.classifier, self.data, self.how = classifier, data, how
+        self.ball, self.seed, self.device = ball, seed, classifier.mean.device
+        learns = [p for p in classifier.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.SGD(
+            learns, how.learning_rate, momentum=0.9, weight_decay=how.weight_decay
+        )
+        # Of its own, so that features made beforehand do not change the order of the images.
+        self.order = torch.Generator().manual_seed(seed)
+        self.random: tuple[Tensor, ...] | None = None  # as it now is
+        self.history: list[float] = []
+        self.best: State = {}
+        self.path: Path | None = None
+
+    def keep_in(self, folder: Path) -> None:
+        """Go on from what ``folder`` has of this training, and keep the rest there too."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"probe-{self._key()}.pt"
+        if not self.path.exists():
+            return
+        kept = torch.load(self.path, map_location="cpu", weights_only=True)
+        self._fill(self.classifier, kept["trained"])
+        self.optimizer.load_state_dict(kept["optimizer"])
+        self.order.set_state(kept["order"])
+        self.random, self.history, self.best = kept["random"], kept["history"], kept["best"]
+
+    def finished(self, progress: Progress) -> Finetuned:
+        """After the last epoch."""
+        classifier = self.classifier
+        if len(self.history) < self.how.epochs:
+            self._train(progress)
+        classifier.eval().requires_grad_(False)
+        # A frozen encoder is not copied: deepcopy takes what its memo has.
+        shared = {} if self.how.trains_encoder else {id(classifier.encoder): classifier.encoder}
+        best = copy.deepcopy(classifier, shared)
+        self._fill(best, self.best)
+        best_epoch = self.history.index(max(self.history)) + 1
+        return Finetuned(classifier, best, best_epoch, tuple(self.history))
+
+    def _train(self, progress: Progress) -> None:
+        how = self.how
+        train, validation = self._inputs()
+        loader = DataLoader(train, how.batch_size, shuffle=True, generator=self.order)
+        step = _Step(self.classifier, how, self.ball)
+        done = len(self.history) * len(loader)
+        with random_state_kept(self.device, self.random):
+            for epoch in range(len(self.history), how.epochs):
+                self.optimizer.param_groups[0]["lr"] = how.rate(epoch)
+                for inputs, labels in loader:
+                    inputs = inputs.to(self.device)
+                    if self.data.natural:
+                        inputs = _shifted_and_mirrored(inputs)
+                    self.optimizer.zero_grad()
+                    torch.autograd.backward(step(inputs, labels.to(self.device)))
+                    self.optimizer.step()
+                    done += 1
+                    progress("training", done, how.epochs * len(loader))
+                self._keep(self._score(validation))
+
+    def _inputs(self) -> tuple[Dataset[Any], Dataset[Any]]:
+        """To train on and to validate on: features made once, where they stay the same."""
+        classifier, data, how = self.classifier, self.data, self.how
+        if how.trains_encoder:
+            return data.train, data.validation
+        if how.reads == "standard" and not self.history:
+            classifier.standardise(_featurised(classifier, data.train).tensors[0].to(self.device))
+        if how.loss != "ce":
+            return data.train, data.validation
+        train = data.train if data.natural else _featurised(classifier, data.train)
+        return train, _featurised(classifier, data.validation)
+
+    def _score(self, validation: Dataset[Any]) -> float:
+        ball, step = self.ball, self.ball.radius / 4
+        if self.how.selects == "test":
+            return self._standing(self.data.test, PGD(ball, 20, step))
+        if self.how.loss == "ce":
+            return accuracy(self.classifier, validation)
+        return self._standing(validation, PGD(ball, 10, step))
+
+    def _standing(self, dataset: Dataset[Any], attack: PGD) -> float:
+        right = count = 0
+        for number, (images, labels) in enumerate(DataLoader(dataset, 256)):
+            seed = batch_seed(self.seed, number)
+            found = attack.search(self.classifier, images, labels, seed=seed)
+            right, count = right + int(found.correct.sum()), count + len(labels)
+        return right / count
+
+    def _keep(self, score: float) -> None:
+        trained = {
+            name: value.cpu().clone()
+            for name, value in self.classifier.state_dict().items()
+            if self.how.trains_encoder or not name.startswith("encoder.")
+        }
+        if score > max(self.history, default=-1.0):
+            self.best = trained
+        self.history.append(score)
+        if self.path is None:
+            return
+        state = {
+            "trained": trained,
+            "best": self.best,
+            "history": self.history,
+            "optimizer": self.optimizer.state_dict(),
+            "order": self.order.get_state(),
+            "random": random_state(self.device),
+        }
+        part = self.path.with_suffix(f".{os.getpid()}.part")
+        torch.save(state, part)
+        part.replace(self.path)
+
+    def _fill(self, classifier: Classifier, trained: State) -> None:
+        classifier.load_state_dict({**classifier.state_dict(), **trained})
+
+    def _key(self) -> str:
+        """Of all that the result depends on; a few images stand for all of them."""
+        parts = [self.data.train, self.data.validation, self.data.test]
+        train, labels = parts[0], [targets(part) for part in parts]
+        some = range(0, len(labels[0]), -(-len(labels[0]) // 8))
+        images = torch.stack([train[i][0] for i in some])
+        depends_on = [
+            asdict(self.how),
+            classifier_fingerprint(self.classifier),
+            [repr(self.ball), self.seed, self.data.natural],
+            [fingerprint(images, torch.tensor([labels[0][i] for i in some])), labels],
+        ]
+        return hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
 
 
 def untrained(

@@ -12,7 +12,8 @@ from borrowed import Trace
 from torch import nn
 
 from advssl.balls import Linf
-from advssl.evaluation.data import Data, InMemory
+from advssl.evaluation.attacks import PGD, batch_seed, measure
+from advssl.evaluation.data import Data, InMemory, batches
 from advssl.evaluation.probes import (
     PRESETS,
     Classifier,
@@ -60,13 +61,14 @@ def test_learns_and_leaves_the_encoder_alone(data, bars_encoder, loss, whole, na
     trace, state = Trace(bars_encoder), torch.get_rng_state()
     how = replace(SHORT, loss=loss, trains_encoder=whole, learning_rate=0.05)
     ticks = []
-    classifier, history = finetune(
-        bars_encoder, replace(data, natural=natural), how, tick=lambda: ticks.append(1)
+    found = finetune(
+        bars_encoder, replace(data, natural=natural), how, progress=lambda *told: ticks.append(told)
     )
+    classifier, history = found.last, found.history
     trace.assert_none()
     assert torch.equal(torch.get_rng_state(), state)
     assert len(history) == 6
-    assert len(ticks) == 6 * 3
+    assert ticks == [("training", done, 6 * 3) for done in range(1, 6 * 3 + 1)]
     assert history[-1] > 0.7
     assert accuracy(classifier, data.test) > 0.7
     assert not classifier.training
@@ -83,32 +85,149 @@ def test_learns_and_leaves_the_encoder_alone(data, bars_encoder, loss, whole, na
 def test_features_made_once_train_as_images_do(data, bars_encoder, monkeypatch):
     """The shortcut for a frozen encoder is no other protocol."""
 
-    fast, _ = finetune(bars_encoder, data, SHORT)
+    fast = finetune(bars_encoder, data, SHORT).last
     monkeypatch.setattr("advssl.evaluation.probes._shifted_and_mirrored", lambda images: images)
-    slow, _ = finetune(bars_encoder, replace(data, natural=True), SHORT)
+    slow = finetune(bars_encoder, replace(data, natural=True), SHORT).last
     torch.testing.assert_close(fast.linear.weight, slow.linear.weight, rtol=1e-3, atol=1e-4)
 
 
 def test_the_same_seed_gives_the_same_classifier(data, bars_encoder):
     def weights(seed):
-        classifier, _ = finetune(bars_encoder, data, replace(SHORT, loss="pgd"), seed=seed)
-        return classifier.linear.weight
+        found = finetune(bars_encoder, data, replace(SHORT, loss="pgd"), seed=seed)
+        return found.last.linear.weight
 
     assert torch.equal(weights(1), weights(1))
     assert not torch.equal(weights(1), weights(2))
 
 
 def test_adversarial_finetuning_is_more_robust(data, bars_encoder):
-    from advssl.evaluation.attacks import PGD, measure
-    from advssl.evaluation.data import batches
-
     ball = Linf(0.25)
     whole = replace(SHORT, epochs=15, trains_encoder=True, learning_rate=0.05)
     robust = {}
     for loss in ("ce", "trades"):
-        classifier, _ = finetune(bars_encoder, data, replace(whole, loss=loss), ball=ball)
+        classifier = finetune(bars_encoder, data, replace(whole, loss=loss), ball=ball).last
         robust[loss] = measure(classifier, PGD(ball, 10, None), batches(data.test, 30)).value
     assert robust["trades"] > robust["ce"] + 0.1
+
+
+class TestBest:
+    @pytest.mark.parametrize("loss", ["ce", "pgd", "trades"])
+    @pytest.mark.parametrize("whole", [False, True])
+    def test_has_the_highest_score_and_its_epochs_weights(self, data, bars_encoder, loss, whole):
+        how = replace(SHORT, loss=loss, trains_encoder=whole, decays=())
+        ball = Linf(0.2)
+        found = finetune(bars_encoder, data, how, ball=ball)
+        assert len(found.history) == how.epochs
+        assert found.best_epoch == 1 + found.history.index(max(found.history))
+        assert found.history[found.best_epoch - 1] == self.score(found.best, data, loss, ball)
+        assert found.history[-1] == self.score(found.last, data, loss, ball)
+        shorter = finetune(bars_encoder, data, replace(how, epochs=found.best_epoch), ball=ball)
+        assert equal_states(found.best, shorter.last)
+        assert (found.best.encoder is found.last.encoder) == (not whole)
+        assert not any(p.requires_grad for p in found.best.parameters())
+        assert not found.best.training
+
+    @staticmethod
+    def score(classifier, data, loss, ball):
+        """What is documented, measured on its own."""
+        if loss == "ce":
+            return accuracy(classifier, data.validation)
+        (images, labels) = batches(data.validation, 30)[0]
+        attack = PGD(ball, 10, ball.radius / 4)
+        found = attack.search(classifier, images, labels, seed=batch_seed(0, 0))
+        return int(found.correct.sum()) / 30
+
+    def test_is_selected_on_the_test_images_by_the_released_preset_alone(self, data, bars_encoder):
+        how = replace(protocol("released", "slf"), batch_size=32)
+        how = replace(how, epochs=6, learning_rate=0.1, reads="standard")
+        found = finetune(bars_encoder, data, how, ball=Linf(0.1))
+        (images, labels) = batches(data.test, 60)[0]
+        attack = PGD(Linf(0.1), 20, 0.025)
+        kept = attack.search(found.best, images, labels, seed=batch_seed(0, 0)).correct
+        assert max(found.history) == int(kept.sum()) / 60
+        blind = replace(data, test=images_of(60, 10))
+        honest = replace(how, selects="validation")
+        assert finetune(bars_encoder, blind, how, ball=Linf(0.1)).history != found.history
+        a, b = (finetune(bars_encoder, d, honest, ball=Linf(0.1)) for d in (data, blind))
+        assert a.history == b.history
+
+
+class TestResume:
+    @pytest.mark.parametrize("loss", ["ce", "pgd", "trades"])
+    @pytest.mark.parametrize("whole", [False, True])
+    @pytest.mark.parametrize("natural", [False, True])
+    def test_goes_on_to_the_same_weights(self, data, bars_encoder, tmp_path, loss, whole, natural):
+        data = replace(data, natural=natural)
+        how = replace(SHORT, loss=loss, trains_encoder=whole, epochs=4)
+        expected = finetune(bars_encoder, data, how)
+        for stop_at in (2, 5, 10):  # in the first epoch, the second, the last; three steps each
+            with pytest.raises(KeyboardInterrupt):
+                finetune(bars_encoder, data, how, folder=tmp_path, progress=stopping(stop_at))
+        steps = []
+        found = finetune(
+            bars_encoder, data, how, folder=tmp_path, progress=lambda *told: steps.append(told[1])
+        )
+        assert steps == [10, 11, 12]  # nothing finished was done again
+        assert equal_states(found.last, expected.last)
+        assert equal_states(found.best, expected.best)
+        assert (found.history, found.best_epoch) == (expected.history, expected.best_epoch)
+
+    def test_a_finished_one_trains_nothing(self, data, bars_encoder, tmp_path):
+        first = finetune(bars_encoder, data, SHORT, folder=tmp_path)
+        again = finetune(bars_encoder, data, SHORT, folder=tmp_path, progress=stopping(1))
+        assert equal_states(first.last, again.last)
+        assert equal_states(first.best, again.best)
+        assert first.history == again.history
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            {"seed": 1},
+            {"ball": Linf(0.1)},
+            {"how": replace(SHORT, weight_decay=0.0)},
+            {"mean": (0.1, 0.1, 0.1), "std": (1.0, 1.0, 1.0)},
+        ],
+    )
+    def test_nothing_is_taken_from_another_training(self, data, bars_encoder, tmp_path, other):
+        finetune(bars_encoder, data, SHORT, folder=tmp_path)
+        asked = {"how": SHORT, **other}
+        found = finetune(bars_encoder, data, folder=tmp_path, **asked)
+        assert equal_states(found.last, finetune(bars_encoder, data, **asked).last)
+        assert len(list(tmp_path.iterdir())) == 2
+
+    def test_nor_of_another_encoder_or_other_images(self, data, bars_encoder, tmp_path):
+        finetune(bars_encoder, data, SHORT, folder=tmp_path)
+        finetune(bars_encoder, replace(data, train=images_of(96, 5)), SHORT, folder=tmp_path)
+        with torch.no_grad():
+            bars_encoder[0].weight += 1
+        finetune(bars_encoder, data, SHORT, folder=tmp_path)
+        assert len(list(tmp_path.iterdir())) == 3
+
+    def test_of_a_frozen_encoder_only_the_linear_layer_is_kept(self, data, bars_encoder, tmp_path):
+        finetune(bars_encoder, data, SHORT, folder=tmp_path)
+        (path,) = tmp_path.iterdir()
+        kept = torch.load(path, weights_only=True)
+        assert set(kept["trained"]) == {"linear.weight", "linear.bias", "shift", "scale"}
+
+
+def stopping(at: int):
+    def progress(_: str, done: int, __: int | None) -> None:
+        if done >= at:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def equal_states(a: nn.Module, b: nn.Module) -> bool:
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_learning_rates():
+    assert [replace(SHORT, epochs=4).rate(e) for e in (0, 2, 4)] == pytest.approx([0.1, 0.05, 0])
+    steps = replace(SHORT, decays=(2, 3))
+    assert [steps.rate(e) for e in range(5)] == pytest.approx([0.1, 0.1, 0.01, 0.001, 0.001])
+    assert replace(SHORT, decays=()).rate(5) == 0.1
 
 
 class TestClassifier:
@@ -138,7 +257,7 @@ class TestClassifier:
 
     def test_survives_a_state_dict(self, data, bars_encoder):
         how = protocol("plain", "slf")
-        classifier, _ = finetune(bars_encoder, data, replace(how, epochs=2))
+        classifier = finetune(bars_encoder, data, replace(how, epochs=2)).last
         again = untrained(copy.deepcopy(bars_encoder), data, how, None, None)
         again.load_state_dict(classifier.state_dict())
         images = data.test.images
@@ -151,8 +270,9 @@ class TestPresets:
         for name, how in PRESETS[preset].items():
             assert how.name == name
             assert protocol(preset, name) is how
-            assert how.trains_encoder == (name == "aff")
-            assert (how.loss == "ce") == (name == "slf")
+            assert how.trains_encoder == (name in ("fsf", "aff"))
+            assert (how.loss == "ce") == (name in ("slf", "fsf"))
+            assert how.selects == ("test" if preset == "released" else "validation")
 
     def test_papers_settings(self):
         """RECIPES, section 4."""

@@ -1,6 +1,6 @@
 """The papers' augmentations, on batches: every image has its own draw, on its own device.
 
-Images are (B, C, H, W) float in [0, 1] before and after. Draws come from PyTorch's global
+Images are (B, 3, H, W) floating point in [0, 1] before and after. Draws come from PyTorch's global
 generator of the images' device. Nothing is differentiated and nothing is rounded to 8 bits.
 """
 
@@ -22,10 +22,10 @@ class _Augmentation(nn.Module):
     """Checks and conversions around ``_augmented``, which gets contiguous float32 images."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Augmented (B, C, size, size), in the images' memory format."""
-        if images.dim() != 4 or not images.is_floating_point():
+        """Augmented (B, 3, size, size) float32, in the images' memory format."""
+        if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(
-                "images must be (B, C, H, W) floating point in [0, 1], got "
+                "images must be (B, 3, H, W) floating point in [0, 1], got "
                 f"{images.dtype} of shape {tuple(images.shape)}; divide stored ones by 255"
             )
         channels_last = images.is_contiguous(memory_format=torch.channels_last)
@@ -109,7 +109,7 @@ class Strong(_Augmentation):
                 some = turn_hue(some, hue_turn[rows])
             images[rows] = some
         rows = chosen(images, self.gray_p).nonzero().flatten()
-        images[rows] = luma(images[rows]).expand(-1, images.shape[1], -1, -1)
+        images[rows] = luma(images[rows]).expand(-1, 3, -1, -1)
         rows = chosen(images, self.blur_p).nonzero().flatten()
         images[rows] = blur(images[rows], uniform(images, 0.1, 2.0)[rows])
         return images
@@ -118,7 +118,7 @@ class Strong(_Augmentation):
 def dynamic(size: int, strength: float, **settings: Any) -> Strong:
     """DynACL's augmentation: from flips alone at strength 0 to ACL's at 1.
 
-    Reference: Luo et al. 2023, Sec. 4.1, https://arxiv.org/abs/2303.01289
+    Reference: Luo et al. 2023, https://arxiv.org/abs/2303.01289
     """
     s = strength
     scaled = {"scale": (1 - 0.9 * s, 1.0), "jitter": (0.4 * s, 0.4 * s, 0.4 * s, 0.1 * s)}
@@ -185,7 +185,7 @@ class Gentle(_Augmentation):
         angle = uniform(images, -self.degrees, self.degrees)
         magnification = uniform(images, *self.scale)
         shift = torch.stack([uniform(images, -self.shift, self.shift) for _ in range(2)], dim=1)
-        images = moved(images, angle, shift, magnification, self.size)
+        images = moved(images, angle, shift, magnification)
         kinds = torch.rand(len(images), 2, device=images.device).argsort(dim=1)
         for i in range(2):
             factor = uniform(images, 1 - self.light, 1 + self.light)
@@ -244,8 +244,9 @@ def crop_boxes(
     fallback = ~fits.any(dim=1)
     w = w.gather(1, first).flatten().masked_fill(fallback, widest)
     h = h.gather(1, first).flatten().masked_fill(fallback, highest)
-    place = torch.rand(2, len(images), device=images.device).masked_fill(fallback, 0.5)
-    top, left = (place[0] * (height - h + 1)).floor(), (place[1] * (width - w + 1)).floor()
+    spare = torch.stack([height - h, width - w])
+    drawn = (torch.rand(2, len(images), device=images.device) * (spare + 1)).floor()
+    top, left = torch.where(fallback, (spare / 2).floor(), drawn)
     return torch.stack([top, left, h, w], dim=1)
 
 
@@ -255,66 +256,67 @@ def crop_boxes(
 def resized_crop(
     images: Tensor, box: Tensor, flipped: Tensor, size: int, interpolation: str
 ) -> Tensor:
-    """(B, C, size, size) of the boxes, as Pillow and torchvision resize, and mirrored or not."""
+    """(B, 3, size, size) of the boxes, as Pillow and torchvision resize, and mirrored or not."""
     top, left, h, w = box.T
     rows = _weights(images.shape[-2], top, h, size, interpolation)
+    # Read from its right end and with a negative step, a line is mirrored.
+    left, w = torch.where(flipped, left + w, left), torch.where(flipped, -w, w)
     columns = _weights(images.shape[-1], left, w, size, interpolation)
-    columns = torch.where(flipped[:, None, None], columns.flip(1), columns)
     resized = rows[:, None] @ (images.flatten(1, 2) @ columns.mT).unflatten(1, images.shape[1:3])
     return resized.clamp_(0, 1)
 
 
 def _weights(length: int, start: Tensor, extent: Tensor, size: int, interpolation: str) -> Tensor:
     """(B, size, length): what each pixel of a line counts in each pixel of the resized line."""
-    kernel, support = _KERNELS[interpolation]
     pixel = torch.arange(length, device=start.device) + 0.5
     step = (extent / size)[:, None]
     centre = start[:, None] + (torch.arange(size, device=start.device) + 0.5) * step
     # A kernel that is as wide as a shrunk pixel is the antialiasing.
-    distance = (pixel - centre[..., None]) / step.clamp_min(1)[..., None]
-    inside = (pixel > start[:, None]) & (pixel < (start + extent)[:, None])
-    weights = kernel(distance.abs_().clamp_(max=support)) * inside[:, None]
-    return weights / weights.sum(dim=2, keepdim=True)
+    distance = (pixel - centre[..., None]).abs_() / step.abs().clamp_min(1)[..., None]
+    middle = start + extent / 2
+    inside = (pixel - middle[:, None]).abs() < extent.abs()[:, None] / 2
+    weights = _KERNELS[interpolation](distance).mul_(inside[:, None])
+    return weights.div_(weights.sum(dim=2, keepdim=True))
+
+
+def _linear(x: Tensor) -> Tensor:
+    return (1 - x).clamp_min_(0)
 
 
 def _cubic(x: Tensor) -> Tensor:
-    """Keys' kernel with a = -1/2."""
-    return torch.where(x < 1, (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2)
+    """Keys' kernel with a = -1/2, its two pieces added up rather than chosen from."""
+    inner, outer = (1 - x).clamp_min_(0), (2 - x).clamp_min_(0)
+    return inner**2 * (1 - 2 * inner) + outer**2 * (outer - 1) / 2
 
 
-_KERNELS = {"bilinear": (lambda x: 1 - x, 1.0), "bicubic": (_cubic, 2.0)}
+_KERNELS = {"bilinear": _linear, "bicubic": _cubic}
 
 
 def shifted(images: Tensor, top: Tensor, left: Tensor, flipped: Tensor, pad: int) -> Tensor:
     """What is below and right of ``top`` and ``left`` in the padded images, mirrored or not."""
-    size = images.shape[-1]
-    pixel = torch.arange(size, device=images.device)
-    rows, columns = top[:, None] + pixel, left[:, None] + pixel
+    height, width = images.shape[-2:]
+    rows = top[:, None] + torch.arange(height, device=images.device)
+    columns = left[:, None] + torch.arange(width, device=images.device)
     columns = torch.where(flipped[:, None], columns.flip(1), columns)
-    padded = F.pad(images, [pad] * 4)
-    image = torch.arange(len(images), device=images.device)[:, None, None, None]
-    channel = torch.arange(images.shape[1], device=images.device)[:, None, None]
-    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    # One index into flat images: PyTorch is several times slower with one for each axis.
+    flat = (rows * (width + 2 * pad))[:, :, None] + columns[:, None]
+    index = flat.flatten(1)[:, None].expand(-1, images.shape[1], -1)
+    return F.pad(images, [pad] * 4).flatten(2).gather(2, index).view_as(images)
 
 
-def moved(
-    images: Tensor, degrees: Tensor, shift: Tensor, magnification: Tensor, size: int
-) -> Tensor:
+def moved(images: Tensor, degrees: Tensor, shift: Tensor, magnification: Tensor) -> Tensor:
     """Rotated about the centre and magnified, then shifted by shares (x, y) of the size."""
     angle = torch.deg2rad(degrees)
     cos, sin = angle.cos() / magnification, angle.sin() / magnification
     # From where each pixel comes: the inverse of the motion.
     x, y = -2 * shift.T
     theta = torch.stack([cos, sin, cos * x + sin * y, -sin, cos, cos * y - sin * x], dim=1)
-    shape = [*images.shape[:2], size, size]
-    grid = F.affine_grid(theta.view(-1, 2, 3), shape, align_corners=False)
+    grid = F.affine_grid(theta.view(-1, 2, 3), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, align_corners=False).clamp_(0, 1)
 
 
 def luma(images: Tensor) -> Tensor:
     """(B, 1, H, W) gray."""
-    if images.shape[1] == 1:
-        return images
     red, green, blue = images.unbind(1)
     return (red * _LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])[:, None]
 
@@ -331,18 +333,20 @@ def blend(images: Tensor, kind: Tensor, factor: Tensor) -> Tensor:
 def turn_hue(images: Tensor, turn: Tensor) -> Tensor:
     """Hue turned by a share of the colour circle; lightest and darkest channel keep their value."""
     red, green, blue = images.unbind(1)
-    light, dark = images.amax(dim=1), images.amin(dim=1)
-    chroma = light - dark
-    divisor = torch.where(chroma == 0, 1.0, chroma)
-    hue = torch.where(
-        light == red,
-        (green - blue) / divisor,
-        torch.where(light == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
-    )
-    hue += 6 * turn.view(-1, 1, 1)
-    channel = torch.tensor([5.0, 3.0, 1.0], device=images.device).view(3, 1, 1)
-    sector = (hue[:, None] + channel).remainder_(6)
-    share = torch.minimum(sector, 4 - sector).clamp_(0, 1)
+    light = torch.maximum(torch.maximum(red, green), blue)
+    chroma = light - torch.minimum(torch.minimum(red, green), blue)
+    # The lightest channel says the third of the circle, as numbers: ``where`` is slow on a CPU.
+    is_red = red.clone().eq_(light)
+    is_green = green.clone().eq_(light).mul_(1 - is_red)
+    is_blue = 1 - is_red - is_green
+    across = is_red * (green - blue) + is_green * (blue - red) + is_blue * (red - green)
+    hue = across / (6 * chroma).clamp_min_(1e-9) + (is_green + 2 * is_blue) / 3
+    hue += turn.view(-1, 1, 1)
+    # Each channel is darkest across the circle from its own colour, and lightest a third around.
+    opposite = torch.tensor([3, 5, 1], device=images.device).view(3, 1, 1) / 6
+    distance = hue[:, None] - opposite
+    distance -= distance.round()
+    share = distance.abs_().mul_(-6).add_(2).clamp_(0, 1)
     return torch.addcmul(light[:, None], chroma[:, None], share, value=-1)
 
 

@@ -1,0 +1,76 @@
+"""ACL: adversarial contrastive learning, three ways to make a pair of views adversarial.
+
+Jiang, Chen, Chen and Wang 2020, "Robust pre-training by adversarial contrastive learning",
+https://arxiv.org/abs/2010.13337. The kinds, with δ found against the same loss:
+
+    a2a   NT(t1 + δ1, t2 + δ2)                    both attacked, adversarial BatchNorm
+    a2s   NT(t1 + δ1, t2)                         one attacked, the other on the clean BatchNorm
+    ds    ½ NT(t1, t2) + ½ NT(t1 + δ1, t2 + δ2)   dual stream, the paper's best
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from advssl import MultiViewNTXentLoss
+from harness.data import Batch
+from harness.heads import projection
+from harness.method import IMAGENET, Method, Recipe, Seen, Settings, Terms, Views
+from harness.schedules import WarmupCosine
+
+
+@dataclass(frozen=True, kw_only=True)
+class ACLSettings(Settings):
+    kind: str = "ds"
+    temperature: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kind not in ("ds", "a2a", "a2s"):
+            raise ValueError(f'kind must be "ds", "a2a" or "a2s", got {self.kind!r}')
+
+
+class ACL(Method):
+    title, paper = "ACL", "Jiang et al. 2020"
+    settings_type = ACLSettings
+    recipe = Recipe(1000, 512, WarmupCosine(5.0, 10, floor=1e-6), "lars", 1e-6)
+    probe = "dynacl"
+    settings: ACLSettings
+    ours = (
+        "The released code has only ds; a2a and a2s follow the text.",
+        "Crops are resampled bilinearly unless the paper's schedule is asked for (bicubic there).",
+    )
+
+    branch_of = {"t1": "clean", "t2": "clean", "t1d": "adversarial", "t2d": "adversarial"}
+    evaluated = ("adversarial", "clean")
+    normalization = IMAGENET
+    # What a method built on this one may replace: the clean pair's term, and its weight.
+    pair, clean_term, pair_weight = ("t1", "t2"), "clean", 0.5
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.contrast = MultiViewNTXentLoss(self.settings.temperature, gather_distributed=True)
+        self.embedding = self.encoder.num_features
+        one = self.settings.kind == "a2s"
+        self.attacked = ("t1d",) if one else ("t1d", "t2d")
+        self.anchors = ("t2",) if one else ()
+
+    def make_head(self, features: int, classes: int) -> nn.Module:  # noqa: ARG002
+        return projection(features, features, features, layers=3, batchnorm="all")
+
+    def views(self, images: Tensor) -> Views:
+        t1, t2 = self.strong(images), self.second(images)
+        made = {"t1": t1, "t2": t2, "t1d": t1, "t2d": t2}
+        clean = {"ds": ("t1", "t2"), "a2a": (), "a2s": ("t2",)}[self.settings.kind]
+        return {name: made[name] for name in (*clean, *self.attacked)}
+
+    def benign(self, seen: Seen, batch: Batch) -> Terms:  # noqa: ARG002
+        if self.settings.kind != "ds":
+            return {}
+        return {"clean": 0.5 * self.contrast(seen["t1"], seen["t2"])}
+
+    def adversarial(self, seen: Seen, batch: Batch) -> Terms:  # noqa: ARG002
+        pair = self.contrast(*(seen[name] for name in (*self.attacked, *self.anchors)))
+        return {"adversarial": 0.5 * pair if self.settings.kind == "ds" else pair}

@@ -1,0 +1,120 @@
+"""AdvCL: robustness from views and pseudo-labels, kept through standard finetuning.
+
+Fan, Liu, Chen, Zhang and Gan 2021, "When does contrastive learning preserve adversarial robustness
+from pretraining to finetuning?", https://arxiv.org/abs/2111.01124. With x a weakly augmented image,
+two strong views t1 and t2, the high-frequency part of x, and two perturbations of x:
+
+    min E [ max over δ  SupCon(x + δ, t1, t2, high(x))                                    Eq. 8
+            + λ max over δ'  mean over K of cross-entropy(fc_K(x + δ'), cluster_K(x)) ]   Eq. 10
+
+A view setup is a list of views, "d" behind the attacked ones: Table 4's rows. The pseudo-labels are
+k-means clusters of a SimCLR encoder trained on the same images: Table 5 has that row; its other
+rows cluster an ImageNet network's features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from advssl import ClusterFitHead, HighFreqView, LowFreqView, MultiViewNTXentLoss
+from harness.data import Batch
+from harness.heads import projection
+from harness.method import Differs, Method, Recipe, Seen, Settings, Terms, Views
+from harness.schedules import WarmupCosine
+
+VIEWS = (
+    "t1d,t2",
+    "t1d,t2d",
+    "t1d,t2d,t1,t2",
+    "xd,t1,t2",
+    "xd,t1,t2,low",
+    "xd,t1,t2,low,high",
+    "xd,t1,t2,high",
+)
+CLUSTERS = {"none": (), "simclr-10": (10,), "simclr-100": (100,), "ensemble": (2, 10, 50, 100, 500)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdvCLSettings(Settings):
+    views: str = "xd,t1,t2,high"
+    supervision: str = "ensemble"
+    temperature: float = 0.5
+    loss_scale: float = 0.5 / 0.07
+    cluster_weight: float = 0.2  # λ
+    cutoff: float = 0.25  # of the frequency views, in cycles per pixel: 8 per image at 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.views not in VIEWS:
+            raise ValueError(f"views must be one of {', '.join(VIEWS)}; got {self.views!r}")
+        if self.supervision not in CLUSTERS:
+            raise ValueError(
+                f"supervision must be one of {', '.join(CLUSTERS)}; got {self.supervision!r}"
+            )
+
+
+class AdvCL(Method):
+    title, paper = "AdvCL", "Fan et al. 2021"
+    settings_type = AdvCLSettings
+    recipe = Recipe(1000, 512, WarmupCosine(0.5, 10, 0.01, 5e-4, per_epoch=True), "sgd", 1e-4)
+    settings: AdvCLSettings
+    differences = (
+        Differs("loss_scale", 0.5 / 0.07, 1.0, "the release divides by a base temperature of 0.07"),
+    )
+    ours = (
+        "Views that the attack does not change are forwarded once per step, not once per attack "
+        "step, so BatchNorm statistics move once, not six times (exact_bn=True: as released).",
+        "Eq. 8 is a mean over anchors and positives, as released, not the printed sum.",
+        "λ is not stated in the text; 0.2 is the release's.",
+    )
+
+    branch_of = {
+        **dict.fromkeys(("t1", "t2", "x", "low", "high"), "normal"),
+        **dict.fromkeys(("t1d", "t2d", "xd"), "pgd"),
+        "ced": "pgd_ce",
+    }
+    evaluated = ("pgd", "normal")
+    attack_in_train_mode, together = True, False
+    pair, clean_term = ("t1", "t2"), "benign"
+    embedding = 128
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        s = self.settings
+        self.names = tuple(s.views.split(","))
+        self.attacked = tuple(name for name in self.names if name.endswith("d"))
+        self.anchors = tuple(name for name in self.names if not name.endswith("d"))
+        self.pair_weight = s.loss_scale
+        self.contrast = MultiViewNTXentLoss(s.temperature, gather_distributed=True)
+        self.high = HighFreqView(s.cutoff, unit="pixel")
+        self.low = LowFreqView(s.cutoff, unit="pixel")
+        if s.supervision != "none":
+            self.clusters = ClusterFitHead(self.encoder.num_features, CLUSTERS[s.supervision])
+            self.clusters_of = "simclr"
+            self.attacked += ("ced",)
+
+    def make_head(self, features: int, classes: int) -> nn.Module:  # noqa: ARG002
+        return projection(features, features, 128, batchnorm=True)
+
+    def prepare(self, features: Tensor) -> None:
+        self.clusters.fit(features)
+
+    def views(self, images: Tensor) -> Views:
+        made = {"x": self.weak(images), "t1": self.strong(images), "t2": self.second(images)}
+        made |= {"ce": made["x"], "high": self.high(made["x"]), "low": self.low(made["x"])}
+        return {name: made[name.removesuffix("d")] for name in (*self.anchors, *self.attacked)}
+
+    def represent(self, images: Tensor, name: str) -> Tensor:
+        features = self.encode(images)
+        return features if name == "ced" else self.head(features)
+
+    def adversarial(self, seen: Seen, batch: Batch) -> Terms:
+        s = self.settings
+        contrastive = self.contrast(*(seen[name] for name in self.names))  # Eq. 8
+        terms = {"contrastive": s.loss_scale * contrastive}
+        if s.supervision != "none":  # Eq. 10
+            terms["clusters"] = s.cluster_weight * self.clusters(seen["ced"], batch.index)
+        return terms

@@ -1,0 +1,53 @@
+"""The terms of GSA-RSL on top of another method: one function, and two hosts.
+
+The paper's Table 1 adds them to AdvCL and its Table 2 to ACL. A host needs no change: it names its
+clean ``pair`` of views, and attacked views are called after the clean ones (see ``gsa_rsl.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, make_dataclass
+
+from acl import ACL
+from advcl import AdvCL
+from gsa_rsl import GlobalAndSharp, GSASettings
+from harness.method import Method
+
+
+def extended(host: type[Method], **defaults: object) -> type[Method]:
+    """``host`` with the critic, and its clean pair's term at the worst nearby weights.
+
+    Args:
+        host: a contrastive method with adversarial views.
+        defaults: settings of the combination that differ from those of its parts.
+    """
+    parts = (GSASettings, host.settings_type)
+    types = {f.name: f.type for part in parts for f in fields(part)}
+    settings = make_dataclass(
+        f"{host.__name__}GSASettings",
+        [(name, types[name], value) for name, value in defaults.items()],
+        bases=parts,
+        frozen=True,
+        kw_only=True,
+    )
+    return type(
+        f"{host.__name__}GSA",
+        (GlobalAndSharp, host),
+        {
+            "title": f"{host.title} + GSA",
+            "paper": f"GSA-RSL, on top of {host.paper}",
+            "settings_type": settings,
+            "differences": tuple(
+                {d.setting: d for d in (*GlobalAndSharp.differences, *host.differences)}.values()
+            ),
+            "ours": host.ours + GlobalAndSharp.ours,
+        },
+    )
+
+
+# The released settings; the release has no pseudo-labels in this combination.
+AdvCLGSA = extended(
+    AdvCL, supervision="none", benign_weight=0.5, global_weight=0.3, rho=0.5, critic_rate=0.5
+)
+# Not in the release; the paper does not state its settings.
+ACLGSA = extended(ACL, benign_weight=1.0, rho=0.5)

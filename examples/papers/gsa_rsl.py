@@ -1,0 +1,178 @@
+"""GSA-RSL: robust contrastive learning with global alignment and a flat benign loss.
+
+"Generalization bounds for robust contrastive learning", Algorithm 1. Per step, with p and q two
+views of an image, z̃ the embeddings of the attacked q + δ and D a critic between benign and
+adversarial embeddings:
+
+    adversary   max over δ of  NT(p, q + δ) + λ_global · div_D(z̃ ‖ z)               Eq. 18
+    critic      max over D of  div_D(z̃ ‖ z)                                          Eq. 19
+    encoder     min of  NT(p, q + δ) + λ_benign · NT(p, q) at θ + e + λ_global · div  Eq. 20
+
+``GlobalAndSharp`` is the two terms that the paper adds; it stands before a contrastive host method
+in the order of inheritance, as in ``GSARSL`` here and in ``extended.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from advssl import GlobalDivergenceCritic, MultiViewNTXentLoss, SAMWrapper, evaluating
+from advssl.distributed import average
+from advssl.losses import unit
+from harness.data import Batch
+from harness.heads import projection
+from harness.method import IMAGENET, Differs, Method, Recipe, Seen, Settings, Terms, Views
+from harness.schedules import WarmupCosine
+
+
+@dataclass(frozen=True, kw_only=True)
+class GSASettings(Settings):
+    steps: int = 7
+    sam: bool = True
+    critic: bool = True
+    order: str = "3-step"  # or "4-step": the critic learns between two attacks
+    benign_weight: float = 2.0  # λ_benign
+    global_weight: float = 0.1  # λ_global
+    attack_factor: float = 2.0  # on λ_global, for the adversary
+    rho: float = 1.0
+    adaptive: bool = True
+    critic_rate: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.order not in ("3-step", "4-step"):
+            raise ValueError(f'order must be "3-step" or "4-step", got {self.order!r}')
+
+
+class GlobalAndSharp(Method):
+    """A critic between benign and adversarial embeddings, and the benign term at θ + e.
+
+    The host says which clean views are a ``pair``, how its loss weighs them (``pair_weight``) and,
+    if it has a term for them already, that term's name (``clean_term``), which is replaced. An
+    attacked view is named after the clean one with a "d" behind it.
+    """
+
+    settings: GSASettings
+    attack_in_train_mode = False  # the release attacks in eval mode, whatever the host does
+    differences = (
+        Differs("adaptive", True, False, "the release has ASAM, the text says SAM"),
+        Differs("attack_factor", 2.0, 1.0, "the release drops the half of Eq. 17 in the attack"),
+    )
+    ours = (
+        "The critic learns from the training pass's embeddings; the release forwards again.",
+        "In the attack only the adversarial half of the divergence is computed: the other is fixed.",
+        "Warm-up is linear; the release's first iteration of each warm-up epoch is at full rate.",
+    )
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        s = self.settings
+        self.flat = SAMWrapper(self.encoder, self.head, rho=s.rho, adaptive=s.adaptive)
+        self.real = tuple(name.removesuffix("d") for name in self.attacked)
+        self.blind = False  # whether the adversary leaves the critic out
+        if s.critic:
+            self.critic = GlobalDivergenceCritic(self.embedding)
+            self.critic_optimizer = SGD(
+                self.critic.parameters(), s.critic_rate, momentum=0.9, weight_decay=1e-4
+            )
+
+    def optimizers(self) -> dict[str, tuple[Optimizer, float]]:
+        own = {"critic": (self.critic_optimizer, self.settings.critic_rate)}
+        return own if self.settings.critic else {}
+
+    def views(self, images: Tensor) -> Views:
+        views = super().views(images)
+        needed = (*self.pair, *(self.real if self.settings.critic else ()))
+        return {**{name: views[f"{name}d"] for name in needed if name not in views}, **views}
+
+    def height(self, seen: Seen, batch: Batch) -> Tensor:  # Eq. 18
+        height = super().height(seen, batch)
+        if not self.settings.critic or self.blind:
+            return height
+        fake = self.cloud(seen, self.attacked)
+        weight = self.settings.attack_factor * self.settings.global_weight
+        return height + weight * self.critic.estimate(fake.detach(), fake)
+
+    def search(self, views: Views, seen: Seen, batch: Batch) -> Views:
+        self.blind = self.settings.order == "4-step"
+        found = super().search(views, seen, batch)
+        if self.blind and self.settings.critic:
+            with torch.no_grad():
+                clouds = self.see({r: views[r] for r in self.real}), self.see(found)
+            self.learn(self.cloud(clouds[0], self.real), self.cloud(clouds[1], self.attacked))
+            self.blind = False
+            found = super().search(views, seen, batch)
+        return found
+
+    def terms(self, seen: Seen, views: Views, batch: Batch) -> Terms:  # Eq. 20
+        s, terms = self.settings, super().terms(seen, views, batch)
+        benign = self.contrast(*(seen[name] for name in self.pair))
+        if s.sam:
+            pair = {name: views[name] for name in self.pair}
+            benign = self.flat(lambda: self.contrast(*self.see(pair).values()), loss=benign)
+        terms[self.clean_term] = s.benign_weight * self.pair_weight * benign
+        if s.critic:
+            real, fake = self.cloud(seen, self.real), self.cloud(seen, self.attacked)
+            if s.order == "3-step":
+                self.learn(real, fake)
+            terms["global"] = s.global_weight * self.critic.estimate(real, fake)
+        return terms
+
+    def cloud(self, seen: Seen, names: tuple[str, ...]) -> Tensor:
+        """Embeddings of length one: what the critic reads."""
+        return unit(torch.cat([seen[name] for name in names]).float())
+
+    def learn(self, real: Tensor, fake: Tensor) -> None:  # Eq. 19
+        own = list(self.critic.parameters())
+        gradients = torch.autograd.grad(self.critic.loss(real, fake), own)
+        for parameter, gradient in zip(own, average(gradients), strict=True):
+            parameter.grad = gradient
+        self.critic_optimizer.step()
+        self.critic_optimizer.zero_grad()
+
+
+class AdversarialPair(Method):
+    """The host of the paper: NT-Xent between p and the attacked q. Table 4's row without both."""
+
+    branch_of = {"p": "clean", "q": "clean", "qd": "adversarial"}
+    evaluated = ("adversarial", "clean")
+    normalization = IMAGENET
+    augmentation = {"blur_p": 0.5}
+    attacked, anchors = ("qd",), ("p",)
+    pair, clean_term, pair_weight = ("p", "q"), "benign", 1.0
+    embedding = 128
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.contrast = MultiViewNTXentLoss(0.5, gather_distributed=True)
+
+    def make_head(self, features: int, classes: int) -> nn.Module:  # noqa: ARG002
+        return nn.Sequential(UnitLength(), projection(features, features, 128))
+
+    def views(self, images: Tensor) -> Views:
+        p, q = self.strong(images), self.second(images)
+        return {"p": p, "q": q, "qd": q}
+
+    def adversarial(self, seen: Seen, batch: Batch) -> Terms:  # noqa: ARG002
+        return {"adversarial": self.contrast(seen["p"], seen["qd"])}
+
+
+class GSARSL(GlobalAndSharp, AdversarialPair):
+    title, paper = "GSA-RSL", "Generalization bounds for robust contrastive learning"
+    settings_type = GSASettings
+    recipe = Recipe(500, 512, WarmupCosine(0.5, 10, floor=1e-8, per_epoch=True), "sgd", 1e-4)
+    probe = "gsa"
+    differences = (
+        *GlobalAndSharp.differences,
+        Differs("rho", 1.0, 0.05, "the text does not say; 0.05 is SAM's own"),
+        Differs("second_view", "weak", "strong", "the text draws both views from one pool"),
+    )
+
+
+class UnitLength(nn.Module):
+    def forward(self, features: Tensor) -> Tensor:
+        return unit(features)

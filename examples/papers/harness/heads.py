@@ -1,0 +1,34 @@
+"""Projection heads: features to the embeddings that losses compare."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import nn
+
+
+def projection(
+    features: int, hidden: int, out: int, *, layers: int = 2, batchnorm: bool | str = False
+) -> nn.Sequential:
+    """Linear layers with ReLU between them.
+
+    AdvCL's is ``projection(512, 512, 128, batchnorm=True)``, ACL's ``projection(512, 512, 512,
+    layers=3, batchnorm="all")``, SimCLR's, SupCon's and GSA-RSL's ``projection(512, 512, 128)``,
+    RoCL's ``projection(512, 2048, 128)``. Losses bring embeddings to length one, not the head.
+
+    Args:
+        features: width of what comes in.
+        hidden: width in between.
+        out: width of the embeddings.
+        layers: linear layers.
+        batchnorm: False, True (after every layer but the last) or "all".
+    """
+    widths = [features, *[hidden] * (layers - 1), out]
+    made: list[nn.Module] = []
+    for depth, (inputs, width) in enumerate(pairwise(widths), start=1):
+        last = depth == layers
+        normed = batchnorm == "all" or (batchnorm is True and not last)
+        made.append(nn.Linear(inputs, width, bias=not normed))
+        made += [nn.BatchNorm1d(width)] if normed else []
+        made += [] if last else [nn.ReLU()]
+    return nn.Sequential(*made)

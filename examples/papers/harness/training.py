@@ -1,0 +1,212 @@
+"""Pretraining: Lightning's loop around a method, with exact resume and a time budget."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from torch import Tensor
+
+from harness.data import Batch, Loader, pixels
+from harness.method import Method, Recipe
+from harness.schedules import optimizer
+
+LAST = "last.ckpt"
+
+
+class Training(pl.LightningModule):
+    """A method's step in Lightning's automatic optimisation.
+
+    Every step draws from generators seeded by (seed, step, rank), so that a resumed run draws what
+    an uninterrupted one does. A critic's optimizer steps inside the method, on gradients averaged
+    over ranks; DDP is told to leave its parameters alone.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        recipe: Recipe,
+        loader: Callable[[int, int], Loader],
+        steps_per_epoch: int,
+        seed: int,
+        identity: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.method, self.recipe, self.loader = method, recipe, loader
+        self.steps_per_epoch, self.seed, self.identity = steps_per_epoch, seed, identity
+        own = [
+            p for o, _ in method.optimizers().values() for g in o.param_groups for p in g["params"]
+        ]
+        self.apart = {n for n, p in self.named_parameters() if any(p is q for q in own)}
+        self._ddp_params_and_buffers_to_ignore = list(self.apart)
+        self.own_states: dict[str, Any] = {}
+        self.epoch_begun = -1
+
+    def train_dataloader(self) -> Loader:
+        return self.loader(self.global_rank, self.trainer.world_size)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        learns = [p for n, p in self.named_parameters() if n not in self.apart and p.requires_grad]
+        rate = self.recipe.schedule(0, self.steps_per_epoch, self.recipe.epochs)
+        return optimizer(self.recipe.optimizer, learns, rate, self.recipe.weight_decay)
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        step = self.trainer.global_step
+        torch.manual_seed((self.seed * 1_000_003 + step) * 1_009 + self.global_rank)
+        epoch = step // self.steps_per_epoch
+        if epoch != self.epoch_begun:  # at the first step after a resume too
+            self.method.begin_epoch(epoch, self.recipe.epochs)
+            self.epoch_begun = epoch
+        rate = self.recipe.schedule(step, self.steps_per_epoch, self.recipe.epochs)
+        for group in self.optimizers().param_groups:
+            group["lr"] = rate
+        peak = self.recipe.schedule.peak
+        for own, own_peak in self.method.optimizers().values():
+            for group in own.param_groups:
+                group["lr"] = own_peak * rate / peak
+        terms = self.method(batch._replace(images=pixels(batch.images)))
+        loss = torch.stack(list(terms.values())).sum()
+        self.log_dict({**{k: v.detach() for k, v in terms.items()}, "rate": rate})
+        self.log("loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.method.after_step()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        own = self.method.optimizers()
+        checkpoint["identity"] = self.identity
+        checkpoint["own_optimizers"] = {name: o.state_dict() for name, (o, _) in own.items()}
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        self.own_states = checkpoint["own_optimizers"]
+
+    def on_train_start(self) -> None:
+        for name, state in self.own_states.items():
+            self.method.optimizers()[name][0].load_state_dict(state)
+
+
+class Keeper(pl.Callback):
+    """Writes the checkpoint now and then, and ends the run cleanly when its time is up."""
+
+    def __init__(self, path: Path, every: float, budget: float | None) -> None:
+        self.path, self.every, self.budget = path, every, budget
+
+    def on_train_start(self, *_: Any) -> None:
+        self.started = self.written = time.monotonic()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        now = time.monotonic()
+        over = trainer.strategy.broadcast(
+            self.budget is not None and now > self.started + self.budget
+        )
+        done = trainer.global_step >= trainer.max_steps
+        if over or done or trainer.strategy.broadcast(now > self.written + self.every):
+            trainer.save_checkpoint(self.path)
+            self.written = time.monotonic()
+        trainer.should_stop = trainer.should_stop or over
+
+
+def pretrain(
+    method: Method,
+    recipe: Recipe,
+    loader: Callable[[int, int], Loader],
+    steps_per_epoch: int,
+    *,
+    folder: Path,
+    identity: Mapping[str, Any],
+    seed: int = 0,
+    precision: str = "32-true",
+    compiled: bool = False,
+    devices: int = 1,
+    save_every: float = 60.0,
+    time_budget: float | None = None,
+    progress: bool = True,
+) -> bool:
+    """Train ``method`` where its checkpoint in ``folder`` left off, or from the start.
+
+    Args:
+        method: trained in place.
+        recipe: how long, how fast.
+        loader: of a rank and the number of ranks.
+        steps_per_epoch: over all ranks together.
+        folder: of the checkpoint and the logs (CSV, and TensorBoard where it is installed).
+        identity: what the run is; a checkpoint of another one is refused.
+        seed: of everything drawn during training.
+        precision: Lightning's, such as "bf16-mixed".
+        compiled: ``torch.compile`` the encoder.
+        devices: processes, with DDP from two on.
+        save_every: seconds between checkpoints.
+        time_budget: seconds after which the run ends cleanly, to be resumed.
+        progress: whether to draw a progress bar.
+
+    Returns:
+        Whether training is complete.
+
+    Raises:
+        ValueError: on a checkpoint of another run.
+    """
+    path = folder / LAST
+    total = recipe.epochs * steps_per_epoch
+    if path.exists():
+        check_identity(path, identity)
+    module = Training(method, recipe, loader, steps_per_epoch, seed, dict(identity))
+    if compiled:
+        # One graph per BatchNorm branch, mode and batch size.
+        torch._dynamo.config.recompile_limit = 64
+        method.encoder.compile()
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    trainer = pl.Trainer(
+        max_steps=total,
+        max_epochs=recipe.epochs,
+        precision=precision,  # type: ignore[arg-type]
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        use_distributed_sampler=False,  # a loader knows its rank
+        callbacks=[
+            Keeper(path, save_every, time_budget),
+            *([RichProgressBar()] if progress else []),
+        ],
+        logger=_loggers(folder),
+        log_every_n_steps=max(1, min(50, total // 10)),
+        enable_checkpointing=False,  # the keeper writes, so that a run may stop at any second
+        enable_model_summary=False,
+        enable_progress_bar=progress,
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")  # it needs none
+        warnings.filterwarnings("ignore", ".*treespec.*", FutureWarning)
+        trainer.fit(module, ckpt_path=str(path) if path.exists() else None, weights_only=True)
+    return trainer.global_step >= total
+
+
+def check_identity(path: Path, identity: Mapping[str, Any]) -> None:
+    """A ValueError if the checkpoint at ``path`` is not of the run ``identity``."""
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    there = checkpoint.get("identity")
+    if there is None:
+        raise ValueError(f"{path} is not a checkpoint of this harness; name another --out")
+    differs = {k for k in {*there, *identity} if there.get(k) != identity.get(k)}
+    if differs:
+        seen = ", ".join(
+            f"{k}: {there.get(k)!r} there, {identity.get(k)!r} asked" for k in sorted(differs)
+        )
+        raise ValueError(
+            f"{path} belongs to another run ({seen}); name another --out, or delete it to start anew"
+        )
+
+
+def _loggers(folder: Path) -> list[Any]:
+    loggers: list[Any] = [CSVLogger(folder, name="", version="csv")]
+    if find_spec("tensorboard") or find_spec("tensorboardX"):
+        loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
+    return loggers

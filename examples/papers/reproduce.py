@@ -1,0 +1,301 @@
+"""Reproduce a paper's method, or a table of it: pretrain, finetune, attack, record.
+
+    python examples/papers/reproduce.py --list
+    python examples/papers/reproduce.py advcl                           # on digits, in minutes
+    python examples/papers/reproduce.py advcl --data cifar10 --preset paper
+    python examples/papers/reproduce.py --table advcl-4                 # ours beside the paper's
+    python examples/papers/reproduce.py gsa_rsl --no-sam --dry-run      # the plan and its cost
+
+Interrupted, or out of its ``--time-budget``, the same command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from acl import ACL
+from advcl import AdvCL
+from advssl.evaluation import attacks, probes, records
+from advssl.evaluation.data import targets
+from ascl_local import ASCL
+from extended import ACLGSA, AdvCLGSA
+from gsa_rsl import GSARSL
+from harness import chain, cost
+from harness.chain import Plan
+from harness.method import Method, Recipe
+from harness.schedules import WarmupCosine
+from simclr import SimCLR
+from supcon import SupCon
+from supervised import AT, TRADES
+
+METHODS: dict[str, type[Method]] = {
+    "simclr": SimCLR,
+    "supcon": SupCon,
+    "at": AT,
+    "trades": TRADES,
+    "acl": ACL,
+    "advcl": AdvCL,
+    "gsa_rsl": GSARSL,
+    "ascl_local": ASCL,
+    "gsa_advcl": AdvCLGSA,
+    "gsa_acl": ACLGSA,
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a run takes where nothing else is said; None is the method's own."""
+
+    what: str
+    backbone: str = "cifar:resnet18"
+    recipe: Recipe | None = None
+    image_size: int | None = None
+    limit: int | None = None
+    num_images: int = 0
+    precision: str = "32-true"
+    probe: str | None = None
+    flags: Mapping[str, Any] | None = None
+
+
+PRESETS = {
+    "quick": Preset(
+        "minutes on two cores: digits at 16 pixels, a narrow ResNet-18, ℓ∞ radius 0.1",
+        backbone="cifar:resnet18:8",
+        recipe=Recipe(40, 100, WarmupCosine(3e-3, 4), "adam"),
+        image_size=16,
+        probe="plain",
+        flags={"radius": 0.1},
+    ),
+    "look": Preset(
+        "a first look at natural images on a CPU: 10,000 of them, a narrow ResNet-18",
+        backbone="cifar:resnet18:16",
+        recipe=Recipe(20, 250, WarmupCosine(2e-3, 2), "adam"),
+        limit=10_000,
+        num_images=1_000,
+        precision="bf16-mixed",
+        probe="plain",
+    ),
+    "paper": Preset("the paper's own backbone, schedule and finetuning"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """One method, one table, or the list of what there is."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    command = re.sub(r"(?<=[ =])/\S*/", "", shlex.join(["reproduce.py", *words]))
+    options = parse(words)
+    try:
+        if options.list:
+            print(listing())
+        elif options.table:
+            print(reproduce_table(options, command))
+        else:
+            plan = plan_of(options.method, options, given(options, METHODS[options.method]))
+            print(
+                dry_run(plan, options) if options.dry_run else run(plan, options, command)["table"]
+            )
+    except (ValueError, ImportError) as error:
+        raise SystemExit(f"reproduce.py: {error}") from error
+
+
+def run(plan: Plan, options: argparse.Namespace, command: str) -> dict[str, Any]:
+    """The chain of one plan; its record, which is also written to ``--out``."""
+    data = chain.open_plan(plan)
+    started = time.perf_counter()
+    method = chain.pretrained(
+        plan,
+        METHODS,
+        data,
+        options.out,
+        compiled=options.compile,
+        devices=options.devices,
+        time_budget=options.time_budget,
+        memory_gb=options.memory_gb,
+    )
+    if method is None:
+        raise SystemExit(0)
+    trained = time.perf_counter()
+    with attacks.progress_bars() as progress:
+        found = chain.measured(plan, method, data, options.out, progress)
+    record = {
+        "kind": "advssl chain",
+        "plan": json.loads(json.dumps(asdict(plan))),
+        "settings": json.loads(json.dumps(asdict(method.settings))),
+        "presentations": plan.recipe.epochs * len(targets(data.train)),
+        "command": command,
+        "commit": records.commit(),
+        "machine": records.machine(),
+        "seconds": {
+            "pretraining": round(trained - started, 1),
+            "evaluation": round(time.perf_counter() - trained, 1),
+        },
+        "measurements": [json.loads(m.to_json()) for m in found],
+    }
+    folder = options.out / f"{plan.method}-{chain.digest(asdict(plan))}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "record.json").write_text(json.dumps(record, indent=1, ensure_ascii=False))
+    for branch, encoder in chain.encoders(method, plan.branches).items():
+        torch.save(encoder.state_dict(), folder / f"encoder{f'-{branch}' if branch else ''}.pt")
+    lines = [f"| {METHODS[plan.method].title} | accuracy (%) | n |", "|---|--:|--:|"]
+    lines += [f"| {m.name} | {100 * m.value:.1f} | {m.n} |" for m in found]
+    table = "\n".join(lines) + f"\n\nrecord.json and the encoders are in {folder}"
+    return {**record, "table": table, "found": found}
+
+
+def dry_run(plan: Plan, options: argparse.Namespace) -> str:
+    """The plan, its cost in forwards per image, and how long it will take here."""
+    data = chain.open_plan(plan)
+    method = chain.build(plan, METHODS[plan.method], data)
+    batch = chain.first_batch(plan, method, data)
+    forwards = cost.forwards_per_image(method, batch)
+    seconds = cost.seconds_per_step(method, batch, plan.precision)
+    steps = plan.recipe.epochs * (len(targets(data.train)) // plan.recipe.batch_size)
+    lines = [f"{key}: {value}" for key, value in asdict(plan).items()]
+    lines += [f"{key}: {value}" for key, value in asdict(method.settings).items()]
+    lines += [f"differs from both: {line}" for line in METHODS[plan.method].ours]
+    if method.clusters_of:
+        lines.append(f"before it: {method.clusters_of}, for its clusters (not in what follows)")
+    lines += [
+        f"cost: {forwards:.1f} F per image and step, F one forward through the encoder",
+        f"time: {steps} steps of {seconds:.2f} s, {steps * seconds / 60:.1f} minutes of pretraining",
+    ]
+    return "\n".join(lines)
+
+
+def reproduce_table(options: argparse.Namespace, command: str) -> str:
+    """A paper's table with our numbers beside the printed ones."""
+    from harness import tables
+
+    table = tables.lookup(options.table)
+    ours: dict[str, Any] = {}
+    for row in table.rows:
+        if row.unavailable:
+            continue
+        for protocol in row.protocols:
+            plan = plan_of(row.method, options, row.flags)
+            plan = replace(plan, protocols=(protocol,), branches="own")
+            ours.setdefault(row.label, {})[protocol] = run(plan, options, command)["found"]
+    return tables.render(table, ours)
+
+
+def listing() -> str:
+    """Every method with its paper and the tables it is in."""
+    from harness import tables
+
+    lines = []
+    for name, method in METHODS.items():
+        ids = ", ".join(t.id for t in tables.tables_of(name)) or "none"
+        lines.append(f"{name:11} {method.title}: {method.paper}; tables: {ids}")
+    presets = (f"--preset {name}: {preset.what}" for name, preset in PRESETS.items())
+    return "\n".join([*lines, "", *presets])
+
+
+def plan_of(name: str, options: argparse.Namespace, flags: Mapping[str, Any]) -> Plan:
+    """What the options ask of a method, the preset's word where they are silent."""
+    method = METHODS[name]
+    preset = PRESETS[options.preset or ("quick" if options.data == "digits" else "look")]
+    recipe = preset.recipe or method.recipe
+    recipe = replace(
+        recipe,
+        epochs=recipe.epochs if options.epochs is None else options.epochs,
+        batch_size=options.batch_size or recipe.batch_size,
+    )
+    backbone = options.backbone or preset.backbone
+    if options.width:
+        backbone = f"{backbone.split(':')[0]}:{backbone.split(':')[1]}:{options.width}"
+    plan = Plan(
+        method=name,
+        mode=options.mode,
+        flags={**(preset.flags or {}), **flags},
+        data=options.data,
+        image_size=options.image_size or preset.image_size,
+        limit=preset.limit if options.limit is None else options.limit or None,
+        backbone=backbone,
+        recipe=recipe,
+        seed=options.seed,
+        precision=options.precision or preset.precision,
+        protocols=tuple(options.protocol.split(",")),
+        preset=options.probe or preset.probe or method.probe,
+        attacked=tuple(word for word in options.attacks.split(",") if word),
+        num_images=preset.num_images if options.num_images is None else options.num_images,
+    )
+    method.settings_of(plan.mode, **plan.flags)  # wrong ones are refused before any work
+    for protocol in plan.protocols:
+        probes.protocol(plan.preset, protocol)
+    if plan.recipe.epochs < 0 or plan.recipe.batch_size < 2:
+        raise ValueError("--epochs must not be negative, and --batch-size at least 2")
+    return plan
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """The options, with the settings of the method that is named as flags."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("method", nargs="?", choices=sorted(METHODS), metavar="METHOD", help=", ".join(METHODS))
+    add("--list", action="store_true", help="every method with its paper and tables, and presets")
+    add("--table", help="run the rows of a table, such as advcl-4")
+    add("--dry-run", action="store_true", help="the plan, its cost in F, and a time estimate")
+    add("--data", default="digits", help="digits, cifar10, cifar100, stl10 (:ROOT), folder:PATH")
+    add("--preset", choices=sorted(PRESETS), help="default: quick on digits, look elsewhere")
+    add("--mode", default="released", choices=["released", "paper"])
+    add("--seed", type=int, default=0)
+    add("--epochs", type=int, help="0 measures random weights")
+    add("--batch-size", type=int)
+    add("--backbone", help="cifar:resnet18, cifar:wrn34_10, cifar:resnet20, timm:NAME")
+    add("--width", type=int, help="channels of the first stage of a cifar:resnet18")
+    add("--image-size", type=int)
+    add("--limit", type=int, help="training images, class-balanced; 0 is all")
+    add("--memory-gb", type=float, default=4.0, help="larger training sets are streamed")
+    add("--protocol", default="slf", help="slf, alf, aff, fsf, several with commas")
+    add("--probe", choices=sorted(probes.PRESETS), help="whose finetuning settings")
+    add("--attacks", default="pgd", help="pgd, mpgd, aa, several with commas")
+    add("--num-images", type=int, help="test images that are attacked; 0 is all")
+    add("--precision", help="of pretraining: 32-true, bf16-mixed")
+    add("--compile", action="store_true", help="torch.compile the encoder")
+    add("--devices", type=int, default=1, help="processes, with DDP from two on")
+    add("--time-budget", type=float, help="seconds; the same command goes on afterwards")
+    add("--out", type=Path, default=Path("runs/papers"))
+    known, _ = parser.parse_known_args([w for w in words if w not in ("-h", "--help")])
+    if known.method:
+        own = parser.add_argument_group(f"settings of {known.method}")
+        for name, kind, default in settings(METHODS[known.method]):
+            flag = f"--{name.replace('_', '-')}"
+            if kind is bool:
+                own.add_argument(
+                    flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS
+                )
+            else:
+                own.add_argument(
+                    flag, type=kind, default=argparse.SUPPRESS, help=f"default {default}"
+                )
+    options = parser.parse_args(words)
+    if not (options.list or options.table or options.method):
+        parser.error("name a METHOD, --table ID or --list")
+    return options
+
+
+def settings(method: type[Method]) -> list[tuple[str, type, Any]]:
+    """Name, type and default of each setting."""
+    return [(f.name, type(f.default), f.default) for f in fields(method.settings_type)]
+
+
+def given(options: argparse.Namespace, method: type[Method]) -> dict[str, Any]:
+    """Of a method's settings, those that were named."""
+    return {n: getattr(options, n) for n, _, _ in settings(method) if hasattr(options, n)}
+
+
+if __name__ == "__main__":
+    main()

@@ -57,7 +57,7 @@ class ACL(Method):
         self.attacked = ("t1d",) if one else ("t1d", "t2d")
         self.anchors = ("t2",) if one else ()
 
-    def make_head(self, features: int, classes: int) -> nn.Module:  # noqa: ARG002
+    def make_head(self, features: int, classes: int) -> nn.Module:
         return projection(features, features, features, layers=3, batchnorm="all")
 
     def views(self, images: Tensor) -> Views:
@@ -66,11 +66,11 @@ class ACL(Method):
         clean = {"ds": ("t1", "t2"), "a2a": (), "a2s": ("t2",)}[self.settings.kind]
         return {name: made[name] for name in (*clean, *self.attacked)}
 
-    def benign(self, seen: Seen, batch: Batch) -> Terms:  # noqa: ARG002
+    def benign(self, seen: Seen, batch: Batch) -> Terms:
         if self.settings.kind != "ds":
             return {}
         return {"clean": 0.5 * self.contrast(seen["t1"], seen["t2"])}
 
-    def adversarial(self, seen: Seen, batch: Batch) -> Terms:  # noqa: ARG002
+    def adversarial(self, seen: Seen, batch: Batch) -> Terms:
         pair = self.contrast(*(seen[name] for name in (*self.attacked, *self.anchors)))
         return {"adversarial": 0.5 * pair if self.settings.kind == "ds" else pair}

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from advssl import ClusterFitHead, HighFreqView, LowFreqView, MultiViewNTXentLoss
@@ -96,7 +95,7 @@ class AdvCL(Method):
             self.clusters_of = "simclr"
             self.attacked += ("ced",)
 
-    def make_head(self, features: int, classes: int) -> nn.Module:  # noqa: ARG002
+    def make_head(self, features: int, classes: int) -> nn.Module:
         return projection(features, features, 128, batchnorm=True)
 
     def prepare(self, features: Tensor) -> None:

@@ -85,13 +85,13 @@ class ASCL(Method):
         x = self.weak(images)
         return {"x": x, "xd": x}
 
-    def represent(self, images: Tensor, name: str) -> Tensor:  # noqa: ARG002
+    def represent(self, images: Tensor, name: str) -> Tensor:
         return self.encode(images)  # the penultimate layer
 
     def height(self, seen: Seen, batch: Batch) -> Tensor:
         return F.cross_entropy(self.head(seen["xd"]), batch.labels)
 
-    def terms(self, seen: Seen, views: Views, batch: Batch) -> Terms:  # noqa: ARG002
+    def terms(self, seen: Seen, views: Views, batch: Batch) -> Terms:
         s, z, z_adv = self.settings, seen["x"], seen["xd"]
         logits, logits_adv = self.head(z), self.head(z_adv)
         terms = {"adversarial": F.cross_entropy(logits_adv, batch.labels)}

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from advssl import GlobalDivergenceCritic, MultiViewNTXentLoss, SAMWrapper, evaluating
+from advssl import GlobalDivergenceCritic, MultiViewNTXentLoss, SAMWrapper
 from advssl.distributed import average
 from advssl.losses import unit
 from harness.data import Batch
@@ -64,7 +64,7 @@ class GlobalAndSharp(Method):
     )
     ours = (
         "The critic learns from the training pass's embeddings; the release forwards again.",
-        "In the attack only the adversarial half of the divergence is computed: the other is fixed.",
+        "The attack computes the adversarial half of the divergence alone: the other is fixed.",
         "Warm-up is linear; the release's first iteration of each warm-up epoch is at full rate.",
     )
 
@@ -150,14 +150,14 @@ class AdversarialPair(Method):
         super().__init__(*args, **kwargs)
         self.contrast = MultiViewNTXentLoss(0.5, gather_distributed=True)
 
-    def make_head(self, features: int, classes: int) -> nn.Module:  # noqa: ARG002
+    def make_head(self, features: int, classes: int) -> nn.Module:
         return nn.Sequential(UnitLength(), projection(features, features, 128))
 
     def views(self, images: Tensor) -> Views:
         p, q = self.strong(images), self.second(images)
         return {"p": p, "q": q, "qd": q}
 
-    def adversarial(self, seen: Seen, batch: Batch) -> Terms:  # noqa: ARG002
+    def adversarial(self, seen: Seen, batch: Batch) -> Terms:
         return {"adversarial": self.contrast(seen["p"], seen["qd"])}
 
 

@@ -102,9 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(reproduce_table(options, command))
         else:
             plan = plan_of(options.method, options, given(options, METHODS[options.method]))
-            print(
-                dry_run(plan, options) if options.dry_run else run(plan, options, command)["table"]
-            )
+            print(dry_run(plan) if options.dry_run else run(plan, options, command)["table"])
     except (ValueError, ImportError) as error:
         raise SystemExit(f"reproduce.py: {error}") from error
 
@@ -153,7 +151,7 @@ def run(plan: Plan, options: argparse.Namespace, command: str) -> dict[str, Any]
     return {**record, "table": table, "found": found}
 
 
-def dry_run(plan: Plan, options: argparse.Namespace) -> str:
+def dry_run(plan: Plan) -> str:
     """The plan, its cost in forwards per image, and how long it will take here."""
     data = chain.open_plan(plan)
     method = chain.build(plan, METHODS[plan.method], data)
@@ -168,7 +166,7 @@ def dry_run(plan: Plan, options: argparse.Namespace) -> str:
         lines.append(f"before it: {method.clusters_of}, for its clusters (not in what follows)")
     lines += [
         f"cost: {forwards:.1f} F per image and step, F one forward through the encoder",
-        f"time: {steps} steps of {seconds:.2f} s, {steps * seconds / 60:.1f} minutes of pretraining",
+        f"time: {steps} steps of {seconds:.2f} s, {steps * seconds / 60:.1f} minutes in all",
     ]
     return "\n".join(lines)
 

@@ -36,18 +36,18 @@ class SimCLR(Method):
         if self.settings.adversarial:
             self.attacked, self.anchors, self.attack_in_train_mode = ("t2d",), ("t1",), True
 
-    def make_head(self, features: int, classes: int) -> nn.Module:  # noqa: ARG002
+    def make_head(self, features: int, classes: int) -> nn.Module:
         return projection(features, features, 128)
 
     def views(self, images: Tensor) -> Views:
         views = {"t1": self.strong(images), "t2": self.second(images)}
         return {**views, "t2d": views["t2"]} if self.settings.adversarial else views
 
-    def height(self, seen: Seen, batch: Batch) -> Tensor:  # noqa: ARG002
+    def height(self, seen: Seen, batch: Batch) -> Tensor:
         return self.contrast(seen["t1"], seen["t2d"])
 
-    def benign(self, seen: Seen, batch: Batch) -> Terms:  # noqa: ARG002
+    def benign(self, seen: Seen, batch: Batch) -> Terms:
         return {} if self.attacked else {"contrastive": self.contrast(seen["t1"], seen["t2"])}
 
-    def adversarial(self, seen: Seen, batch: Batch) -> Terms:  # noqa: ARG002
+    def adversarial(self, seen: Seen, batch: Batch) -> Terms:
         return {"contrastive": self.contrast(*seen.values())} if self.attacked else {}

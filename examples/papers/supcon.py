@@ -36,7 +36,7 @@ class SupCon(Method):
         super().__init__(*args, **kwargs)
         self.contrast = LocalSelectionSupCon("global", self.settings.temperature)
 
-    def make_head(self, features: int, classes: int) -> nn.Module:  # noqa: ARG002
+    def make_head(self, features: int, classes: int) -> nn.Module:
         return projection(features, features, 128)
 
     def views(self, images: Tensor) -> Views:

@@ -80,7 +80,7 @@ class TRADES(Classifying):
     def benign(self, seen: Seen, batch: Batch) -> Terms:
         return {"natural": F.cross_entropy(seen["x"], batch.labels)}
 
-    def adversarial(self, seen: Seen, batch: Batch) -> Terms:  # noqa: ARG002
+    def adversarial(self, seen: Seen, batch: Batch) -> Terms:
         clean, hard = (seen[name].log_softmax(1) for name in ("x", "xd"))
         divergence = F.kl_div(hard, clean, reduction="batchmean", log_target=True)
         return {"divergence": self.settings.beta * divergence}

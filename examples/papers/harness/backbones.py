@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -82,7 +83,7 @@ class ResNet20(nn.Module):
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(16)
         widths = [16] * 4 + [32] * 3 + [64] * 3
-        self.blocks = nn.Sequential(*(_Basic(i, o) for i, o in zip(widths, widths[1:])))
+        self.blocks = nn.Sequential(*(_Basic(i, o) for i, o in pairwise(widths)))
         _kaiming(self)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -115,7 +116,7 @@ class CNN(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         widths = (3, 64, 64, 128, 128)
-        self.convolutions = nn.ModuleList(nn.Conv2d(i, o, 3) for i, o in zip(widths, widths[1:]))
+        self.convolutions = nn.ModuleList(nn.Conv2d(i, o, 3) for i, o in pairwise(widths))
         self.hidden = nn.Sequential(
             nn.Linear(128 * 5 * 5, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU()
         )

@@ -130,15 +130,15 @@ class Method(nn.Module):
         """The views of a batch of images, those to be attacked included."""
         raise NotImplementedError
 
-    def adversarial(self, seen: Seen, batch: Batch) -> Terms:  # noqa: ARG002
+    def adversarial(self, seen: Seen, batch: Batch) -> Terms:
         """The terms with attacked views: what the adversary raises and training lowers."""
         return {}
 
-    def benign(self, seen: Seen, batch: Batch) -> Terms:  # noqa: ARG002
+    def benign(self, seen: Seen, batch: Batch) -> Terms:
         """The terms without attacked views."""
         return {}
 
-    def terms(self, seen: Seen, views: Views, batch: Batch) -> Terms:  # noqa: ARG002
+    def terms(self, seen: Seen, views: Views, batch: Batch) -> Terms:
         """What training lowers, given what the network makes of every view."""
         return {**self.benign(seen, batch), **self.adversarial(seen, batch)}
 
@@ -146,7 +146,7 @@ class Method(nn.Module):
         """What the adversary raises, given the anchors and the attacked views."""
         return torch.stack(list(self.adversarial(seen, batch).values())).sum()
 
-    def represent(self, images: Tensor, name: str) -> Tensor:  # noqa: ARG002 (heads differ by view)
+    def represent(self, images: Tensor, name: str) -> Tensor:
         """What the losses compare, of the view ``name``."""
         return self.head(self.encode(images))
 
@@ -198,7 +198,9 @@ class Method(nn.Module):
             if moving:
                 with torch.no_grad():
                     known = self.see({name: views[name] for name in self.anchors})
-            return self.height({**known, **self.see(dict(zip(self.attacked, images)))}, batch)
+            return self.height(
+                {**known, **self.see(dict(zip(self.attacked, images, strict=True)))}, batch
+            )
 
         found = self.adversary(
             tuple(views[name] for name in self.attacked), objective, freeze=() if moving else self

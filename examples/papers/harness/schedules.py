@@ -28,7 +28,7 @@ class WarmupCosine:
 
     Attributes:
         peak: the highest rate.
-        warmup_epochs: at most a tenth of the run, so that short runs are scaled and not all warm-up.
+        warmup_epochs: at most a tenth of the run, so that a short run is not all warm-up.
         start: the rate of the first step.
         floor: the rate that the cosine ends at.
         per_epoch: the cosine changes between epochs only, as AdvCL's and GSA-RSL's.

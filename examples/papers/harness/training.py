@@ -201,7 +201,7 @@ def check_identity(path: Path, identity: Mapping[str, Any]) -> None:
             f"{k}: {there.get(k)!r} there, {identity.get(k)!r} asked" for k in sorted(differs)
         )
         raise ValueError(
-            f"{path} belongs to another run ({seen}); name another --out, or delete it to start anew"
+            f"{path} belongs to another run ({seen}); name another --out, or delete it"
         )
 
 

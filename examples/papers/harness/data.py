@@ -11,7 +11,6 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from advssl.evaluation.data import Data as Data  # the methods take both from here
 from advssl.evaluation.data import InMemory, Sample
 
 _LARGE = 5_000  # images whose decoding takes long enough to watch
@@ -168,8 +167,9 @@ def _stored(image: Tensor) -> Tensor:
 def _in_memory(dataset: Dataset[Sample], memory_gb: float, *, watched: bool) -> _Held | None:
     """The dataset as tensors, or None if it takes more than that."""
     rows, below = None, dataset
-    if isinstance(dataset, Subset):
-        rows, below = torch.as_tensor(dataset.indices), dataset.dataset
+    while isinstance(below, Subset):
+        chosen = torch.as_tensor(below.indices)
+        rows, below = chosen if rows is None else chosen[rows], below.dataset
     if isinstance(below, InMemory) and below.size is None:
         return _Held(below.images, torch.tensor(below.targets), rows)
     size, shape = len(dataset), dataset[0][0].shape  # type: ignore[arg-type]

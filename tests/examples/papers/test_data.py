@@ -60,7 +60,8 @@ def test_batches_are_what_is_stored(make):
 
 def test_an_index_is_a_position_in_the_training_set():
     rows = [4, 9, 2, 7]
-    for batch in Loader(Subset(dataset(), rows), 2, seed=0):
+    part = Subset(Subset(dataset(), [*range(10)][::-1]), [9 - row for row in rows])
+    for batch in Loader(part, 2, seed=0):
         assert batch.images[:, 0, 0, 0].tolist() == [rows[i] for i in batch.index]
 
 

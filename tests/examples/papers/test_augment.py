@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import augment
-from harness.augment import Gentle, Strong, Weak, augmentation, dynamic
 from scipy.stats import binomtest, chisquare, ks_2samp, kstest
 from torchvision import transforms
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from advssl.evaluation.data import open_data
+from harness import augment
+from harness.augment import Gentle, Strong, Weak, augmentation, dynamic
 
 B = 12
 MANY = 2_000  # draws of a law

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from harness import data
-from harness.data import Batch, Loader, pixels
 from PIL import Image
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.utils.data import ConcatDataset, Subset
 
 from advssl.evaluation.data import InMemory, open_data, targets
+from harness import data
+from harness.data import Batch, Loader, pixels
 
 SIZE = 23
 

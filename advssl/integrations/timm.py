@@ -1,4 +1,4 @@
-"""timm: backbones by name, also with the stem that the CIFAR papers use."""
+"""Backbones by name: timm's, also with the stem that the CIFAR papers use, and those papers' own."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from difflib import get_close_matches
 from typing import Any
 
 from torch import nn
+
+from advssl.integrations.cifar import ENCODERS
 
 
 def backbone(spec: str, *, in_channels: int = 3) -> nn.Module:
@@ -15,28 +17,34 @@ def backbone(spec: str, *, in_channels: int = 3) -> nn.Module:
         spec: "timm:NAME" for any of timm's models, or "cifar:NAME" for one of its ResNets with a
             3 x 3 stem of stride 1 and no pooling, as all papers here train at 32 x 32. Narrower
             with a width: "cifar:resnet18:16" has stem and first stage of 16 channels, then 32, 64
-            and 128; only ResNets of basic blocks (18 and 34 layers) have one.
+            and 128; only ResNets of basic blocks (18 and 34 layers) have one. timm has no
+            "cifar:wrn34_10", "cifar:resnet20" and "cifar:cnn"; see
+            :mod:`advssl.integrations.cifar`.
         in_channels: C.
 
     Raises:
-        ValueError: on another form of spec, a name that timm does not know, a "cifar:" model that
-            is not a ResNet or a width of one that has none.
+        ValueError: on another form of spec, an unknown name, a "cifar:" model that is not a ResNet
+            or a width of one that has none.
         ImportError: without timm, saying what to install.
     """
-    try:
-        import timm
-    except ImportError as error:
-        raise ImportError("backbones by name need timm: pip install advssl[timm]") from error
     source, _, name = spec.partition(":")
     name, _, width = name.partition(":")
     if source not in ("timm", "cifar") or not name or (width and source == "timm"):
         raise ValueError(
             f'a backbone is "timm:NAME", "cifar:NAME" or "cifar:NAME:WIDTH", got {spec!r}'
         )
+    if source == "cifar" and name in ENCODERS:
+        if width:
+            raise ValueError(f"{name} has no width to choose, got {spec!r}")
+        return ENCODERS[name](in_channels)
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError("backbones by name need timm: pip install advssl[timm]") from error
     if not timm.is_model(name):
         close = ", ".join(get_close_matches(name, timm.list_models(), n=5))
         raise ValueError(f"timm has no model {name!r}; close to it: {close or 'none'}")
-    narrow = {"channels": _widths(width)} if width else {}
+    narrow: dict[str, Any] = {"channels": _widths(width)} if width else {}
     try:
         model: Any = timm.create_model(name, num_classes=0, in_chans=in_channels, **narrow)
     except TypeError as error:

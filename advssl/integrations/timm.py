@@ -1,4 +1,4 @@
-"""Backbones by name: timm's, also with the stem that the CIFAR papers use, and those papers' own."""
+"""Backbones by name: timm's, also with the CIFAR papers' stem, and what timm lacks of theirs."""
 
 from __future__ import annotations
 

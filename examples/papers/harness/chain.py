@@ -19,7 +19,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 from advssl import Linf, evaluating, keep_branch, on_branch
 from advssl.evaluation import attacks, probes, records
 from advssl.evaluation.data import Data, batches, open_data, targets
-from harness.backbones import backbone
+from advssl.integrations.timm import backbone
 from harness.data import Batch, Loader, pixels
 from harness.method import Method, Recipe, Settings
 from harness.training import LAST, pretrain
@@ -38,7 +38,7 @@ class Plan:
         data: as ``advssl.evaluation.data.open_data`` reads it.
         image_size: H = W; None is the data's own.
         limit: how many training images are used, class-balanced; None is all.
-        backbone: as ``harness.backbones.backbone`` reads it.
+        backbone: as ``advssl.integrations.timm.backbone`` reads it.
         recipe: the schedule.
         seed: of the weights, the order, the views and the attacks; the split is always the same.
         precision: of pretraining; evaluation is float32.

@@ -1,29 +1,15 @@
-"""The papers' encoders: images (B, 3, H, W) to features (B, ``num_features``)."""
+"""The CIFAR papers' encoders that timm lacks: images (B, C, H, W) to (B, ``num_features``)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advssl.integrations import timm
-
-
-def backbone(spec: str) -> nn.Module:
-    """An encoder by name, at a random start that ``torch.manual_seed`` decides.
-
-    Args:
-        spec: "cifar:wrn34_10", "cifar:resnet20" or "cifar:cnn", else what
-            :func:`advssl.integrations.timm.backbone` reads: "cifar:resnet18", narrowed as
-            "cifar:resnet18:16", or "timm:NAME".
-
-    Raises:
-        ValueError: on another name.
-    """
-    own = _OWN.get(spec)
-    return timm.backbone(spec) if own is None else own()
+from advssl.types import Images
 
 
 class WideResNet(nn.Module):
@@ -32,13 +18,13 @@ class WideResNet(nn.Module):
     Zagoruyko and Komodakis 2016, https://arxiv.org/abs/1605.07146, Table 1.
     """
 
-    def __init__(self, depth: int, widen: int) -> None:
+    def __init__(self, depth: int, widen: int, in_channels: int = 3) -> None:
         super().__init__()
         blocks, rest = divmod(depth - 4, 6)
         if rest:
             raise ValueError(f"the depth of a WideResNet is 6 n + 4, got {depth}")
         widths = [16 * widen, 32 * widen, 64 * widen]
-        self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.stem = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
         layers, inputs = [], 16
         for stage, width in enumerate(widths):
             for block in range(blocks):
@@ -50,7 +36,7 @@ class WideResNet(nn.Module):
         self.num_features = inputs
         _kaiming(self)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Images) -> Tensor:
         return F.relu(self.norm(self.blocks(self.stem(images)))).mean(dim=(2, 3))
 
 
@@ -78,15 +64,15 @@ class ResNet20(nn.Module):
 
     num_features = 64
 
-    def __init__(self) -> None:
+    def __init__(self, in_channels: int = 3) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(16)
         widths = [16] * 4 + [32] * 3 + [64] * 3
         self.blocks = nn.Sequential(*(_Basic(i, o) for i, o in pairwise(widths)))
         _kaiming(self)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Images) -> Tensor:
         return self.blocks(F.relu(self.norm1(self.conv1(images)))).mean(dim=(2, 3))
 
 
@@ -113,15 +99,15 @@ class CNN(nn.Module):
 
     num_features = 256
 
-    def __init__(self) -> None:
+    def __init__(self, in_channels: int = 3) -> None:
         super().__init__()
-        widths = (3, 64, 64, 128, 128)
+        widths = (in_channels, 64, 64, 128, 128)
         self.convolutions = nn.ModuleList(nn.Conv2d(i, o, 3) for i, o in pairwise(widths))
         self.hidden = nn.Sequential(
             nn.Linear(128 * 5 * 5, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU()
         )
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Images) -> Tensor:
         if images.shape[-2:] != (32, 32):
             raise ValueError(f"this CNN reads images of 32 x 32, got {tuple(images.shape[-2:])}")
         x = images
@@ -137,8 +123,8 @@ def _kaiming(model: nn.Module) -> None:
             nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
 
 
-_OWN: dict[str, Callable[[], nn.Module]] = {
-    "cifar:wrn34_10": lambda: WideResNet(34, 10),
-    "cifar:resnet20": ResNet20,
-    "cifar:cnn": CNN,
+ENCODERS: dict[str, Callable[[int], nn.Module]] = {
+    "wrn34_10": partial(WideResNet, 34, 10),
+    "resnet20": ResNet20,
+    "cnn": CNN,
 }

@@ -1,31 +1,36 @@
-"""The command line: ``advssl evaluate``, from a checkpoint to a robustness report."""
+"""The command line: from a checkpoint to a robustness report, and from reports to a comparison."""
 
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
 from advssl.balls import L2, Ball, Linf
-from advssl.evaluation import attacks, diagnostics, probes, report
-from advssl.evaluation.checkpoints import FORMATS, load_encoder
+from advssl.evaluation import attacks, comparison, diagnostics, probes, records, report
+from advssl.evaluation.checkpoints import FORMATS, bn_branches, load_encoder
 from advssl.evaluation.data import Data, batches, open_data, targets
 from advssl.integrations.timm import backbone
 from advssl.types import Images, Labels
 
-Batches = list[tuple[Images, Labels]]
+Batches: TypeAlias = list[tuple[Images, Labels]]
+Encoders: TypeAlias = dict[str | None, nn.Module]  # by BatchNorm branch
 
 _BATCH = 100
+# One split and one choice of images whatever --seed is: reports of several seeds are paired by
+# image, and what an encoder was pretrained on never becomes a test image.
+_DATA_SEED = 0
 _L2_RADIUS = 0.5  # of "pgd-l2", whatever --eps says: the field's figure at 32 x 32
 _RADII = (0.25, 0.5, 1.0, 1.5, 2.0, 4.0)  # of the figure, in units of --eps
 _STEPS = (1, 2, 5, 10, 20, 50)
@@ -34,11 +39,11 @@ ATTACKS = ("clean", "pgd", "pgd-l2", "mpgd", "aa")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; a mistake in what was asked for ends it with one line, before any work."""
+    """Run a command; a mistake in what was asked for ends it with one line, before any work."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(words)
     try:
-        written = evaluate(options, "advssl " + shlex.join(words))
+        written = options.run(options, "advssl " + shlex.join(words))
     except (ValueError, ImportError) as error:
         raise SystemExit(f"advssl: {error}") from error
     print("\n".join(f"wrote {path}" for path in written.values()))
@@ -48,42 +53,14 @@ def evaluate(options: argparse.Namespace, command: str) -> dict[str, Path]:
     """Probes, attacks, doubts and the report. Repeated after a kill, it goes on where it was."""
     if (options.mean is None) != (options.std is None):
         raise ValueError("--mean and --std go together; give both, one number per channel")
-    ball = _ball(options.norm, options.eps)
+    ball = _ball(options)
     chosen = _attacks(options.attacks, ball)
     protocols = [probes.protocol(options.preset, name) for name in _words(options.protocol)]
-    data = open_data(
-        options.data,
-        image_size=options.image_size,
-        seed=options.seed,
-        train=options.train,
-        validation=options.val,
-        test=options.test,
-    )
-    torch.manual_seed(options.seed)  # of a backbone without checkpoint
-    encoder = backbone(options.backbone)
-    model: dict[str, Any] = {"backbone": options.backbone, "checkpoint": "none: random weights"}
-    if options.checkpoint:
-        loaded = load_encoder(
-            encoder,
-            options.checkpoint,
-            format=options.format,
-            prefix=options.prefix,
-            allow_partial=options.allow_partial,
-            bn_branch=options.bn_branch,
-        )
-        print(loaded)
-        model |= {"checkpoint": Path(options.checkpoint).name, "format": loaded.format}
-        if loaded.normalization and options.mean is None:
-            options.mean, options.std = (list(part) for part in loaded.normalization)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoder = encoder.eval().to(device)
-    measured = _measured_on(data, options.num_images, options.seed, device)
-    work = Path(options.out) / "work"
+    data = _data(options)
+    encoders, model = _encoders(options)
+    job = _Job(options, data, _measured_on(data, options.num_images), ball, chosen)
     with attacks.progress_bars() as progress:
-        sections = tuple(
-            _section(encoder, how, data, measured, chosen, ball, options, work, progress)
-            for how in protocols
-        )
+        sections = [s for how in protocols for s in job.sections(encoders, how, progress)]
     return report.write(
         report.Report(
             title=f"Robustness of {options.backbone} on {options.data}",
@@ -94,140 +71,228 @@ def evaluate(options: argparse.Namespace, command: str) -> dict[str, Path]:
                 "train": len(targets(data.train)),
                 "validation": len(targets(data.validation)),
                 "test": len(targets(data.test)),
-                "measured on": sum(len(y) for _, y in measured),
+                "measured on": sum(len(y) for _, y in job.measured),
             },
             command=command,
-            sections=sections,
+            sections=tuple(sections),
         ),
         options.out,
     )
 
 
-def _section(
-    encoder: nn.Module,
-    how: probes.Protocol,
-    data: Data,
-    measured: Batches,
-    chosen: Sequence[attacks.Attack],
-    ball: Ball,
-    options: argparse.Namespace,
-    work: Path,
-    progress: attacks.Progress,
-) -> report.Section:
-    classifier = _classifier(encoder, how, data, ball, options, work, progress)
-    population = len(targets(data.test))
+def _data(options: argparse.Namespace) -> Data:
+    return open_data(
+        options.data,
+        image_size=options.image_size,
+        seed=_DATA_SEED,
+        train=options.train,
+        validation=options.val,
+        test=options.test,
+    )
 
-    def measure(attack: attacks.Attack) -> Any:
+
+def _encoders(options: argparse.Namespace) -> tuple[Encoders, dict[str, Any]]:
+    """By BatchNorm branch, and what the report says of them."""
+    torch.manual_seed(options.seed)  # of a backbone without checkpoint
+    blank = backbone(options.backbone).eval()
+    model: dict[str, Any] = {"backbone": options.backbone, "checkpoint": "none: random weights"}
+    encoders: Encoders = {None: blank}
+    if options.checkpoint:
+        file = options.checkpoint
+        how = {k: getattr(options, k) for k in ("format", "prefix", "allow_partial")}
+        branches = _words(options.bn_branch or "") or bn_branches(blank, file, **how)
+        encoders = {}
+        for branch in branches or (None,):
+            encoder = copy.deepcopy(blank)
+            loaded = load_encoder(encoder, file, bn_branch=branch, **how)
+            print(loaded)
+            encoders[loaded.bn_branch] = encoder
+        model |= {"checkpoint": Path(file).name, "format": loaded.format}
+        if loaded.normalization and options.mean is None:
+            options.mean, options.std = (list(part) for part in loaded.normalization)
+    elif options.bn_branch:
+        raise ValueError("--bn-branch chooses from a checkpoint's branches; give --checkpoint")
+    return {branch: encoder.to(_device()) for branch, encoder in encoders.items()}, model
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all sections of a report have in common."""
+
+    options: argparse.Namespace
+    data: Data
+    measured: Batches
+    ball: Ball
+    chosen: Sequence[attacks.Attack]
+
+    @property
+    def work(self) -> Path:
+        return Path(self.options.out) / "work"
+
+    def sections(
+        self, encoders: Encoders, how: probes.Protocol, progress: attacks.Progress
+    ) -> Iterator[report.Section]:
+        """One protocol: for each branch the last epoch's classifier, then the best one's."""
+        told = {branch: _telling(progress, how.name, branch) for branch in encoders}
+        found = {
+            branch: self._finetuned(encoder, how, told[branch])
+            for branch, encoder in encoders.items()
+        }
+        last = {branch: f.last for branch, f in found.items()}
+        for branch, f in found.items():
+            yield self._of_last(last, branch, how, told[branch])
+            selected = "selected on test" if how.selects == "test" else "best on validation"
+            yield report.Section(
+                protocol=how.name,
+                branch=branch,
+                measurements=tuple(
+                    self._measure(f.best, attack, told[branch])
+                    for attack in (attacks.Clean(), attacks.PGD(self.ball, 20, self._step))
+                ),
+                selected=f"{selected}, epoch {f.best_epoch} of {how.epochs}",
+            )
+
+    @property
+    def _step(self) -> float:
+        return self.ball.radius / 4
+
+    def _of_last(
+        self,
+        classifiers: Mapping[str | None, probes.Classifier],
+        branch: str | None,
+        how: probes.Protocol,
+        progress: attacks.Progress,
+    ) -> report.Section:
+        classifier, ball = classifiers[branch], self.ball
+        found = [self._measure(classifier, attack, progress) for attack in self.chosen]
+
+        def accuracy(attack: attacks.Attack) -> float:
+            return self._measure(classifier, attack, progress).value
+
+        by_radius = [(0.0, found[0].value)]
+        for radius in (share * ball.radius for share in _RADII):
+            around = type(ball)(radius)  # type: ignore[call-arg]
+            by_radius.append((radius, accuracy(attacks.PGD(around, 20, None))))
+        return report.Section(
+            protocol=how.name,
+            branch=branch,
+            measurements=tuple(found),
+            checks=tuple(self._doubts(classifiers, branch, found[0].dataset, progress)),
+            by_radius=tuple(by_radius),
+            by_steps=tuple(
+                (steps, accuracy(attacks.PGD(ball, steps, max(self._step, ball.radius / steps))))
+                for steps in _STEPS
+            ),
+            strip=self._strip(classifier),
+            classifier=self._kept(classifier),
+        )
+
+    def _finetuned(
+        self, encoder: nn.Module, how: probes.Protocol, progress: attacks.Progress
+    ) -> probes.Finetuned:
+        return probes.finetune(
+            encoder,
+            self.data,
+            how,
+            ball=self.ball,
+            mean=self.options.mean,
+            std=self.options.std,
+            seed=self.options.seed,
+            folder=self.work,
+            progress=progress,
+        )
+
+    def _measure(
+        self, classifier: nn.Module, attack: attacks.Attack, progress: attacks.Progress
+    ) -> records.Measurement:
         return attacks.measure(
             classifier,
             attack,
-            measured,
-            seed=options.seed,
-            folder=work / "measured",
-            progress=lambda what, done, total: progress(f"{how.name}: {what}", done, total),
-            population=population,
+            self.measured,
+            seed=self.options.seed,
+            folder=self.work / "measured",
+            progress=progress,
+            population=len(targets(self.data.test)),
         )
 
-    found = [measure(attack) for attack in chosen]
-    step = ball.radius / 4
-    by_radius = [(0.0, found[0].value)]
-    for share in _RADII:
-        around = type(ball)(share * ball.radius)  # type: ignore[call-arg]
-        by_radius.append((around.radius, measure(attacks.PGD(around, 20, None)).value))
-    by_steps = [
-        (steps, measure(attacks.PGD(ball, steps, max(step, ball.radius / steps))).value)
-        for steps in _STEPS
-    ]
-    return report.Section(
-        protocol=how.name,
-        branch=options.bn_branch,
-        measurements=tuple(found),
-        checks=tuple(
-            _doubts(classifier, measured, found[0].dataset, ball, work, how.name, progress)
-        ),
-        by_radius=tuple(by_radius),
-        by_steps=tuple(by_steps),
-        strip=_strip(classifier, data, measured, ball, options.seed),
-    )
+    def _kept(self, classifier: nn.Module) -> str:
+        """Its weights' name in ``work``, for a later comparison."""
+        name = attacks.classifier_fingerprint(classifier)[:16]
+        path = self.work / f"classifier-{name}.pt"
+        if not path.exists():
+            _replace(path, lambda part: torch.save(classifier.state_dict(), part))
+        return name
+
+    def _doubts(
+        self,
+        classifiers: Mapping[str | None, nn.Module],
+        branch: str | None,
+        dataset: str,
+        progress: attacks.Progress,
+    ) -> list[diagnostics.Check]:
+        branches = {name: c for name, c in classifiers.items() if name and len(classifiers) > 1}
+        involved = [classifiers[branch], *branches.values()]
+        key = [*map(attacks.classifier_fingerprint, involved), dataset, repr(self.ball)]
+        path = (
+            self.work / f"doubts-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
+        )
+        if path.exists():
+            return [diagnostics.Check(**c) for c in json.loads(path.read_text(encoding="utf-8"))]
+        checks = diagnostics.doubts(
+            classifiers[branch],
+            self.measured,
+            ball=self.ball,
+            branches=branches,
+            progress=progress,
+        )
+        text = json.dumps([asdict(c) for c in checks])
+        _replace(path, lambda part: part.write_text(text, encoding="utf-8"))
+        return checks
+
+    def _strip(self, classifier: nn.Module) -> report.Strip:
+        images, labels = (column[:_STRIP] for column in self.measured[0])
+        hard = attacks.PGD(self.ball, 20, None)(classifier, images, labels, seed=self.options.seed)
+
+        def names(classes: torch.Tensor) -> tuple[str, ...]:
+            return tuple(self.data.classes[c] for c in classes.tolist())
+
+        with torch.no_grad():
+            before, after = (classifier(x).argmax(1) for x in (images, hard))
+        return report.Strip(
+            clean=images.cpu(),
+            adversarial=hard.cpu(),
+            labels=names(labels),
+            predicted_clean=names(before),
+            predicted=names(after),
+            radius=self.ball.radius,
+        )
 
 
-def _classifier(
-    encoder: nn.Module,
-    how: probes.Protocol,
-    data: Data,
-    ball: Ball,
-    options: argparse.Namespace,
-    work: Path,
-    progress: attacks.Progress,
-) -> probes.Classifier:
-    """The protocol's classifier, trained, or read from ``work`` if that was done before."""
-    return probes.finetune(
-        encoder,
-        data,
-        how,
-        ball=ball,
-        mean=options.mean,
-        std=options.std,
-        seed=options.seed,
-        folder=work,
-        progress=lambda what, done, total: progress(f"{how.name}: {what}", done, total),
-    ).last
+def _telling(progress: attacks.Progress, *names: str | None) -> attacks.Progress:
+    """``progress`` under the names of what it is the progress of."""
+    start = " / ".join(filter(None, names))
+    return lambda what, done, total: progress(f"{start}: {what}", done, total)
 
 
-def _doubts(
-    classifier: nn.Module,
-    measured: Batches,
-    dataset: str,
-    ball: Ball,
-    work: Path,
-    name: str,
-    progress: attacks.Progress,
-) -> list[diagnostics.Check]:
-    key = f"{attacks.classifier_fingerprint(classifier)} {dataset} {ball}"
-    path = work / f"doubts-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-    if path.exists():
-        return [diagnostics.Check(**c) for c in json.loads(path.read_text(encoding="utf-8"))]
-    checks = diagnostics.doubts(
-        classifier,
-        measured,
-        ball=ball,
-        progress=lambda what, done, total: progress(f"{name}: doubts: {what}", done, total),
-    )
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps([asdict(c) for c in checks]), encoding="utf-8")
-    os.replace(part, path)
-    return checks
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """The whole file or none, whenever the process is killed."""
+    part = path.with_suffix(f".{os.getpid()}.part")
+    write(part)
+    part.replace(path)
 
 
-def _strip(
-    classifier: nn.Module, data: Data, measured: Batches, ball: Ball, seed: int
-) -> report.Strip:
-    images, labels = (column[:_STRIP] for column in measured[0])
-    hard = attacks.PGD(ball, 20, None)(classifier, images, labels, seed=seed)
-
-    def names(classes: torch.Tensor) -> tuple[str, ...]:
-        return tuple(data.classes[c] for c in classes.tolist())
-
-    with torch.no_grad():
-        before, after = (classifier(x).argmax(1) for x in (images, hard))
-    return report.Strip(
-        clean=images.cpu(),
-        adversarial=hard.cpu(),
-        labels=names(labels),
-        predicted_clean=names(before),
-        predicted=names(after),
-        radius=ball.radius,
-    )
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _measured_on(data: Data, count: int, seed: int, device: torch.device) -> Batches:
+def _measured_on(data: Data, count: int) -> Batches:
     """Class-balanced, seeded test images; all of them with ``count`` 0."""
     dataset: Any = data.test
     if count:
         labels = torch.tensor(targets(dataset))
-        chosen = attacks.class_balanced(labels, min(count, len(labels)), seed)
+        chosen = attacks.class_balanced(labels, min(count, len(labels)), _DATA_SEED)
         dataset = torch.utils.data.Subset(dataset, chosen.tolist())
-    return [(x.to(device), y.to(device)) for x, y in batches(dataset, _BATCH)]
+    return [(x.to(_device()), y.to(_device())) for x, y in batches(dataset, _BATCH)]
 
 
 def _attacks(names: str, ball: Ball) -> list[attacks.Attack]:
@@ -247,8 +312,112 @@ def _attacks(names: str, ball: Ball) -> list[attacks.Attack]:
     return [attacks.Clean(), *(a for name in _words(names) for a in available[name])]
 
 
-def _ball(norm: str, radius: float) -> Ball:
-    return Linf(radius) if norm == "linf" else L2(radius)
+def _ball(options: argparse.Namespace) -> Ball:
+    return Linf(options.eps) if options.norm == "linf" else L2(options.eps)
+
+
+# --- compare --------------------------------------------------------------------------------------
+
+
+def compare(options: argparse.Namespace, command: str) -> dict[str, Path]:
+    """The differences of earlier reports from the first, and how their attacks transfer."""
+    groups = [[_Earlier.opened(Path(place)) for place in _words(g)] for g in options.reports]
+    earlier = [one for group in groups for one in group]
+    balls = {repr(_ball(one.options)): None for one in earlier}
+    if len(balls) > 1:
+        raise ValueError(
+            f"reports are compared under one threat model, got {', '.join(balls)}; evaluate all "
+            "with the same --norm and --eps"
+        )
+    short = {one.folder: one.folder.resolve().name for one in earlier}
+    if len(set(short.values())) < len(short):
+        short = {folder: str(folder) for folder in short}
+    encoders = {
+        ", ".join(short[one.folder] for one in group): [one.written for one in group]
+        for group in groups
+    }
+    page = comparison.compared(encoders, command)
+    with attacks.progress_bars() as progress:
+        transfer = _transfer({short[one.folder]: one for one in earlier}, progress)
+    page = replace(page, tables=(*page.tables, transfer))
+    for table in page.tables:
+        print(table)
+    return report.write(page, options.out)
+
+
+@dataclass(frozen=True)
+class _Earlier:
+    """A report that was written by ``advssl evaluate``."""
+
+    folder: Path
+    written: report.Report
+    options: argparse.Namespace
+
+    @classmethod
+    def opened(cls, place: Path) -> _Earlier:
+        folder = place if place.is_dir() else place.parent
+        record = folder / "record.json"
+        if not record.exists():
+            raise ValueError(f"no report in {place}; give the --out folder of advssl evaluate")
+        found = report.read(record)
+        words = shlex.split(found.command)[1:]
+        if words[:1] != ["evaluate"]:
+            raise ValueError(f"{record} is of {found.command!r}; give reports of advssl evaluate")
+        return cls(folder, found, _parser().parse_args(words))
+
+    def classifier(self, section: report.Section) -> probes.Classifier:
+        """What ``section`` measured, from the weights that were kept."""
+        path = self.folder / "work" / f"classifier-{section.classifier}.pt"
+        if not path.exists():
+            raise ValueError(f"{path} is not there; run again: {self.written.command}")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        classes, width = state["linear.weight"].shape
+        classifier = probes.Classifier(
+            backbone(self.options.backbone),
+            width,
+            classes,
+            mean=self.written.model["mean"],
+            std=self.written.model["std"],
+            reads=probes.protocol(self.options.preset, section.protocol).reads,
+        )
+        classifier.load_state_dict(state)
+        if attacks.classifier_fingerprint(classifier)[:16] != section.classifier:
+            raise ValueError(f"{path} is not what was measured; run again: {self.written.command}")
+        return classifier.eval().requires_grad_(False).to(_device())
+
+
+def _transfer(earlier: Mapping[str, _Earlier], progress: attacks.Progress) -> report.Table:
+    """Black-box accuracies; without the classifiers or the images, why there are none."""
+    title, first = "Transfer of adversarial images", next(iter(earlier.values()))
+    ball = _ball(first.options)
+    attack = attacks.PGD(ball, 20, ball.radius / 4)
+    try:
+        classifiers = {
+            f"{name}: {section.label}": one.classifier(section)
+            for name, one in earlier.items()
+            for section in one.written.sections
+            if section.classifier
+        }
+        measured = _measured_on(_data(first.options), first.options.num_images)
+        seen = records.Fingerprint()
+        for images, labels in measured:
+            seen.update(images, labels)
+        if str(seen) != first.written.sections[0].measurements[0].dataset:
+            raise ValueError(f"{first.options.data} has other images than when it was measured")
+    except ValueError as error:
+        return report.Table(title, (), (), f"Not run: {error}.")
+    found = attacks.transfer(classifiers, measured, attack, progress=progress)
+    return report.Table(
+        title,
+        ("made for", *(f"{name} (%)" for name in classifiers)),
+        tuple((name, *(100 * share for share in found.loc[name])) for name in classifiers),
+        f"Accuracy under {attack.name}, made for the classifier of the row and given to that of "
+        "the column; the diagonal is white box. Where a row off the diagonal leaves less than the "
+        "diagonal below it does, the white-box number is not to be believed.",
+    )
+
+
+# --- what is asked for ----------------------------------------------------------------------------
 
 
 def _words(text: str) -> list[str]:
@@ -267,38 +436,53 @@ def _channels(text: str) -> list[float]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="advssl", description=__doc__)
-    add = (
-        parser.add_subparsers(required=True, metavar="evaluate")
-        .add_parser(
-            "evaluate",
-            help="probes, attacks and the reasons to doubt them, as one report",
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        )
-        .add_argument
+    commands = parser.add_subparsers(required=True, metavar="evaluate | compare")
+    evaluation = commands.add_parser(
+        "evaluate",
+        help="probes, attacks and the reasons to doubt them, as one report",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    evaluation.set_defaults(run=evaluate)
+    add = evaluation.add_argument
     add("--backbone", required=True, help="timm:NAME, or cifar:NAME for a 3 x 3 stem")
     add("--checkpoint", help="a file; without it the backbone's random weights")
     add("--format", default="auto", choices=["auto", *(f.name for f in FORMATS)])
     add("--prefix", help="of the encoder's names in the checkpoint")
     add("--allow-partial", action="store_true", help="excuse what is neither encoder nor head")
-    add("--bn-branch", help="which BatchNorm branch, if the checkpoint has several")
-    add("--data", default="digits", help="digits, cifar10[:ROOT] or folder:PATH")
+    add("--bn-branch", help="of a checkpoint's BatchNorm branches, several with commas; else all")
+    add("--data", default="digits", help=_DATA_HELP)
     add("--train", help="folder of training images, if not PATH/train")
     add("--val", help="folder of validation images, if not a tenth of train")
     add("--test", help="folder of test images, if not PATH/test")
     add("--image-size", type=int)
     add("--mean", type=_channels, help="of the encoder's input, per channel: 0.5,0.5,0.5")
     add("--std", type=_channels)
-    add("--preset", default="plain", choices=sorted(probes.PRESETS))
-    add("--protocol", default="slf", help="slf, alf, aff, several with commas")
+    add("--preset", default="plain", choices=sorted(probes.PRESETS), help=_PRESET_HELP)
+    add("--protocol", default="slf", help="slf, alf, fsf, aff, several with commas")
     add("--attacks", default=",".join(ATTACKS), help="of " + ", ".join(ATTACKS))
     add("--norm", default="linf", choices=["linf", "l2"])
     add("--eps", type=_fraction, default=8 / 255, help="radius in pixels of [0, 1]: 8/255")
     add("--num-images", type=int, default=200, help="class-balanced test images; 0 is all")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of probes and attacks; images stay the same")
     add("--out", default="report", help="folder of report.html, report.md and record.json")
+    comparing = commands.add_parser(
+        "compare",
+        help="earlier reports against the first of them: which differences are real",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    comparing.set_defaults(run=compare)
+    comparing.add_argument(
+        "reports",
+        nargs="+",
+        metavar="REPORT",
+        help="the --out folder of an evaluation; those of one encoder's seeds with commas",
+    )
+    comparing.add_argument("--out", default="comparison", help="folder of the three files")
     return parser
 
+
+_DATA_HELP = "digits, cifar10, cifar100 or stl10 with [:ROOT], or folder:PATH"
+_PRESET_HELP = 'whose settings a protocol has; "released" alone selects its epoch on test images'
 
 if __name__ == "__main__":
     main()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from advssl import cli
-from advssl.evaluation import attacks, diagnostics, report
+from advssl import Linf, branch_batchnorm, cli
+from advssl.evaluation import attacks, diagnostics, probes, records, report
 
 QUICK = [
     *("evaluate", "--backbone", "cifar:resnet10t", "--data", "digits", "--image-size", "8"),
@@ -18,19 +21,31 @@ QUICK = [
 ]
 
 
+def tiny(spec: str = "cifar:resnet10t") -> torch.nn.Module:
+    """A backbone that takes no time."""
+    assert spec == "cifar:resnet10t"
+    layers = [torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.BatchNorm2d(8), torch.nn.ReLU()]
+    return torch.nn.Sequential(*layers, torch.nn.Flatten())
+
+
+FIGURES = report.figures
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small(tmp_path_factory):
+    """That backbone, no figures, and a folder without a repository, whose commit may change."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("here"))
+        patch.setattr(cli, "backbone", tiny)
+        patch.setattr(report, "figures", lambda _: {})
+        patch.setattr(cli, "_RADII", (1.0, 4.0))
+        patch.setattr(cli, "_STEPS", (1, 5))
+        yield
+
+
 @pytest.fixture
-def small(monkeypatch):
-    """A backbone that takes no time, and fewer points in the figures."""
-
-    def tiny(spec: str) -> torch.nn.Module:
-        assert spec == "cifar:resnet10t"
-        return torch.nn.Sequential(
-            torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.ReLU(), torch.nn.Flatten()
-        )
-
-    monkeypatch.setattr(cli, "backbone", tiny)
-    monkeypatch.setattr(cli, "_RADII", (1.0, 4.0))
-    monkeypatch.setattr(cli, "_STEPS", (1, 5))
+def drawn(monkeypatch):
+    monkeypatch.setattr(report, "figures", FIGURES)
 
 
 def run(out, *more: str) -> dict:
@@ -38,13 +53,13 @@ def run(out, *more: str) -> dict:
     return json.loads((out / "record.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.usefixtures("small")
+@pytest.mark.usefixtures("drawn")
 def test_writes_a_report(tmp_path, capsys):
     record = run(tmp_path, "--protocol", "slf,alf")
-    assert [s["protocol"] for s in record["sections"]] == ["slf", "alf"]
+    assert [s["protocol"] for s in record["sections"]] == ["slf", "slf", "alf", "alf"]
     assert "report.html" in capsys.readouterr().out
     found = report.read(tmp_path / "record.json")
-    for section in found.sections:
+    for section in found.sections[::2]:
         names = [m.name for m in section.measurements]
         assert names[0] == attacks.Clean().name
         assert len(names) == 1 + 2 + 1  # two step sizes, multi-targeted
@@ -55,11 +70,17 @@ def test_writes_a_report(tmp_path, capsys):
         assert len(section.by_radius) == 3
         assert len(section.by_steps) == 2
         assert section.checks
+        assert (tmp_path / "work" / f"classifier-{section.classifier}.pt").exists()
+    for section in found.sections[1::2]:
+        assert re.fullmatch(r"best on validation, epoch \d+ of 10", section.selected)
+        assert [m.name for m in section.measurements] == [
+            "clean",
+            attacks.PGD(Linf(16 / 255), 20, 4 / 255).name,
+        ]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert f"{100 * found.sections[0].measurements[0].value:.1f}" in page
 
 
-@pytest.mark.usefixtures("small")
 def test_killed_anywhere_and_repeated_it_is_the_same_record(tmp_path, monkeypatch):
     expected = run(tmp_path / "whole")
     for kill_after in (1, 4, 7):
@@ -83,7 +104,6 @@ def test_killed_anywhere_and_repeated_it_is_the_same_record(tmp_path, monkeypatc
         assert again == {k: v for k, v in expected.items() if k != "command"}
 
 
-@pytest.mark.usefixtures("small")
 def test_finished_work_is_not_done_again(tmp_path, monkeypatch):
     run(tmp_path)
 
@@ -94,17 +114,13 @@ def test_finished_work_is_not_done_again(tmp_path, monkeypatch):
     monkeypatch.setattr(diagnostics, "doubts", forbidden)
     monkeypatch.setattr(attacks.PGD, "_run", forbidden)
     monkeypatch.setattr(attacks.MultiTargetedPGD, "_run", forbidden)
-    monkeypatch.setattr(cli, "_strip", lambda *_: None)
+    monkeypatch.setattr(cli._Job, "_strip", lambda *_: None)
     run(tmp_path)
 
 
-@pytest.mark.usefixtures("small")
 def test_a_checkpoint_is_read_and_its_input_normalised(tmp_path):
     torch.manual_seed(7)
-    trained = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.ReLU(), torch.nn.Flatten()
-    )
-    torch.save(trained.state_dict(), tmp_path / "encoder.pt")
+    torch.save(tiny().state_dict(), tmp_path / "encoder.pt")
     plain = run(tmp_path / "plain", "--checkpoint", str(tmp_path / "encoder.pt"))
     assert plain["model"]["checkpoint"] == "encoder.pt"
     assert plain["model"]["format"] == "plain"
@@ -117,6 +133,183 @@ def test_a_checkpoint_is_read_and_its_input_normalised(tmp_path):
     assert scaled["sections"] != plain["sections"]
 
 
+def branched(path: Path) -> Path:
+    """A checkpoint with two BatchNorm branches, the second of which answers otherwise."""
+    encoder = branch_batchnorm(tiny(), ("normal", "pgd"))
+    with torch.no_grad():
+        encoder[1]["pgd"].weight.fill_(3.0)
+        encoder[1]["pgd"].bias.fill_(-0.5)
+    torch.save(encoder.state_dict(), path)
+    return path
+
+
+def test_all_branches_of_a_checkpoint_are_evaluated_and_doubted(tmp_path):
+    file = str(branched(tmp_path / "dual.pt"))
+    both = run(tmp_path / "both", "--checkpoint", file)
+    told = [(s["branch"], s["selected"] is None) for s in both["sections"]]
+    assert told == [("normal", True), ("normal", False), ("pgd", True), ("pgd", False)]
+    normal, pgd = (s for s in both["sections"] if s["selected"] is None)
+    assert normal["measurements"] != pgd["measurements"]
+    for section in (normal, pgd):
+        (check,) = (c for c in section["checks"] if c["name"] == "BatchNorm branches")
+        assert check["verdict"] != "not run"
+        assert check["numbers"]["branches"] == ["normal", "pgd"]
+    named = run(tmp_path / "named", "--checkpoint", file, "--bn-branch", "pgd,normal")
+    assert [s["branch"] for s in named["sections"]] == ["pgd", "pgd", "normal", "normal"]
+    assert values(named["sections"][0]) == values(pgd)
+    alone = run(tmp_path / "alone", "--checkpoint", file, "--bn-branch", "pgd")
+    assert [s["branch"] for s in alone["sections"]] == ["pgd", "pgd"]
+    assert values(alone["sections"][0]) == values(pgd)
+    with pytest.raises(SystemExit, match="no BatchNorm branch 'pdg'"):
+        run(tmp_path / "wrong", "--checkpoint", file, "--bn-branch", "pdg")
+
+
+def values(section: dict) -> dict:
+    return {m["name"]: m["correct"] for m in section["measurements"]}
+
+
+def test_the_released_preset_says_what_it_selected_on(tmp_path, monkeypatch):
+    short = replace(probes.protocol("released", "slf"), epochs=2)
+    monkeypatch.setitem(probes.PRESETS["released"], "slf", short)
+    run(tmp_path, "--preset", "released")
+    for name in ("record.json", "report.md", "report.html"):
+        assert "selected on test, epoch" in (tmp_path / name).read_text(encoding="utf-8"), name
+    assert "released" not in QUICK
+    assert cli._parser().parse_args(["evaluate", "--backbone", "x"]).preset == "plain"
+    honest = [
+        p for name, family in probes.PRESETS.items() if name != "released" for p in family.values()
+    ]
+    assert all(p.selects == "validation" for p in honest)
+
+
+# --- comparisons ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory):
+    """Reports of one encoder twice, and of another one."""
+    place = tmp_path_factory.mktemp("earlier")
+    torch.manual_seed(3)
+    torch.save(tiny().state_dict(), place / "other.pt")
+    for name, more in {
+        "first": (),
+        "second": ("--seed", "1"),
+        "other": ("--checkpoint", str(place / "other.pt")),
+        "further": ("--checkpoint", str(place / "other.pt"), "--seed", "1"),
+    }.items():
+        run(place / name, *more)
+    return place
+
+
+def compared(place, out, *names: str) -> report.Report:
+    words = [",".join(str(place / n) for n in name.split(",")) for name in names]
+    cli.main(["compare", *words, "--out", str(out)])
+    return report.read(out / "record.json")
+
+
+@pytest.mark.usefixtures("drawn")
+def test_reports_are_compared_image_by_image(earlier, tmp_path, capsys):
+    found = compared(earlier, tmp_path, "first", "other")
+    a, b = (report.read(earlier / n / "record.json").sections[0] for n in ("first", "other"))
+    differences, transfer = found.tables
+    assert differences.title == "other against first"
+    assert [row[1] for row in differences.rows] == [*report.by_column(a)]
+    for row in differences.rows:
+        one, two = (report.by_column(s)[row[1]] for s in (a, b))
+        expected = records.compare(one, two)
+        assert row[2:5] == (100 * one.value, 100 * two.value, 100 * expected.difference)
+        assert row[5] == tuple(100 * end for end in expected.image_interval)
+        assert row[6:8] == (expected.p_value, None)
+        assert row[8] == ("they differ" if expected.differs else "within noise")
+    assert transfer.title in capsys.readouterr().out
+    assert [s.label for s in found.sections if s.selected is None] == ["first: slf", "other: slf"]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert 'id="clean-against-robust"' in page
+
+
+def test_the_diagonal_of_the_transfer_is_what_was_measured(earlier, tmp_path):
+    found = compared(earlier, tmp_path, "first", "other")
+    transfer = found.tables[1]
+    assert transfer.header == ("made for", "first: slf (%)", "other: slf (%)")
+    attack = attacks.PGD(Linf(16 / 255), 20, 4 / 255).name
+    for i, (name, *shares) in enumerate(transfer.rows):
+        (section,) = (s for s in found.sections if s.label == name)
+        (white_box,) = (m.value for m in section.measurements if m.name == attack)
+        assert shares[i] == pytest.approx(100 * white_box)
+        assert shares[1 - i] >= shares[i]
+
+
+def test_seeds_of_one_encoder_are_replicates(earlier, tmp_path):
+    found = compared(earlier, tmp_path, "first,second", "other,further")
+    row = found.tables[0].rows[0]
+    sides = [
+        [report.read(earlier / n / "record.json").sections[0].measurements[0] for n in names]
+        for names in (("first", "second"), ("other", "further"))
+    ]
+    expected = records.compare(*sides)
+    assert expected.seed_interval is not None
+    assert row[7] == tuple(100 * end for end in expected.seed_interval)
+    assert [s.encoder for s in found.sections[::2]] == [
+        *("first, second, seed 0", "first, second, seed 1"),
+        *("other, further, seed 0", "other, further, seed 1"),
+    ]
+
+
+def test_a_record_alone_is_compared_without_transfer(earlier, tmp_path):
+    for name in ("first", "other"):
+        (tmp_path / name).mkdir()
+        text = (earlier / name / "record.json").read_text(encoding="utf-8")
+        (tmp_path / name / "record.json").write_text(text, encoding="utf-8")
+    found = compared(tmp_path, tmp_path / "out", "first/record.json", "other")
+    differences, transfer = found.tables
+    assert differences.rows
+    assert transfer.rows == ()
+    assert "first/work/classifier-" in transfer.note
+    assert "is not there; run again: advssl evaluate --backbone" in transfer.note
+
+
+def test_weights_that_were_not_measured_are_not_transferred(earlier, tmp_path):
+    section = report.read(earlier / "first" / "record.json").sections[0]
+    (tmp_path / "first" / "work").mkdir(parents=True)
+    text = (earlier / "first" / "record.json").read_text(encoding="utf-8")
+    (tmp_path / "first" / "record.json").write_text(text, encoding="utf-8")
+    name = Path("work", f"classifier-{section.classifier}.pt")
+    state = torch.load(earlier / "first" / name, weights_only=True)
+    state["linear.bias"] += 1
+    torch.save(state, tmp_path / "first" / name)
+    words = [str(tmp_path / "first"), str(earlier / "other"), "--out", str(tmp_path / "out")]
+    cli.main(["compare", *words])
+    found = report.read(tmp_path / "out" / "record.json")
+    assert "is not what was measured" in found.tables[1].note
+
+
+def test_folders_of_one_name_are_told_apart_by_their_paths(earlier, tmp_path):
+    (tmp_path / "other").mkdir()
+    text = (earlier / "first" / "record.json").read_text(encoding="utf-8")
+    (tmp_path / "other" / "record.json").write_text(text, encoding="utf-8")
+    words = [str(tmp_path / "other"), str(earlier / "other"), "--out", str(tmp_path / "out")]
+    cli.main(["compare", *words])
+    found = report.read(tmp_path / "out" / "record.json")
+    assert {s.encoder for s in found.sections} == {str(tmp_path / "other"), str(earlier / "other")}
+
+
+def test_what_cannot_be_compared_is_refused(earlier, tmp_path):
+    def refused(message: str, *names: str) -> None:
+        with pytest.raises(SystemExit, match=message):
+            compared(earlier, tmp_path / "out", *names)
+        assert not (tmp_path / "out").exists()
+
+    refused("needs reports of two encoders or more", "first")
+    refused("no report in .*nowhere", "first", "nowhere")
+    refused("2 reports of 1 seeds", "first,other", "second")
+    run(earlier / "fewer", "--num-images", "10")
+    refused("on the same images.*first: [0-9a-f]{16}; fewer: [0-9a-f]{16}", "first", "fewer")
+    run(earlier / "farther", "--eps", "8/255")
+    refused(r"one threat model, got Linf\(.*\), Linf\(.*evaluate all", "first", "farther")
+    compared(earlier, earlier / "comparison", "first", "other")
+    refused("is of 'advssl compare .*give reports of advssl evaluate", "first", "comparison")
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -126,9 +319,9 @@ def test_a_checkpoint_is_read_and_its_input_normalised(tmp_path):
         (["--eps", "0"], "radius must be positive"),
         (["--mean", "0.5"], "--mean and --std go together"),
         (["--checkpoint", "nowhere.pt"], "nowhere.pt"),
+        (["--bn-branch", "pgd"], "--bn-branch chooses from a checkpoint's branches"),
     ],
 )
-@pytest.mark.usefixtures("small")
 def test_a_mistake_ends_it_before_any_work(tmp_path, more, message):
     with pytest.raises(SystemExit, match=message):
         run(tmp_path / "out", *more)

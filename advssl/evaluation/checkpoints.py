@@ -141,7 +141,7 @@ class LoadReport:
         loaded: number of the encoder's tensors that were filled.
         ignored: names left in the file: heads, queues, other encoders and branches, optimizers.
         missing: the encoder's ``num_batches_tracked`` that the file lacks; they keep their value.
-        bn_branch: the BatchNorm branch that a plain encoder got, None without branches to choose.
+        bn_branch: the BatchNorm branch that a plain encoder got, None if the file has none.
         normalization: mean and std of the file's own input layer, if it has one that the encoder
             lacks: they are then the caller's to apply.
     """
@@ -209,9 +209,6 @@ def load_encoder(
             chosen.
         ImportError: on a ``.safetensors`` file without safetensors.
     """
-    if format != "auto" and format not in {f.name for f in FORMATS}:
-        names = ", ".join(f'"{f.name}"' for f in FORMATS)
-        raise ValueError(f'format must be "auto", {names}, got {format!r}')
     target = _target(encoder)
     if bn_branch is not None and target.branches:
         raise ValueError(
@@ -219,6 +216,53 @@ def load_encoder(
             f"branches {_quoted(target.branches)} and takes each by its name: leave bn_branch out"
         )
     file = _read(path)
+    chosen = _chosen(path, file, target, format, prefix, allow_partial, bn_branch)
+    _check_branch(path, chosen, target, bn_branch)
+    _fill(path, target, chosen, _tensors(file, chosen.place))
+    return _report(file, target, chosen)
+
+
+def bn_branches(
+    encoder: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    format: str = "auto",
+    prefix: str | None = None,
+    allow_partial: bool = False,
+) -> tuple[str, ...]:
+    """The BatchNorm branches of a file that ``bn_branch`` of :func:`load_encoder` chooses from.
+
+    Args:
+        encoder: with plain BatchNorm; it is left alone.
+        path: as for :func:`load_encoder`.
+        format: likewise.
+        prefix: likewise.
+        allow_partial: likewise.
+
+    Returns:
+        Names as the file has them, none for one with plain BatchNorm.
+
+    Raises:
+        ValueError: as :func:`load_encoder`, but for the choice.
+        ImportError: likewise.
+    """
+    file, target = _read(path), _target(encoder)
+    return _chosen(path, file, target, format, prefix, allow_partial, None).labels
+
+
+def _chosen(
+    path: str | os.PathLike[str],
+    file: Mapping[str, Any],
+    target: _Target,
+    format: str,
+    prefix: str | None,
+    allow_partial: bool,
+    bn_branch: str | None,
+) -> _Attempt:
+    """The one way in which the file fills the encoder."""
+    if format != "auto" and format not in {f.name for f in FORMATS}:
+        names = ", ".join(f'"{f.name}"' for f in FORMATS)
+        raise ValueError(f'format must be "auto", {names}, got {format!r}')
     attempts = list(_attempts(file, target, format, prefix, bn_branch))
     fitting = _fitting(attempts, allow_partial)
     if not fitting:
@@ -228,10 +272,7 @@ def load_encoder(
             f"{path} fills the encoder in several ways: {'; '.join(map(_route, fitting))}; say "
             "which with format= and prefix=, or save the one you mean to a file of its own"
         )
-    chosen = fitting[0]
-    _check_branch(path, chosen, target, bn_branch)
-    _fill(path, target, chosen, _tensors(file, chosen.place))
-    return _report(file, target, chosen)
+    return fitting[0]
 
 
 # --- reading the file -----------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -26,16 +26,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-VERSION = 1
+VERSION = 2
 
 _Z95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
 _PROTOCOLS = {
     "slf": "standard linear finetuning",
     "alf": "adversarial linear finetuning",
+    "fsf": "full standard finetuning",
     "aff": "adversarial full finetuning",
 }
 _COLUMNS_OF_STRIP = 8
 _MOST_VALUES = 12  # of a list, printed in a table's cell
+
+Cell: TypeAlias = str | float | Interval | None
 
 # Okabe and Ito's colours, told apart with any colour vision; the markers say the same in grey.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -86,6 +89,11 @@ class Section:
     Attributes:
         protocol: for instance "slf".
         branch: which BatchNorm statistics were used, if there are several.
+        selected: how the epoch was chosen, None for the last: "best on validation, epoch 7 of 25".
+            Such a section is an addition to that of the last epoch, with fewer attacks, and so
+            has no worst case.
+        encoder: whose it is, if the page is of several.
+        classifier: a fingerprint, by which the file with its weights is found.
         measurements: the first is the clean accuracy, the others are attacks.
         checks: the reasons to doubt, with their verdicts.
         by_radius: (radius in pixels of [0, 1], accuracy) pairs.
@@ -100,6 +108,9 @@ class Section:
     by_radius: tuple[tuple[float, float], ...] = ()
     by_steps: tuple[tuple[int, float], ...] = ()
     strip: Strip | None = None
+    selected: str | None = None
+    encoder: str | None = None
+    classifier: str | None = None
 
     def __post_init__(self) -> None:
         if not self.measurements:
@@ -109,8 +120,35 @@ class Section:
 
     @property
     def label(self) -> str:
-        """The protocol, and the branch if there is one."""
-        return self.protocol if self.branch is None else f"{self.protocol} / {self.branch}"
+        """The protocol, and what else there is to tell it from other sections."""
+        within = " / ".join(filter(None, (self.protocol, self.branch, self.selected)))
+        return within if self.encoder is None else f"{self.encoder}: {within}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """More to say, between the doubts and the figures.
+
+    Attributes:
+        title: of the table.
+        header: of its columns.
+        rows: text, numbers, intervals as pairs of numbers, and None for what is not known.
+        note: what the numbers are; without rows, why there are none.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str
+
+    def __str__(self) -> str:
+        lines = [self.header, *(tuple(map(_cell, row)) for row in self.rows)] if self.rows else []
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        shown = (
+            "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+            for line in lines
+        )
+        return "\n".join([self.title, *shown, self.note])
 
 
 @dataclass(frozen=True)
@@ -124,6 +162,7 @@ class Report:
             their names), the chance level is drawn.
         command: that makes this report again.
         sections: one per protocol and branch.
+        tables: what a page of several encoders says beside that.
         seconds: that it took; None if it was interrupted and resumed.
     """
 
@@ -132,6 +171,7 @@ class Report:
     data: Mapping[str, Any]
     command: str
     sections: tuple[Section, ...]
+    tables: tuple[Table, ...] = ()
     seconds: float | None = None
 
     def __post_init__(self) -> None:
@@ -243,6 +283,7 @@ def _record(report: Report) -> str:
         "command": report.command,
         "seconds": report.seconds,
         "sections": [_section_to(s) for s in report.sections],
+        "tables": [vars(t) for t in report.tables],
     }
     # Sorted, so that equal reports give equal bytes whatever order their mappings were filled in.
     plain = _plain(document, "record")
@@ -257,6 +298,9 @@ def _section_to(section: Section) -> dict[str, Any]:
     return {
         "protocol": section.protocol,
         "branch": section.branch,
+        "selected": section.selected,
+        "encoder": section.encoder,
+        "classifier": section.classifier,
         "measurements": [json.loads(m.to_json()) for m in section.measurements],
         "checks": checks,
         "by_radius": section.by_radius,
@@ -271,6 +315,7 @@ def _report_from(document: Mapping[str, Any]) -> Report:
         data=_expect(dict, document, "data"),
         command=_expect(str, document, "command"),
         sections=tuple(map(_section_from, _expect(list, document, "sections"))),
+        tables=tuple(map(_table_from, _expect(list, document, "tables"))),
         seconds=_expect((int, float, type(None)), document, "seconds"),
     )
 
@@ -278,13 +323,28 @@ def _report_from(document: Mapping[str, Any]) -> Report:
 def _section_from(document: Mapping[str, Any]) -> Section:
     return Section(
         protocol=_expect(str, document, "protocol"),
-        branch=_expect((str, type(None)), document, "branch"),
+        **{k: _expect((str, type(None)), document, k) for k in _MAY_LACK},
         measurements=tuple(
             Measurement.from_json(json.dumps(m)) for m in _expect(list, document, "measurements")
         ),
         checks=tuple(Check(**c) for c in _expect(list, document, "checks")),
         by_radius=tuple((r, a) for r, a in _expect(list, document, "by_radius")),
         by_steps=tuple((k, a) for k, a in _expect(list, document, "by_steps")),
+    )
+
+
+_MAY_LACK = ("branch", "selected", "encoder", "classifier")
+
+
+def _table_from(document: Mapping[str, Any]) -> Table:
+    def cell(value: Any) -> Cell:
+        return (value[0], value[1]) if isinstance(value, list) else value
+
+    return Table(
+        title=_expect(str, document, "title"),
+        header=tuple(_expect(list, document, "header")),
+        rows=tuple(tuple(map(cell, row)) for row in _expect(list, document, "rows")),
+        note=_expect(str, document, "note"),
     )
 
 
@@ -342,17 +402,22 @@ _CLEAN, _WORST = "clean", "worst case"
 
 
 def _rows(report: Report) -> list[_Row]:
-    return [_Row(section, _by_column(section)) for section in report.sections]
+    return [_Row(section, by_column(section)) for section in report.sections]
 
 
-def _by_column(section: Section) -> dict[str, Measurement]:
-    """A name that comes again is told apart by its seed, then by its number."""
+def by_column(section: Section) -> dict[str, Measurement]:
+    """The measurements by name, "clean" first, "worst case" of all attacks last.
+
+    A name that comes again is told apart by its seed, then by its number.
+    """
     cells = {_CLEAN: section.measurements[0]}
     for m in section.measurements[1:]:
         names = [m.name, f"{m.name}, seed {m.seed}"]
         names += [f"{names[1]} ({i})" for i in range(2, 2 + len(cells))]
         cells[next(name for name in names if name not in cells)] = m
     attacks = [m for m in section.measurements[1:] if _paired(m, section.measurements[0])]
+    if section.selected is not None:
+        return cells
     worst = cells.pop(_WORST, None) or (worst_case(attacks, _WORST) if attacks else None)
     return cells if worst is None else {**cells, _WORST: worst}
 
@@ -491,6 +556,15 @@ def _text(value: Any, key: str = "") -> str:
     return str(value)
 
 
+def _cell(value: Cell) -> str:
+    """A number with one decimal, or two digits where that is less."""
+    if value is None or isinstance(value, str):
+        return value or "–"
+    if isinstance(value, tuple):
+        return " to ".join(map(_cell, value))
+    return f"{value:.1f}" if value == 0 or abs(value) >= 0.1 else f"{value:.2g}"
+
+
 # Markdown
 
 
@@ -507,6 +581,7 @@ def _markdown(report: Report) -> str:
         "\n\n".join(failed) if state == "fail" else "",
         f"**{_md(sentence)}**" if state != "pass" else _md(sentence),
         "\n\n".join(_md(note) for note in _notes(rows)),
+        *(_md_more(table) for table in report.tables),
         _md_section("Checks", ("verdict", "check", "protocol", "evidence"), _check_rows(report)),
         _md_section("Settings", _SETTINGS, _setting_rows(report)),
         _md_section("To run it again", ("what", "value"), _facts(report)),
@@ -528,6 +603,12 @@ def _md_share(measurement: Measurement | None, n: int) -> str:
         return "–"
     other = f", n = {measurement.n}" if measurement.n != n else ""
     return f"{_percent(measurement.value)} {_interval(measurement)}{other}"
+
+
+def _md_more(table: Table) -> str:
+    rows = [[_cell(value) for value in row] for row in table.rows]
+    shown = _md_table(table.header, rows) if rows else ""
+    return "\n\n".join(filter(None, (f"## {_md(table.title)}", shown, _md(table.note))))
 
 
 def _md_section(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -604,6 +685,7 @@ def _page(report: Report) -> str:
         _headline(rows),
         _doubts(report),
         "".join(f'<p class="note">{_e(note)}</p>' for note in _notes(rows)),
+        *map(_more, report.tables),
         _figures(drawn),
         _table("Checks", ("verdict", "check", "protocol", "evidence"), _check_cells(report)),
         _table("Settings", _SETTINGS, _setting_cells(report)),
@@ -635,10 +717,12 @@ def _headline(rows: Sequence[_Row]) -> str:
 def _row_head(section: Section) -> str:
     words = [_PROTOCOLS.get(section.protocol)]
     words += [f"{section.branch} branch" if section.branch is not None else None]
+    words += [section.selected]
     below = "".join(f"<small>{_e(w)}</small>" for w in words if w)
     failed = any(c.verdict == "fail" for c in section.checks)
     doubted = '<small class="bad">✗ doubtful, see below</small>' if failed else ""
-    return f'<th scope="row">{_e(section.protocol)}{below}{doubted}</th>'
+    name = " ".join(filter(None, (section.encoder, section.protocol)))
+    return f'<th scope="row">{_e(name)}{below}{doubted}</th>'
 
 
 def _share_cell(measurement: Measurement | None, n: int, emphasis: str) -> str:
@@ -672,6 +756,20 @@ def _figures(drawn: Mapping[str, Figure]) -> str:
     }
     strip = blocks.pop("strip", "")
     return (f'<div class="figures">{"".join(blocks.values())}</div>' if blocks else "") + strip
+
+
+def _more(table: Table) -> str:
+    rows = [
+        "".join(
+            f"<td>{_e(_cell(v))}</td>"
+            if isinstance(v, str)
+            else f'<td class="number">{_e(_cell(v))}</td>'
+            for v in row
+        )
+        for row in table.rows
+    ]
+    shown = _table(table.title, table.header, rows)
+    return (shown or f"<h2>{_e(table.title)}</h2>") + f'<p class="note">{_e(table.note)}</p>'
 
 
 def _table(title: str, header: Sequence[str], rows: Sequence[str]) -> str:

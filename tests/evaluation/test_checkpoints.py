@@ -19,7 +19,13 @@ from torch import nn
 
 from advssl import branch_batchnorm, keep_branch
 from advssl.evaluation import checkpoints
-from advssl.evaluation.checkpoints import FORMATS, NAMINGS, LoadReport, load_encoder
+from advssl.evaluation.checkpoints import (
+    FORMATS,
+    NAMINGS,
+    LoadReport,
+    bn_branches,
+    load_encoder,
+)
 
 timm_resnet = pytest.importorskip("timm.models.resnet")
 
@@ -533,6 +539,33 @@ def test_several_branches_must_be_chosen_from(make, path):
     words = '"clean", "adversarial"' if make is gsa else '"normal", "pgd"'
     refuse(small(seed=1), path, f"has the BatchNorm branches {words}.*bn_branch=")
     refuse(small(seed=1), path, f"no BatchNorm branch 'pdg', it has {words}", bn_branch="pdg")
+
+
+@pytest.mark.parametrize("make", LAYOUTS, ids=lambda f: f.__name__)
+def test_the_branches_to_choose_from(make, path):
+    theirs, ours = small(), small(seed=1)
+    before = copy.deepcopy(ours.state_dict())
+    content, _, _ = make(theirs, theirs.state_dict())
+    found = bn_branches(ours, saved(content, path))
+    expected = {
+        "acl": ("normal", "pgd"),
+        "dynacl": ("normal", "pgd"),
+        "advcl": ("normal", "pgd", "pgd_ce"),
+        "gsa": ("clean", "adversarial"),
+    }
+    assert found == expected.get(make.__name__, ())
+    assert same(ours, before)
+    for branch in found:
+        assert load_encoder(ours, path, bn_branch=branch).bn_branch == branch
+
+
+def test_branches_are_only_told_of_a_file_that_fits(path):
+    theirs = small()
+    saved(acl(theirs, theirs.state_dict())[0], path)
+    with pytest.raises(ValueError, match="does not fill the encoder"):
+        bn_branches(small(channels=(4, 4, 4, 4)), path)
+    with pytest.raises(ValueError, match="format must be"):
+        bn_branches(small(), path, format="acl2")
 
 
 def test_a_branch_that_cannot_be_chosen(path):

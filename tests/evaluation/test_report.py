@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import itertools
 import json
 import math
@@ -24,6 +25,7 @@ from advssl.evaluation.report import (
     Report,
     Section,
     Strip,
+    Table,
     figures,
     read,
     wilson,
@@ -52,6 +54,9 @@ CHECKS = (
 EVIDENCE = "the gradient of 31 of 40 images is exactly zero"
 CURVES = ("accuracy-against-radius", "accuracy-against-steps")
 ALL_FIGURES = (*CURVES, "clean-against-robust", "strip")
+
+
+SELECTED = "best on validation, epoch 7 of 25"
 
 
 # --- reports to write -----------------------------------------------------------------------------
@@ -421,8 +426,82 @@ class TestHeadline:
         only = bare(measurements=(measurement(right=right, n=n),))
         assert page_of(report(only), folder).tables[0][1][1:] == [cell, str(n)]
 
+    def test_a_best_epoch_and_another_encoder_are_named(self, folder):
+        sections = section("slf"), section("slf", lost=3, selected=SELECTED, encoder="robust")
+        last, best = page_of(report(*sections), folder).tables[0][1:]
+        assert last[0] == "slf standard linear finetuning"
+        assert best[0] == f"robust slf standard linear finetuning {SELECTED}"
+        text = (folder / "report.md").read_text(encoding="utf-8")
+        assert f"| robust: slf / {SELECTED} |" in text
+
+    def test_labels_tell_all_sections_apart(self):
+        fields = {"branch": "pgd", "selected": SELECTED, "encoder": "robust"}
+        assert section().label == "slf"
+        assert section(branch="pgd").label == "slf / pgd"
+        assert section(**fields).label == f"robust: slf / pgd / {SELECTED}"
+        report(section(), section(branch="pgd"), section(selected=SELECTED), section(**fields))
+
+
+class TestTables:
+    MORE = Table(
+        title="b against a",
+        header=("protocol", "difference", "interval", "p", "seeds"),
+        rows=(("slf", 12.04, (-0.5, 24.04), 0.00012, None), ("a|b <i>", 0.0, (0.0, 1.0), 1.0, "x")),
+        note="In points.",
+    )
+    SHOWN = (
+        ["slf", "12.0", "-0.5 to 24.0", "0.00012", "–"],
+        ["a|b <i>", "0.0", "0.0 to 1.0", "1.0", "x"],
+    )
+
+    def test_are_the_same_on_page_and_in_markdown(self, folder):
+        whole = report(section(), tables=(self.MORE,))
+        header, *rows = page_of(whole, folder).tables[1]
+        assert header == list(self.MORE.header)
+        assert rows == list(self.SHOWN)
+        found = markdown_tables(markdown_of(whole, folder))[1]
+        assert [[html.unescape(cell) for cell in row] for row in found] == [header, *rows]
+
+    def test_stand_after_the_doubts_and_before_the_figures(self, folder):
+        whole = report(*realistic_sections(), tables=(self.MORE,))
+        text = page_of(whole, folder).source
+        places = [text.index(x) for x in ("doubtful, see below", "b against a", "<figure")]
+        assert places == sorted(places)
+
+    def test_without_rows_the_note_says_why(self, folder):
+        empty = Table("Transfer", (), (), "Not run: no <weights>.")
+        page = page_of(report(section(), tables=(empty,)), folder)
+        assert "Transfer" in page.texts_in("h2")
+        assert "Not run: no <weights>." in page.text
+        assert "## Transfer\n\nNot run" in markdown_of(report(section(), tables=(empty,)), folder)
+        assert str(empty) == "Transfer\nNot run: no <weights>."
+
+    def test_are_read_back_equal(self, folder):
+        whole = report(section(), tables=(self.MORE,))
+        assert read(write(whole, folder)["record"]) == whole
+
+    def test_are_printed_in_columns(self):
+        title, *lines, note = str(self.MORE).splitlines()
+        assert (title, note) == (self.MORE.title, self.MORE.note)
+        starts = [
+            line.index(cell) for line, cell in zip(lines, ("diff", "12.0", "0.0"), strict=True)
+        ]
+        assert len(set(starts)) == 1
+        assert not any(line.endswith(" ") for line in lines)
+
+    def test_numbers_stand_to_the_right(self, folder):
+        page = page_of(report(section(), tables=(self.MORE,)), folder)
+        cell = 'class="number">12.0<'
+        assert cell in page.source
+
 
 class TestWorstCase:
+    def test_a_best_epoch_has_none_as_it_has_fewer_attacks(self, folder):
+        text = markdown_of(report(section(), section(selected=SELECTED)), folder)
+        last, best = markdown_tables(text)[0][1:]
+        assert last[-2] != "–"
+        assert best[-2] == "–"
+
     def cell(self, section: Section, folder: Path) -> str:
         header, row = page_of(report(section), folder).tables[0]
         return row[header.index("worst case")]
@@ -1189,20 +1268,25 @@ class TestDamage:
 
     @pytest.mark.parametrize(
         "content",
-        [b"\xff\xfe\x00", b"null", b"[]", b"3", b'"text"', b"{}", b'{"version": 1}', b"[" * 99999],
-        ids=["bytes", "null", "list", "number", "text", "empty", "version only", "deep"],
+        [
+            *(b"\xff\xfe\x00", b"null", b"[]", b"3", b'"text"', b"{}", b"[" * 99999),
+            f'{{"version": {VERSION}}}'.encode(),
+        ],
+        ids=["bytes", "null", "list", "number", "text", "empty", "deep", "version only"],
     )
     def test_what_is_no_record_is_refused(self, record, content):
         record.write_bytes(content)
         with pytest.raises(ValueError, match="damaged or no record of an evaluation"):
             read(record)
 
-    @pytest.mark.parametrize("key", ["title", "model", "data", "command", "sections", "seconds"])
+    @pytest.mark.parametrize(
+        "key", ["title", "model", "data", "command", "sections", "tables", "seconds"]
+    )
     def test_a_missing_or_wrong_field_is_named(self, record, key):
         document = json.loads(record.read_text(encoding="utf-8"))
         for damaged in (
             {k: v for k, v in document.items() if k != key},
-            {**document, key: [] if key != "sections" else {}},
+            {**document, key: {} if key in ("sections", "tables") else []},
         ):
             record.write_text(json.dumps(damaged), encoding="utf-8")
             with pytest.raises(ValueError, match=rf"{key}|at least one section"):
@@ -1236,11 +1320,12 @@ class TestDamage:
         with pytest.raises(ValueError, match="its flags say"):
             read(record)
 
-    @pytest.mark.parametrize("version", [0, 2, "1", None])
+    @pytest.mark.parametrize("version", [0, VERSION + 1, "2", None])
     def test_another_version_is_named(self, record, version):
         document = json.loads(record.read_text(encoding="utf-8"))
         record.write_text(json.dumps({**document, "version": version}), encoding="utf-8")
-        with pytest.raises(ValueError, match=rf"version {version!r}, this advssl reads version 1"):
+        message = f"version {version!r}, this advssl reads version {VERSION}"
+        with pytest.raises(ValueError, match=message):
             read(record)
 
     def test_a_missing_file_is_a_missing_file(self, tmp_path):

@@ -22,7 +22,14 @@ def projection(
         out: width of the embeddings.
         layers: linear layers.
         batchnorm: False, True (after every layer but the last) or "all".
+
+    Raises:
+        ValueError: on another ``batchnorm``, or without a layer.
     """
+    if batchnorm not in (False, True, "all") or layers < 1:
+        raise ValueError(
+            f'need batchnorm False, True or "all" and a layer, got {batchnorm!r} and {layers}'
+        )
     widths = [features, *[hidden] * (layers - 1), out]
     made: list[nn.Module] = []
     for depth, (inputs, width) in enumerate(pairwise(widths), start=1):

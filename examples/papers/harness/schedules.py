@@ -29,7 +29,7 @@ class WarmupCosine:
     Attributes:
         peak: the highest rate.
         warmup_epochs: at most a tenth of the run, so that a short run is not all warm-up.
-        start: the rate of the first step.
+        start: the rate before the first step, which is one step above it.
         floor: the rate that the cosine ends at.
         per_epoch: the cosine changes between epochs only, as AdvCL's and GSA-RSL's.
     """
@@ -43,7 +43,7 @@ class WarmupCosine:
     def __call__(self, step: int, steps_per_epoch: int, epochs: int) -> float:
         warm = min(self.warmup_epochs, _SHORT * epochs) * steps_per_epoch
         if step < warm:
-            # From the first step on: a rate of 0 would waste it.
+            # The first step is already above the start: at a rate of 0 it would be wasted.
             return self.start + (self.peak - self.start) * (step + 1) / (math.floor(warm) + 1)
         if self.per_epoch:
             step = max(step // steps_per_epoch * steps_per_epoch, math.ceil(warm))

@@ -1,0 +1,669 @@
+"""Lightning: the components as callbacks, for a LightningModule that may not be edited.
+
+Lightning lets no callback change a batch or a loss. So for as long as ``fit`` runs, the module's
+``training_step`` is wrapped: by one wrapper for all callbacks of this file, whatever their order in
+the trainer's list. What it does with a batch is, with every callback there:
+
+1. the clean pass, whose embeddings GlobalDivergence compares with;
+2. the attack: AdversarialViews raises the module's own loss plus the weighted terms;
+3. the training pass on the adversarial batch, the only one that leaves a trace and logs;
+4. SharpnessAware: that pass once more at the worst nearby weights;
+5. the weighted terms of GlobalDivergence and ClusterFit, added to the loss.
+
+All passes start from one state of the module and draw the same random numbers.
+"""
+# ruff: noqa: ARG002 (what Lightning's hooks are given)
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from itertools import count
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+
+import torch
+import torch.nn.functional as F
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.optim import Optimizer
+
+from advssl.attacks import AdversarialViewGenerator
+from advssl.critics import GlobalDivergenceCritic
+from advssl.distributed import average, from_first_rank
+from advssl.heads import ClusterFitHead, IndexedDataset
+from advssl.integrations.snapshots import Snapshot
+from advssl.modes import evaluating, widen
+from advssl.sharpness import SAMWrapper
+from advssl.types import Embeddings, Images, Scalar
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Callback, LightningModule, Trainer
+else:
+
+    def _installed() -> tuple[type, ...]:
+        """``pytorch_lightning`` and ``lightning.pytorch`` have classes of their own: be both's."""
+        found = []
+        for name in ("lightning.pytorch", "pytorch_lightning"):
+            try:
+                found.append(import_module(name).Callback)
+            except ModuleNotFoundError as error:
+                if error.name != name.partition(".")[0]:
+                    raise
+        if not found:
+            raise ImportError("these callbacks need Lightning: pip install pytorch-lightning")
+        return tuple(found)
+
+    Callback = type("Callback", _installed(), {})
+
+Batch: TypeAlias = Any
+Output: TypeAlias = Any  # what a training_step returns: a loss, a dict that holds one, or None
+Step: TypeAlias = Callable[[Batch], Output]
+Calls: TypeAlias = list[Embeddings]  # what a submodule returned, call by call
+
+_SHARDED = ("FSDP", "DeepSpeed", "ModelParallel")
+
+
+class _Bolt(Callback):
+    """What all callbacks here share: the first in the trainer's list wraps for all of them."""
+
+    _release: Callable[[], None] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.check(trainer, pl_module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        bolts = _bolts(trainer)
+        if bolts[0] is self and self._release is None:
+            self._release = _wrapped(pl_module, _TrainingStep(trainer, pl_module, bolts))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._give_back()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._give_back()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._give_back()
+
+    def _give_back(self) -> None:
+        if self._release is not None:
+            self._release()
+            self._release = None
+
+    def check(self, trainer: Trainer, module: LightningModule) -> None:
+        name = type(module).__name__
+        if not module.automatic_optimization:
+            raise ValueError(
+                f"{name} optimises manually: its training_step steps optimizers, so it cannot be "
+                f"run again to attack it. {type(self).__name__} has to be written into it by hand: "
+                "between the computation of a loss and manual_backward, call "
+                "adversary(view, lambda v: loss_of(v), freeze=[modules]) and train on the view; "
+                "add critic.estimate(...) or sam(closure) to the loss"
+            )
+        strategy = type(trainer.strategy).__name__
+        if any(kind in strategy for kind in _SHARDED):
+            raise ValueError(
+                f"{strategy} shards parameters, which cannot be given back between the steps of an "
+                "attack; use DDP"
+            )
+        same = [b for b in _bolts(trainer) if b.state_key == self.state_key]
+        if len(same) > 1:
+            raise ValueError(f"the trainer has {self.state_key} {len(same)} times; give it once")
+
+
+class AdversarialViews(_Bolt):
+    """Replaces chosen views of each batch by adversarial ones, found against the module's own loss.
+
+    The objective is the module's ``training_step``, whatever it computes, plus the weighted terms
+    of the other callbacks. What a step changes is given back after each step of the attack:
+    parameters (a momentum encoder that it updates, prototypes that it normalises), buffers, memory
+    banks, centers, counters, plain attributes (see :class:`~.snapshots.Snapshot`); what it logs is
+    dropped. Every step of the attack and the training pass draw the same random numbers, and the
+    module's random state advances as it would without the attack. Batches pass through unchanged
+    where ``training_step`` returns None.
+
+    Args:
+        adversary: gives ball, steps, bounds; for normalised views with ``mean`` and ``std``
+            (``**lightly.transforms.utils.IMAGENET_NORMALIZE``).
+        views: which to attack. Views are counted as they stand in the batch, through tuples, lists
+            and dicts: every floating point (B, C, H, W) tensor is one. The first alone by default,
+            which suits every method (of MoCo it is the query). Several, or "all", are attacked
+            jointly; a view that the loss has no gradient in stays as it is.
+
+    Raises:
+        ValueError: for a module with manual optimisation, a sharding strategy, a batch without such
+            views, or half-precision views (use ``precision="bf16-mixed"``, not "bf16-true").
+    """
+
+    def __init__(
+        self, adversary: AdversarialViewGenerator, views: Sequence[int] | Literal["all"] = (0,)
+    ) -> None:
+        if views != "all" and (isinstance(views, str | int) or not views):
+            raise ValueError(f'views must be "all" or numbers such as (0,), got {views!r}')
+        self.adversary = adversary
+        self.views = views
+        self._draws: torch.Generator | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._draws is None:
+            self._draws = torch.Generator().manual_seed(torch.initial_seed())
+        super().on_fit_start(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self._draws is None else {"draws": self._draws.get_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._draws = torch.Generator()
+        self._draws.set_state(state_dict["draws"])
+
+    def chosen(self, batch: Batch) -> list[int]:
+        """Which of the batch's views are attacked."""
+        size = len(_views(batch))
+        if size == 0:
+            raise ValueError(
+                "the batch holds no floating point tensor of shape (B, C, H, W) to attack, it is "
+                f"{_described(batch)}"
+            )
+        if self.views == "all":
+            return list(range(size))
+        if not all(-size <= i < size for i in self.views):
+            raise ValueError(f"the batch has {size} views, got views={self.views}")
+        return sorted({i % size for i in self.views})
+
+    def search(
+        self, views: tuple[Images, ...], objective: Callable[..., Scalar]
+    ) -> tuple[Images, ...]:
+        """The generator's own draws stay out of the module's random state."""
+        assert self._draws is not None
+        seed = int(torch.randint(2**62, (), generator=self._draws))
+        start = torch.Generator(views[0].device).manual_seed(seed)
+        return self.adversary(views, objective, generator=start)
+
+
+class SharpnessAware(_Bolt):
+    """Trains on the module's own loss at the worst nearby weights: SAM without its optimizer.
+
+    The module's loss is taken at θ, then at θ + ρ g/‖g‖ from the same state and random numbers, and
+    the latter is what Lightning back-propagates, accumulates and scales. Logged is what the module
+    logs at θ. The attack of AdversarialViews and the terms of the other callbacks stay at θ.
+
+    Args:
+        rho: ρ, a distance in weight space; see :class:`~advssl.SAMWrapper`.
+        adaptive: ASAM.
+    """
+
+    def __init__(self, rho: float = 0.05, adaptive: bool = False) -> None:
+        SAMWrapper(nn.Identity(), rho=rho)  # refuses here what it would refuse in the first step
+        self.rho = rho
+        self.adaptive = adaptive
+
+
+class _Term(_Bolt):
+    """A network of our own on a submodule's outputs, with its own optimizer and checkpoint entry.
+
+    It is no part of the module, whose parameters, optimizer and state dict stay as they are. Its
+    optimizer steps once per training step, also while Lightning accumulates gradients; under DDP
+    gradients are averaged over ranks, and all start from rank 0's weights.
+    """
+
+    logged: str
+    compares = False  # with the clean pass
+
+    def __init__(self, network: nn.Module, on: str, weight: float, optimizer: Optimizer) -> None:
+        if not 0 <= weight < float("inf"):
+            raise ValueError(f"weight must not be negative, got {weight}")
+        self.network = network
+        self.on = on
+        self.weight = weight
+        self.optimizer = optimizer
+
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(on=self.on)
+
+    def check(self, trainer: Trainer, module: LightningModule) -> None:
+        super().check(trainer, module)
+        names = dict(module.named_modules())
+        if not self.on or self.on not in names:
+            raise ValueError(
+                f"{type(module).__name__} has no submodule {self.on!r}; on= is a name such as "
+                f"{[n for n, _ in module.named_children()]}"
+            )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.network.to(pl_module.device)
+        with torch.no_grad():
+            for p in self.network.parameters():
+                p.copy_(from_first_rank(p.detach()))
+        self.optimizer.load_state_dict(self.optimizer.state_dict())  # moves it to the device too
+        super().on_fit_start(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.network.load_state_dict(state_dict["network"])
+        self.optimizer.load_state_dict(state_dict["optimizer"])
+
+    @contextmanager
+    def listening(self, module: nn.Module) -> Iterator[list[Any]]:
+        """What the submodule returns inside the block, call by call."""
+        calls: list[Any] = []
+        hook = module.get_submodule(self.on).register_forward_hook(
+            lambda _, __, output: calls.append(output)
+        )
+        try:
+            yield calls
+        finally:
+            hook.remove()
+
+    def embeddings(self, calls: list[Any]) -> Calls:
+        """What was heard, as (B, D) in full precision."""
+        if not calls or not all(isinstance(z, Tensor) and z.ndim >= 2 for z in calls):
+            seen = [_described(z) for z in calls] or "no call of it"
+            raise ValueError(
+                f"{self.on!r} must return embeddings (B, D) in training_step, got {seen}; "
+                "name the submodule, as it is called there, whose output they are"
+            )
+        return [widen(z).flatten(1) for z in calls]
+
+    def term(self, clean: Calls, seen: Calls) -> Scalar:
+        """What the module's loss is added; it gives the network no gradient."""
+        raise NotImplementedError
+
+    def own_loss(self, clean: Calls, seen: Calls) -> Scalar:
+        """What the network's optimizer minimises; it gives the embeddings no gradient."""
+        raise NotImplementedError
+
+    def improve(self, clean: Calls, seen: Calls) -> None:
+        parameters = [p for p in self.network.parameters() if p.requires_grad]
+        gradients = average(torch.autograd.grad(self.own_loss(clean, seen), parameters))
+        # A step that overflowed in float16 is skipped by the gradient scaler; so it is here.
+        finite = torch.stack([g.isfinite().all() for g in gradients]).all()
+        for p, g in zip(parameters, gradients, strict=True):
+            p.grad = torch.where(finite, g, 0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+class GlobalDivergence(_Term):
+    """Aligns the clouds of benign and adversarial embeddings, by GSA-RSL's discriminator.
+
+    Per batch the module runs once more, on the clean views, for the benign embeddings. The critic
+    sees those calls of the submodule that the attacked views reach, made unit-length; it steps, and
+    ``weight`` times its estimate joins the loss. The attack climbs the same sum (Eqs. 18 to 20).
+    The estimate is logged as "global_divergence", in nats for "js" and "kl".
+
+    Args:
+        critic: of the width of the submodule's output, flattened.
+        on: name of the submodule, such as "projection_head". Not a momentum encoder's: that has no
+            gradient.
+        weight: the papers' 0.1.
+        optimizer: of the critic's parameters; None is ``SGD(lr=0.2, momentum=0.9)``.
+
+    Reference: GSA-RSL, Eqs. 17 to 20
+    """
+
+    logged = "global_divergence"
+    compares = True
+
+    def __init__(
+        self,
+        critic: GlobalDivergenceCritic,
+        on: str,
+        *,
+        weight: float = 0.1,
+        optimizer: Optimizer | None = None,
+    ) -> None:
+        default = torch.optim.SGD(critic.parameters(), lr=0.2, momentum=0.9)
+        super().__init__(critic, on, weight, optimizer or default)
+        self.critic = critic
+
+    def check(self, trainer: Trainer, module: LightningModule) -> None:
+        super().check(trainer, module)
+        if not any(isinstance(b, AdversarialViews) for b in _bolts(trainer)):
+            raise ValueError(
+                "GlobalDivergence compares benign with adversarial embeddings; give the trainer "
+                "AdversarialViews too"
+            )
+
+    def term(self, clean: Calls, seen: Calls) -> Scalar:
+        return self.critic.estimate(_cloud(clean), _cloud(seen))
+
+    def own_loss(self, clean: Calls, seen: Calls) -> Scalar:
+        return self.critic.loss(_cloud(clean), _cloud(seen))
+
+
+class ClusterFit(_Term):
+    """Adds the classification of pseudo-labels: clusters of a feature extractor's outputs.
+
+    Needs the examples' places in the dataset: wrap it in :class:`~advssl.IndexedDataset`. The index
+    is taken off the batch again before the module sees it. At the start of ``fit`` the extractor's
+    features are clustered, unless the head is fitted already (by hand, or from a checkpoint). In
+    every step the head's classifiers take one step on the submodule's outputs, then ``weight``
+    times its loss joins the module's. It is logged as "cluster_fit", in nats.
+
+    Args:
+        head: its ``in_features`` is the width of the submodule's output, flattened.
+        extractor: images (B, C, H, W) to features (B, D'); runs in eval mode.
+        images: the dataset's images in its order, in batches: ``DataLoader(dataset)`` without
+            shuffling. Of a tuple the first entry is taken.
+        on: name of the submodule that is trained to classify, such as "backbone".
+        weight: AdvCL's 0.2.
+        optimizer: of the head's parameters; None is ``Adam(lr=0.001)``.
+
+    Reference: Fan et al. 2021, Eqs. 9 and 10, https://arxiv.org/abs/2111.01124
+    """
+
+    logged = "cluster_fit"
+
+    def __init__(
+        self,
+        head: ClusterFitHead,
+        extractor: Callable[[Images], Tensor] | None = None,
+        images: Iterable[Any] | None = None,
+        *,
+        on: str,
+        weight: float = 0.2,
+        optimizer: Optimizer | None = None,
+    ) -> None:
+        super().__init__(head, on, weight, optimizer or torch.optim.Adam(head.parameters()))
+        self.head = head
+        self.extractor = extractor
+        self.images = images
+        self._index = torch.empty(0)
+        self._bare = False
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
+        if self.head.pseudo_labels is None:
+            if self.extractor is None or self.images is None:
+                raise ValueError(
+                    "the head is not fitted; give ClusterFit an extractor and the dataset's "
+                    "images, or call head.fit(features) before"
+                )
+            self.head.fit(_features(self.extractor, self.images))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data = getattr(trainer.train_dataloader, "dataset", None)
+        if not isinstance(data, IndexedDataset):
+            raise ValueError(
+                "ClusterFit needs each example's index: the training DataLoader's dataset must be "
+                f"an advssl.IndexedDataset, got {type(data).__name__}"
+            )
+        now = Snapshot(pl_module)
+        self._bare = not isinstance(data.dataset[0], tuple)  # then the sample was no tuple before
+        now.restore()
+
+    def without_index(self, batch: Batch) -> Batch:
+        """The batch as it would be without IndexedDataset; its index is kept for the term."""
+        *rest, self._index = batch
+        return rest[0] if self._bare else rest
+
+    def term(self, clean: Calls, seen: Calls) -> Scalar:
+        weights = {name: p.detach() for name, p in self.head.named_parameters()}
+        return functional_call(self.head, weights, self._classified(seen))
+
+    def own_loss(self, clean: Calls, seen: Calls) -> Scalar:
+        embeddings, index = self._classified(seen)
+        return self.head(embeddings.detach(), index)
+
+    def _classified(self, seen: Calls) -> tuple[Embeddings, Tensor]:
+        size = len(self._index)
+        if any(len(z) % size for z in seen):
+            raise ValueError(
+                f"{self.on!r} must return a row per example ({size}), or several times as many "
+                f"where views are stacked, got {[tuple(z.shape) for z in seen]}"
+            )
+        return torch.cat(seen), self._index.repeat(sum(len(z) for z in seen) // size)
+
+
+class _Skipped(Exception):
+    """The module's training_step returned None: it skips this batch."""
+
+
+class _TrainingStep:
+    """A module's training step with the callbacks' work around it."""
+
+    def __init__(self, trainer: Trainer, module: LightningModule, bolts: list[_Bolt]) -> None:
+        self.trainer = trainer
+        self.module = module
+        self.attack = next((b for b in bolts if isinstance(b, AdversarialViews)), None)
+        self.sharp = next((b for b in bolts if isinstance(b, SharpnessAware)), None)
+        self.terms = [b for b in bolts if isinstance(b, _Term)]
+
+    def __call__(self, step: Step, batch: Batch) -> Output:
+        for term in self.terms:
+            if isinstance(term, ClusterFit):
+                batch = term.without_index(batch)
+        now = Snapshot(self.module)
+        clouds = {term: _Clouds(term) for term in self.terms}
+        if self.attack is not None:
+            if any(term.compares for term in self.terms):
+                _, heard = self._unheard(step, batch)
+                now.restore()
+                for term, calls in heard.items():
+                    clouds[term].clean = calls
+            batch = self._attacked(self.attack, step, batch, now, clouds)
+        with self._listening() as heard:
+            output = step(batch)
+        loss = _loss_of(output)
+        if loss is None or not (self.sharp or self.terms):
+            return output
+        if self.sharp is not None:
+            loss = self._sharpened(self.sharp, step, batch, now, loss)
+        for term in self.terms:
+            pair = clouds[term].beside(heard[term])
+            term.improve(*pair)
+            value = term.term(*pair)
+            self.module.log(term.logged, value.detach())
+            loss = loss + term.weight * value
+        return {**output, "loss": loss} if isinstance(output, Mapping) else loss
+
+    def _attacked(
+        self,
+        attack: AdversarialViews,
+        step: Step,
+        batch: Batch,
+        now: Snapshot,
+        clouds: dict[_Term, _Clouds],
+    ) -> Batch:
+        """The batch with its chosen views adversarial."""
+        chosen = attack.chosen(batch)
+        views = _views(batch)
+
+        def objective(*hard: Images) -> Scalar:
+            now.restore()
+            for p in self.module.parameters():  # no gradient in weights, nor memory for it
+                p.requires_grad_(False)
+            loss, heard = self._unheard(
+                step, _replaced(batch, dict(zip(chosen, hard, strict=True)))
+            )
+            if loss is None:
+                raise _Skipped
+            for term in self.terms:
+                clouds[term].note_reached(heard[term])
+                clean, seen = clouds[term].beside(heard[term])
+                loss = loss + term.weight * term.term([z.detach() for z in clean], seen)
+            return loss
+
+        try:
+            hard = attack.search(tuple(views[i] for i in chosen), objective)
+        except _Skipped:
+            return batch
+        finally:
+            now.restore()
+        return _replaced(batch, dict(zip(chosen, hard, strict=True)))
+
+    def _sharpened(
+        self, sharp: SharpnessAware, step: Step, batch: Batch, now: Snapshot, loss: Scalar
+    ) -> Scalar:
+        after = Snapshot(self.module)
+
+        def closure() -> Scalar:
+            now.restore()
+            again, _ = self._unheard(step, batch)
+            assert again is not None  # the same pass returned a loss before
+            return again
+
+        sam = SAMWrapper(self.module, rho=sharp.rho, adaptive=sharp.adaptive)
+        try:
+            return sam(closure, loss)
+        finally:
+            after.restore()
+
+    def _unheard(self, step: Step, batch: Batch) -> tuple[Scalar | None, dict[_Term, list[Any]]]:
+        """The loss, and what the terms heard on the way, of a pass that logs nothing."""
+        with _logging_off(self.trainer, self.module), self._listening() as heard:
+            return _loss_of(step(_replaced(batch, {}))), heard
+
+    @contextmanager
+    def _listening(self) -> Iterator[dict[_Term, list[Any]]]:
+        with ExitStack() as stack:
+            yield {t: stack.enter_context(t.listening(self.module)) for t in self.terms}
+
+
+class _Clouds:
+    """In one step: a term's embeddings of the clean batch, and which calls the attack reaches."""
+
+    def __init__(self, term: _Term) -> None:
+        self.term = term
+        self.clean: list[Any] = []
+        self.reached: list[bool] | None = None  # not known before a step of the attack
+
+    def note_reached(self, heard: list[Any]) -> None:
+        """In the attack only what depends on the attacked views has a gradient."""
+        self.reached = [z.requires_grad for z in self.term.embeddings(heard)]
+        if self.term.compares and not any(self.reached):
+            raise ValueError(
+                f"no output of {self.term.on!r} has a gradient in the attacked views; name a "
+                "submodule that these go through, not a momentum encoder's"
+            )
+
+    def beside(self, heard: list[Any]) -> tuple[Calls, Calls]:
+        """Clean and present embeddings; where the term compares, those that the attack reaches."""
+        seen = self.term.embeddings(heard)
+        if not self.term.compares:
+            return [], seen
+        clean = self.term.embeddings(self.clean)
+        reached = self.reached or [True] * len(seen)
+        calls = list(zip(clean, seen, reached, strict=True))
+        return [c for c, _, r in calls if r], [s for _, s, r in calls if r]
+
+
+def _wrapped(module: LightningModule, around: _TrainingStep) -> Callable[[], None]:
+    """Wrap the module's training step; returns what unwraps it."""
+    own: Any = module.training_step
+    before = vars(module).get("training_step")  # torch.compile leaves one there
+
+    @functools.wraps(own)
+    def training_step(batch: Batch, *args: Any, **kwargs: Any) -> Output:
+        return around(lambda b: own(b, *args, **kwargs), batch)
+
+    # Lightning reads the arguments' names here, and looks no deeper than one level.
+    training_step.__wrapped__ = getattr(own, "__wrapped__", own)
+    vars(module)["training_step"] = training_step
+
+    def release() -> None:
+        if before is None:
+            vars(module).pop("training_step", None)
+        else:
+            vars(module)["training_step"] = before
+
+    return release
+
+
+@contextmanager
+def _logging_off(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+    """Inside the block self.log, self.log_dict, self.print and self.logger do nothing."""
+    names = ("log", "log_dict", "print")
+    speakers = [m for m in module.modules() if hasattr(type(m), "log_dict")]
+    before = [{n: vars(m)[n] for n in names if n in vars(m)} for m in speakers]
+    loggers = trainer.loggers
+    try:
+        trainer.loggers = cast("Any", [_Mute() for _ in loggers])
+        for m in speakers:
+            vars(m).update(dict.fromkeys(names, _Mute()))
+        yield
+    finally:
+        trainer.loggers = loggers
+        for m, own in zip(speakers, before, strict=True):
+            for n in names:
+                vars(m).pop(n, None)
+            vars(m).update(own)
+
+
+class _Mute:
+    """Stands for a logger, its experiment and their methods."""
+
+    def __getattr__(self, name: str) -> _Mute:
+        return self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> _Mute:
+        return self
+
+    def __getitem__(self, key: Any) -> _Mute:
+        return self
+
+
+def _bolts(trainer: Any) -> list[_Bolt]:
+    return [c for c in trainer.callbacks if isinstance(c, _Bolt)]
+
+
+def _loss_of(output: Output) -> Scalar | None:
+    loss = output.get("loss") if isinstance(output, Mapping) else output
+    return None if loss is None else loss.reshape(())  # some of lightly's losses are (1,)
+
+
+def _is_view(value: Tensor) -> bool:
+    return value.ndim == 4 and value.is_floating_point()
+
+
+def _views(batch: Batch) -> list[Images]:
+    """Every image tensor of the batch, in the order in which they stand in it."""
+    found: list[Images] = []
+
+    def look(value: Tensor) -> Tensor:
+        if _is_view(value):
+            found.append(value)
+        return value
+
+    apply_to_collection(batch, Tensor, look)
+    return found
+
+
+def _replaced(batch: Batch, views: dict[int, Images]) -> Batch:
+    """The batch in containers of its own, with some of its views, by number, exchanged."""
+    numbers = count()
+
+    def exchange(value: Tensor) -> Tensor:
+        return views.get(next(numbers), value) if _is_view(value) else value
+
+    return apply_to_collection(batch, Tensor, exchange)
+
+
+def _described(value: Any) -> str:
+    """Its types, and the shapes of its tensors."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {tuple(value.shape)}"
+    if isinstance(value, tuple | list):
+        return f"{type(value).__name__} of [{', '.join(map(_described, value))}]"
+    return type(value).__name__
+
+
+def _cloud(calls: Calls) -> Embeddings:
+    return F.normalize(torch.cat(calls))
+
+
+def _features(extractor: Callable[[Images], Tensor], images: Iterable[Any]) -> Tensor:
+    modules = [extractor] if isinstance(extractor, nn.Module) else []
+    device = next((p.device for m in modules for p in m.parameters()), torch.device("cpu"))
+    with evaluating(*modules), torch.no_grad():
+        batches = (b[0] if isinstance(b, tuple | list) else b for b in images)
+        return torch.cat([extractor(x.to(device)).flatten(1) for x in batches])

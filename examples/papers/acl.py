@@ -38,13 +38,12 @@ class ACL(Method):
     recipe = Recipe(1000, 512, WarmupCosine(5.0, 10, floor=1e-6), "lars", 1e-6)
     probe = "dynacl"
     settings: ACLSettings
-    ours = (
-        "The released code has only ds; a2a and a2s follow the text.",
-        "Crops are resampled bilinearly unless the paper's schedule is asked for (bicubic there).",
-    )
+    ours = ("The released code has only ds; a2a and a2s follow the text.",)
 
     branch_of = {"t1": "clean", "t2": "clean", "t1d": "adversarial", "t2d": "adversarial"}
+    head_branches = True
     evaluated = ("adversarial", "clean")
+    augmentation = {"scale": (0.1, 1.0), "interpolation": "bicubic"}
     normalization = IMAGENET
     # What a method built on this one may replace: the clean pair's term, and its weight.
     pair, clean_term, pair_weight = ("t1", "t2"), "clean", 0.5
@@ -69,8 +68,14 @@ class ACL(Method):
     def benign(self, seen: Seen, batch: Batch) -> Terms:
         if self.settings.kind != "ds":
             return {}
-        return {"clean": 0.5 * self.contrast(seen["t1"], seen["t2"])}
+        return {"clean": self.pair_weight * self.contrast(seen["t1"], seen["t2"])}
 
     def adversarial(self, seen: Seen, batch: Batch) -> Terms:
-        pair = self.contrast(*(seen[name] for name in (*self.attacked, *self.anchors)))
-        return {"adversarial": 0.5 * pair if self.settings.kind == "ds" else pair}
+        weight = 0.5 if self.settings.kind == "ds" else 1.0
+        return {"adversarial": weight * self.hard_pair(seen)}
+
+    def height(self, seen: Seen, batch: Batch) -> Tensor:
+        return self.hard_pair(seen)  # without the weight, which a critic beside it would feel
+
+    def hard_pair(self, seen: Seen) -> Tensor:
+        return self.contrast(*(seen[name] for name in (*self.attacked, *self.anchors)))

@@ -74,6 +74,7 @@ class Method(nn.Module):
     on its BatchNorm branch and sums ``terms``. While the attack runs, views named in ``anchors``
     are what the attacked ones are compared with; in train mode their batch statistics are those of
     the training pass, so they are forwarded once, with graph, and used detached by the attack.
+    After an attack in eval mode all views of a branch are forwarded together, attacked or not.
 
     A further method is one more file: it sets the class attributes and writes ``views``, ``benign``
     and ``adversarial`` (and ``height``, where the adversary raises something else). ``begin_epoch``
@@ -98,6 +99,8 @@ class Method(nn.Module):
     attacked: tuple[str, ...] = ()
     anchors: tuple[str, ...] = ()
     branch_of: Mapping[str, str] = {}  # BatchNorm branch by view; empty: one BatchNorm for all
+    head_branches: bool = False  # whether the BatchNorm of the head has branches as well
+    headless: tuple[str, ...] = ()  # views of which losses read features, not the head's output
     evaluated: tuple[str, ...] = ()  # branches to measure, the method's own choice first
     augmentation: Mapping[str, Any] = {}  # of the strong views, where it is not the usual one
     attack_in_train_mode = False
@@ -112,10 +115,11 @@ class Method(nn.Module):
         self.head = self.make_head(encoder.num_features, len(data.classes))
         if self.branch_of:
             names = tuple(dict.fromkeys(self.branch_of.values()))
-            branch_batchnorm(nn.ModuleList([encoder, self.head]), names)
+            branch_batchnorm(encoder, names)
+            if self.head_branches:
+                branch_batchnorm(self.head, names)
         self.strong = augmentation("strong", data, size, **self.augmentation)
         self.weak = augmentation("weak", data, size)
-        self.second = self.strong if settings.second_view == "strong" else self.weak
         self.adversary = AdversarialViewGenerator(
             Linf(settings.radius), settings.steps, settings.radius / 4, start=self.start
         )
@@ -148,7 +152,8 @@ class Method(nn.Module):
 
     def represent(self, images: Tensor, name: str) -> Tensor:
         """What the losses compare, of the view ``name``."""
-        return self.head(self.encode(images))
+        features = self.encode(images)
+        return features if name in self.headless else self.head(features)
 
     def prepare(self, features: Tensor) -> None:
         """Before training: features (N, D) of the training images from ``clusters_of``."""
@@ -173,20 +178,21 @@ class Method(nn.Module):
         """The terms of one step, to be summed and back-propagated once."""
         with torch.no_grad():
             views = self.views(batch.images)
-        fixed = {name: view for name, view in views.items() if name not in self.attacked}
-        if not self.attacked:
-            return self.terms(self.see(fixed), views, batch)
-        if self.attack_in_train_mode:
-            seen = self.see(fixed)
-            views |= self.search(views, seen, batch)
-        else:
+        if self.attacked and self.attack_in_train_mode:
+            seen = self.see({name: views[name] for name in views if name not in self.attacked})
+            found = self.search(views, seen, batch)
+            return self.terms(seen | self.see(found), views | found, batch)
+        if self.attacked:
             with evaluating(self):
                 with torch.no_grad():
                     anchors = self.see({name: views[name] for name in self.anchors})
                 views |= self.search(views, anchors, batch)
-            seen = self.see(fixed)
-        seen |= self.see({name: views[name] for name in self.attacked})
-        return self.terms(seen, views, batch)
+        return self.terms(self.see(views), views, batch)
+
+    @property
+    def second(self) -> nn.Module:
+        """The augmentation of the second view, whose strength is a setting of every method."""
+        return self.strong if self.settings.second_view == "strong" else self.weak
 
     def search(self, views: Views, seen: Seen, batch: Batch) -> Views:
         """The attacked views at their worst."""

@@ -68,6 +68,7 @@ class AdvCL(Method):
         "step, so BatchNorm statistics move once, not six times (exact_bn=True: as released).",
         "Eq. 8 is a mean over anchors and positives, as released, not the printed sum.",
         "λ is not stated in the text; 0.2 is the release's.",
+        "The ensemble clusters the same SimCLR features; the paper's is of an ImageNet network.",
     )
 
     branch_of = {
@@ -77,6 +78,7 @@ class AdvCL(Method):
     }
     evaluated = ("pgd", "normal")
     attack_in_train_mode, together = True, False
+    headless = ("ced",)  # the pseudo-labels' classifiers stand on the features
     pair, clean_term = ("t1", "t2"), "benign"
     embedding = 128
 
@@ -105,10 +107,6 @@ class AdvCL(Method):
         made = {"x": self.weak(images), "t1": self.strong(images), "t2": self.second(images)}
         made |= {"ce": made["x"], "high": self.high(made["x"]), "low": self.low(made["x"])}
         return {name: made[name.removesuffix("d")] for name in (*self.anchors, *self.attacked)}
-
-    def represent(self, images: Tensor, name: str) -> Tensor:
-        features = self.encode(images)
-        return features if name == "ced" else self.head(features)
 
     def adversarial(self, seen: Seen, batch: Batch) -> Terms:
         s = self.settings

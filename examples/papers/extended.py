@@ -6,7 +6,7 @@ clean ``pair`` of views, and attacked views are called after the clean ones (see
 
 from __future__ import annotations
 
-from dataclasses import fields, make_dataclass
+from dataclasses import fields, make_dataclass, replace
 
 from acl import ACL
 from advcl import AdvCL
@@ -38,7 +38,8 @@ def extended(host: type[Method], **defaults: object) -> type[Method]:
             "paper": f"GSA-RSL, on top of {host.paper}",
             "settings_type": settings,
             "differences": tuple(
-                {d.setting: d for d in (*GlobalAndSharp.differences, *host.differences)}.values()
+                replace(d, released=defaults.get(d.setting, d.released))
+                for d in (*GlobalAndSharp.differences, *host.differences)
             ),
             "ours": host.ours + GlobalAndSharp.ours,
         },

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from advssl import GlobalDivergenceCritic, MultiViewNTXentLoss, SAMWrapper
-from advssl.distributed import average
 from advssl.losses import unit
+from advssl.modes import widen
 from harness.data import Batch
 from harness.heads import projection
 from harness.method import IMAGENET, Differs, Method, Recipe, Seen, Settings, Terms, Views
-from harness.schedules import WarmupCosine
+from harness.schedules import WarmupCosine, step_apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +61,7 @@ class GlobalAndSharp(Method):
     differences = (
         Differs("adaptive", True, False, "the release has ASAM, the text says SAM"),
         Differs("attack_factor", 2.0, 1.0, "the release drops the half of Eq. 17 in the attack"),
+        Differs("rho", 1.0, 0.05, "the text does not say; 0.05 is SAM's own"),
     )
     ours = (
         "The critic learns from the training pass's embeddings; the release forwards again.",
@@ -72,8 +73,9 @@ class GlobalAndSharp(Method):
         super().__init__(*args, **kwargs)
         s = self.settings
         self.flat = SAMWrapper(self.encoder, self.head, rho=s.rho, adaptive=s.adaptive)
-        self.real = tuple(name.removesuffix("d") for name in self.attacked)
-        self.blind = False  # whether the adversary leaves the critic out
+        self.fake = tuple(name for name in self.attacked if name not in self.headless)
+        self.real = tuple(name.removesuffix("d") for name in self.fake)
+        self.blind = False  # the adversary leaves the critic out
         if s.critic:
             self.critic = GlobalDivergenceCritic(self.embedding)
             self.critic_optimizer = SGD(
@@ -81,8 +83,9 @@ class GlobalAndSharp(Method):
             )
 
     def optimizers(self) -> dict[str, tuple[Optimizer, float]]:
-        own = {"critic": (self.critic_optimizer, self.settings.critic_rate)}
-        return own if self.settings.critic else {}
+        if not self.settings.critic:
+            return {}
+        return {"critic": (self.critic_optimizer, self.settings.critic_rate)}
 
     def views(self, images: Tensor) -> Views:
         views = super().views(images)
@@ -93,20 +96,22 @@ class GlobalAndSharp(Method):
         height = super().height(seen, batch)
         if not self.settings.critic or self.blind:
             return height
-        fake = self.cloud(seen, self.attacked)
+        fake = self.cloud(seen, self.fake)
         weight = self.settings.attack_factor * self.settings.global_weight
         return height + weight * self.critic.estimate(fake.detach(), fake)
 
     def search(self, views: Views, seen: Seen, batch: Batch) -> Views:
-        self.blind = self.settings.order == "4-step"
-        found = super().search(views, seen, batch)
-        if self.blind and self.settings.critic:
-            with torch.no_grad():
-                clouds = self.see({r: views[r] for r in self.real}), self.see(found)
-            self.learn(self.cloud(clouds[0], self.real), self.cloud(clouds[1], self.attacked))
+        if self.settings.critic and self.settings.order == "4-step":
+            self.blind = True
+            found = views | super().search(views, seen, batch)
             self.blind = False
-            found = super().search(views, seen, batch)
-        return found
+            with torch.no_grad():
+                now = self.see({name: found[name] for name in (*self.real, *self.fake)})
+            self.learn(self.cloud(now, self.real), self.cloud(now, self.fake))
+        return super().search(views, seen, batch)
+
+    def learn(self, real: Tensor, fake: Tensor) -> None:  # Eq. 19
+        step_apart(self.critic_optimizer, self.critic.loss(real, fake))
 
     def terms(self, seen: Seen, views: Views, batch: Batch) -> Terms:  # Eq. 20
         s, terms = self.settings, super().terms(seen, views, batch)
@@ -116,7 +121,7 @@ class GlobalAndSharp(Method):
             benign = self.flat(lambda: self.contrast(*self.see(pair).values()), loss=benign)
         terms[self.clean_term] = s.benign_weight * self.pair_weight * benign
         if s.critic:
-            real, fake = self.cloud(seen, self.real), self.cloud(seen, self.attacked)
+            real, fake = self.cloud(seen, self.real), self.cloud(seen, self.fake)
             if s.order == "3-step":
                 self.learn(real, fake)
             terms["global"] = s.global_weight * self.critic.estimate(real, fake)
@@ -124,15 +129,7 @@ class GlobalAndSharp(Method):
 
     def cloud(self, seen: Seen, names: tuple[str, ...]) -> Tensor:
         """Embeddings of length one: what the critic reads."""
-        return unit(torch.cat([seen[name] for name in names]).float())
-
-    def learn(self, real: Tensor, fake: Tensor) -> None:  # Eq. 19
-        own = list(self.critic.parameters())
-        gradients = torch.autograd.grad(self.critic.loss(real, fake), own)
-        for parameter, gradient in zip(own, average(gradients), strict=True):
-            parameter.grad = gradient
-        self.critic_optimizer.step()
-        self.critic_optimizer.zero_grad()
+        return unit(widen(torch.cat([seen[name] for name in names])))
 
 
 class AdversarialPair(Method):
@@ -151,7 +148,10 @@ class AdversarialPair(Method):
         self.contrast = MultiViewNTXentLoss(0.5, gather_distributed=True)
 
     def make_head(self, features: int, classes: int) -> nn.Module:
-        return nn.Sequential(UnitLength(), projection(features, features, 128))
+        return projection(features, features, 128)
+
+    def represent(self, images: Tensor, name: str) -> Tensor:
+        return self.head(unit(self.encode(images)))  # features of length one, as in its probe
 
     def views(self, images: Tensor) -> Views:
         p, q = self.strong(images), self.second(images)
@@ -168,11 +168,5 @@ class GSARSL(GlobalAndSharp, AdversarialPair):
     probe = "gsa"
     differences = (
         *GlobalAndSharp.differences,
-        Differs("rho", 1.0, 0.05, "the text does not say; 0.05 is SAM's own"),
         Differs("second_view", "weak", "strong", "the text draws both views from one pool"),
     )
-
-
-class UnitLength(nn.Module):
-    def forward(self, features: Tensor) -> Tensor:
-        return unit(features)

@@ -7,8 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
+
+from advssl.distributed import average
 
 _SHORT = 0.1  # of a run: warm-up takes no more
 
@@ -82,3 +85,12 @@ def optimizer(
             parameters, rate, momentum=0.9, weight_decay=weight_decay, trust_coefficient=1e-3
         )
     raise ValueError(f'optimizers are "sgd", "adam" and "lars", got {name!r}')
+
+
+def step_apart(optimizer: Optimizer, loss: Tensor) -> None:
+    """A step of an optimizer that the loop does not know, on gradients averaged over ranks."""
+    own = [p for group in optimizer.param_groups for p in group["params"]]
+    for parameter, gradient in zip(own, average(torch.autograd.grad(loss, own)), strict=True):
+        parameter.grad = gradient
+    optimizer.step()
+    optimizer.zero_grad()

@@ -34,7 +34,8 @@ class SimCLR(Method):
         super().__init__(*args, **kwargs)
         self.contrast = MultiViewNTXentLoss(self.settings.temperature, gather_distributed=True)
         if self.settings.adversarial:
-            self.attacked, self.anchors, self.attack_in_train_mode = ("t2d",), ("t1",), True
+            # t2 is an anchor because it shares t1's forward, and so its batch statistics.
+            self.attacked, self.anchors, self.attack_in_train_mode = ("t2d",), ("t1", "t2"), True
 
     def make_head(self, features: int, classes: int) -> nn.Module:
         return projection(features, features, 128)

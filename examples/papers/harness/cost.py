@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from harness.data import Batch
-from harness.method import Method
+if TYPE_CHECKING:
+    from harness.data import Batch
+    from harness.method import Method
 
 
 class CountFlops(TorchDispatchMode):
@@ -40,7 +42,11 @@ def flops(run: Callable[[], object]) -> int:
 
 
 def forwards_per_image(method: Method, batch: Batch) -> float:
-    """The cost of one step, per image, in forwards of one image through the encoder."""
+    """The cost of one step, per image, in forwards of one image through the encoder.
+
+    The method is left as it is.
+    """
+    method = copy.deepcopy(method)
     images = method.weak(batch.images)
     with torch.no_grad():
         one = flops(lambda: method.encoder(images))
@@ -54,11 +60,18 @@ def step(method: Method, batch: Batch) -> None:
 
 
 def seconds_per_step(method: Method, batch: Batch, precision: str) -> float:
-    """Of the second of two steps: the first one warms up."""
-    half = torch.autocast(batch.images.device.type, torch.bfloat16, enabled="bf16" in precision)
+    """Of the second of two steps, where training would run: the first one warms up.
+
+    The method is left as it is.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    method = copy.deepcopy(method).to(device)
+    batch = batch._replace(images=batch.images.to(device), labels=batch.labels.to(device))
     for _ in range(2):
         started = time.perf_counter()
-        with half:
+        with torch.autocast(device.type, torch.bfloat16, enabled="bf16" in precision):
             step(method, batch)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         elapsed = time.perf_counter() - started
     return elapsed

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from advssl.distributed import average
+from advssl.modes import uphill
 
 _SHORT = 0.1  # of a run: warm-up takes no more
 
@@ -90,7 +90,7 @@ def optimizer(
 def step_apart(optimizer: Optimizer, loss: Tensor) -> None:
     """A step of an optimizer that the loop does not know, on gradients averaged over ranks."""
     own = [p for group in optimizer.param_groups for p in group["params"]]
-    for parameter, gradient in zip(own, average(torch.autograd.grad(loss, own)), strict=True):
+    for parameter, gradient in zip(own, average(uphill(loss, own)), strict=True):
         parameter.grad = gradient
     optimizer.step()
     optimizer.zero_grad()

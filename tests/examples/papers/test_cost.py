@@ -1,0 +1,76 @@
+"""A step costs what the method's mathematics needs, in forwards of one image, and no more."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from advssl.evaluation.data import Data
+from advssl.integrations.timm import backbone
+from harness.cost import forwards_per_image, seconds_per_step
+from harness.data import Batch
+from reproduce import METHODS
+
+PHOTOS = Data("photos", tuple("0123456789"), None, None, None, natural=True)
+
+# F is a forward, a backward to the input 1 F, a backward to the weights 2 F. What is written out:
+# the attack, then the training pass with its backward, then SAM.
+LEAST = {
+    "simclr": 2 * 3,  # 6
+    "supcon": 2 * 3,  # 6
+    "at": 10 * 2 + 3,  # 23
+    "trades": 1 + 10 * 2 + 2 * 3,  # 27
+    "acl": 2 * 5 * 2 + 4 * 3,  # 32
+    "advcl": 2 * 5 * 2 + 5 * 3,  # 35
+    "gsa_rsl": 1 + 7 * 2 + 3 * 3 + (2 * 2 + 2 * 3),  # 34
+    "ascl_local": 10 * 2 + 2 * 3,  # 26
+    "gsa_advcl": 3 + 7 * 2 + 5 * 3 + (2 * 2 + 2 * 3),  # 42
+    "gsa_acl": 2 * 7 * 2 + 4 * 3 + (2 * 2 + 2 * 3),  # 50
+}
+# What is asked for on top, as documented.
+MORE = [
+    ("simclr", {"adversarial": True}, 5 * 2 + 3 * 3),
+    ("simclr", {"adversarial": True, "exact_bn": True}, 5 * (2 + 2) + 3 * 3),
+    ("at", {"natural": 1.0}, 10 * 2 + 2 * 3),
+    ("at", {"exact_bn": True}, 10 * 2 + 3),  # it has no view to forward again
+    ("acl", {"kind": "a2a"}, 2 * 5 * 2 + 2 * 3),
+    ("acl", {"kind": "a2s"}, 1 + 5 * 2 + 2 * 3),
+    ("advcl", {"exact_bn": True}, 5 * (3 + 2 * 2) + 5 * 3),  # the release's 50 F
+    ("advcl", {"supervision": "none"}, 5 * 2 + 4 * 3),
+    ("gsa_rsl", {"critic": False}, LEAST["gsa_rsl"]),
+    ("gsa_rsl", {"sam": False}, 24),
+    ("gsa_rsl", {"sam": False, "critic": False}, 24),
+    ("gsa_rsl", {"order": "4-step"}, LEAST["gsa_rsl"] + 7 * 2 + 2),
+]
+
+
+def prepared(name, **flags):
+    torch.manual_seed(0)
+    of = METHODS[name]
+    method = of(backbone("cifar:resnet18:16"), PHOTOS, 16, of.settings_of("released", **flags))
+    if method.clusters_of:
+        method.prepare(torch.randn(600, 4))
+    return method, Batch(torch.rand(4, 3, 16, 16), torch.arange(4), torch.arange(4))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_costs_the_least(name):
+    assert forwards_per_image(*prepared(name)) == pytest.approx(LEAST[name], rel=0.02)
+
+
+@pytest.mark.parametrize(("name", "flags", "cost"), MORE)
+def test_what_is_asked_for_costs_what_is_documented(name, flags, cost):
+    assert forwards_per_image(*prepared(name, **flags)) == pytest.approx(cost, rel=0.02)
+
+
+def test_measuring_leaves_no_trace():
+    method, batch = prepared("gsa_rsl")
+    before = copy.deepcopy(method.state_dict())
+    forwards_per_image(method, batch)
+    assert seconds_per_step(method, batch, "bf16-mixed") > 0
+    for name, value in method.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert not method.critic_optimizer.state
+    assert all(p.grad is None for p in method.parameters())

@@ -446,8 +446,10 @@ class _TrainingStep:
         clouds = {term: _Clouds(term) for term in self.terms}
         if self.attack is not None:
             if any(term.compares for term in self.terms):
-                _, heard = self._unheard(step, batch)
-                now.restore()
+                try:
+                    _, heard = self._unheard(step, batch)
+                finally:
+                    now.restore()
                 for term, calls in heard.items():
                     clouds[term].clean = calls
             batch = self._attacked(self.attack, step, batch, now, clouds)

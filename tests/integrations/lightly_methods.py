@@ -39,6 +39,7 @@ from lightly.models.modules import (
 from lightly.models.modules.heads import VICRegProjectionHead
 from lightly.models.modules.memory_bank import MemoryBankModule
 from lightly.models.utils import deactivate_requires_grad, update_momentum
+from pytorch_lightning.loggers import Logger
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -353,3 +354,62 @@ class MAE(Method):
 
 
 METHODS = [SimCLR, MoCo, BYOL, SimSiam, BarlowTwins, VICReg, SwAV, DINO, NNCLR, MAE]
+
+
+class Record(Logger):
+    """Keeps what was logged."""
+
+    name = version = "record"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.metrics: list[dict[str, float]] = []
+        self.experiment: list[str] = []
+
+    def log_metrics(self, metrics, step=None):
+        self.metrics.append({**metrics, "step": step})
+
+    def log_hyperparams(self, params, *args, **kwargs):
+        pass
+
+
+def fit(module, callbacks=(), *, steps: int = 2, ckpt_path=None, **settings):
+    """The trainer after a few silent steps on the CPU; seeds fix all of it."""
+    pl.seed_everything(0, verbose=False)
+    trainer = pl.Trainer(
+        **{
+            "accelerator": "cpu",
+            "max_steps": steps,
+            "logger": Record(),
+            "log_every_n_steps": 1,
+            "callbacks": list(callbacks),
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            **settings,
+        }
+    )
+    trainer.fit(module, ckpt_path=ckpt_path)
+    return trainer
+
+
+def made(method: type[Method]) -> Method:
+    """From one seed."""
+    pl.seed_everything(0, verbose=False)
+    return method()
+
+
+def state(module: nn.Module) -> dict:
+    """Values, flags and modes, without the memory that an empty bank never initialises."""
+    empty = {n for n, m in module.named_modules() if getattr(m, "size", None) == (0,)}
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    kept = {n: t.detach().clone() for n, t in tensors if n.rpartition(".")[0] not in empty}
+    flags = {f"{n} learns": p.requires_grad for n, p in module.named_parameters()}
+    return kept | flags | {f"{n} trains": m.training for n, m in module.named_modules()}
+
+
+def assert_same(one: dict, other: dict) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        same = torch.equal(value, other[name]) if torch.is_tensor(value) else value == other[name]
+        assert same, name

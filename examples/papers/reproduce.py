@@ -31,7 +31,7 @@ from advssl.evaluation.data import targets
 from ascl_local import ASCL
 from extended import ACLGSA, AdvCLGSA
 from gsa_rsl import GSARSL
-from harness import chain, cost
+from harness import chain, cost, tables
 from harness.chain import Plan
 from harness.method import Method, Recipe
 from harness.schedules import WarmupCosine
@@ -173,24 +173,31 @@ def dry_run(plan: Plan) -> str:
 
 def reproduce_table(options: argparse.Namespace, command: str) -> str:
     """A paper's table with our numbers beside the printed ones."""
-    from harness import tables
-
-    table = tables.lookup(options.table)
-    ours: dict[str, Any] = {}
+    data = options.data.partition(":")[0]
+    table = tables.lookup(options.table, data)
+    plans = {}  # all of them first: what cannot be run is refused before any work
     for row in table.rows:
         if row.unavailable:
             continue
-        for protocol in row.protocols:
-            plan = plan_of(row.method, options, row.flags)
-            plan = replace(plan, protocols=(protocol,), branches="own")
-            ours.setdefault(row.label, {})[protocol] = run(plan, options, command)["found"]
-    return tables.render(table, ours)
+        plan = plan_of(row.method, options, row.flags)
+        plan = replace(plan, protocols=row.protocols, branches="own")
+        if options.preset == "paper":
+            plan = replace(
+                plan,
+                backbone=options.backbone or row.backbone or plan.backbone,
+                preset=options.probe or table.probe or plan.preset,
+            )
+        for protocol in plan.protocols:
+            probes.protocol(plan.preset, protocol)
+        plans[row.label] = plan
+    if options.dry_run:
+        return "\n\n".join(f"{label}\n{dry_run(plan)}" for label, plan in plans.items())
+    ours = {label: run(plan, options, command)["found"] for label, plan in plans.items()}
+    return tables.render(table, ours, data)
 
 
 def listing() -> str:
     """Every method with its paper and the tables it is in."""
-    from harness import tables
-
     lines = []
     for name, method in METHODS.items():
         ids = ", ".join(t.id for t in tables.tables_of(name)) or "none"

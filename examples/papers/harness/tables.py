@@ -1,0 +1,182 @@
+"""The papers' tables as data (``tables.json``), and ours printed beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from advssl.evaluation.records import Measurement
+
+Published: TypeAlias = Mapping[str, tuple[float | None, ...]]  # per cent, by finetuning protocol
+
+OWN = "own"  # instead of a protocol: the classifier that the method itself trains
+MEASURES = {
+    "clean": "without attack",
+    "pgd/4": "under PGD-20 with steps of a quarter of the radius",
+    "pgd/10": "under PGD-20 with steps of a tenth of the radius",
+    "pgd-l2": "under ℓ2 PGD-20 within 0.5, which the harness does not measure",
+    "mpgd": "under multi-targeted PGD-20, with --attacks mpgd",
+    "aa": "under AutoAttack, with --attacks aa",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table, and what it takes to run it.
+
+    Attributes:
+        label: unique in the table.
+        published: the printed numbers by protocol ("slf", "alf", "aff", or ``OWN``), one per
+            metric; None where there is none.
+        method: its name in ``reproduce.METHODS``; None if the harness has none.
+        flags: settings that differ from the method's own.
+        backbone: the paper's, where it is not its ResNet-18.
+        unavailable: why the row cannot be run here; None if it can.
+    """
+
+    label: str
+    published: Published
+    method: str | None
+    flags: Mapping[str, Any]
+    backbone: str | None
+    unavailable: str | None
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """To finetune by."""
+        return tuple(name for name in self.published if name != OWN)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A published table's numbers on one data set.
+
+    Attributes:
+        id: such as "advcl-4": the paper's fourth table.
+        paper: whose.
+        caption: what the rows compare.
+        data: what the numbers are of.
+        metrics: what each column is, a key of ``MEASURES``, by the paper's name of it.
+        rows: the lines.
+        probe: the paper's finetuning, a preset of ``advssl.evaluation.probes``.
+        note: where ours is another experiment.
+    """
+
+    id: str
+    paper: str
+    caption: str
+    data: str
+    metrics: Mapping[str, str]
+    rows: tuple[Row, ...]
+    probe: str | None
+    note: str | None
+
+
+@cache
+def _content() -> dict[str, Any]:
+    return json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+
+
+def ids() -> list[str]:
+    """Of all tables."""
+    return [table["id"] for table in _content()["tables"]]
+
+
+def lookup(table_id: str, data: str | None = None) -> Table:
+    """A table by its id: its numbers on ``data``, else on the first data set it has.
+
+    Raises:
+        ValueError: on an id that is not there, listing those that are.
+    """
+    found = [table for table in _content()["tables"] if table["id"] == table_id]
+    if not found:
+        raise ValueError(f"no table {table_id!r}; there are {', '.join(ids())}")
+    table = found[0]
+    there = list(table["rows"][0]["published"])
+    name = next((name for name in there if name.split()[0] == data), there[0])
+    also = table.get("flags", {}).get(name, {})
+    rows = tuple(
+        Row(
+            label=row["label"],
+            published={p: tuple(values) for p, values in row["published"][name].items()},
+            method=row.get("method"),
+            flags={**row.get("flags", {}), **also},
+            backbone=row.get("backbone", table.get("backbone")),
+            unavailable=_content()["reasons"].get(row.get("unavailable")),
+        )
+        for row in table["rows"]
+    )
+    said = {key: table.get(key) for key in ("id", "paper", "caption", "metrics", "probe", "note")}
+    return Table(**said, data=name, rows=rows)
+
+
+def tables_of(method: str) -> list[Table]:
+    """Those with a row that runs ``method``."""
+    tables = [lookup(name) for name in ids()]
+    return [
+        table
+        for table in tables
+        if any(row.method == method and not row.unavailable for row in table.rows)
+    ]
+
+
+def render(table: Table, ours: Mapping[str, Sequence[Measurement]], data: str) -> str:
+    """Markdown: each printed number with ours to its right.
+
+    Args:
+        table: the printed numbers.
+        ours: by row label, what :func:`harness.chain.measured` found; of each classifier, the one
+            after the last epoch is shown.
+        data: what ours are of.
+    """
+    digits = max(_digits(v) for row in table.rows for vs in row.published.values() for v in vs)
+    head = ["", "finetuning", *(cell for name in table.metrics for cell in (name, "ours"))]
+    lines = [
+        f"**{table.id}** {table.paper}: {table.caption}. "
+        f"Per cent; theirs on {table.data}, ours on {data}.",
+        "",
+        _line(head),
+        "|---|---|" + "--:|" * 2 * len(table.metrics),
+    ]
+    for row in table.rows:
+        found = {_key(m): m.value for m in ours.get(row.label, ())}
+        for protocol, values in row.published.items():
+            cells = [row.label, "own head" if protocol == OWN else protocol]
+            for measure, theirs in zip(table.metrics.values(), values, strict=True):
+                own = found.get((protocol, measure))
+                cells.append("–" if theirs is None else f"{theirs:.{digits}f}")
+                cells.append("–" if own is None else f"{100 * own:.1f}")
+            lines.append(_line(cells))
+    lines += ["", *(f"- {name}: {MEASURES[key]}." for name, key in table.metrics.items())]
+    reasons = dict.fromkeys(row.unavailable for row in table.rows if row.unavailable)
+    for reason in reasons:
+        labels = ", ".join(row.label for row in table.rows if row.unavailable == reason)
+        lines.append(f"- {labels}: not reproducible here: {reason}.")
+    return "\n".join([*lines, *([f"- {table.note}"] if table.note else [])])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _digits(value: float | None) -> int:
+    return 0 if value is None else len(str(value).partition(".")[2])
+
+
+def _key(m: Measurement) -> tuple[str, str]:
+    """The protocol and the measure of what :func:`harness.chain.measured` found."""
+    place, _, _ = m.name.partition(": ")
+    place, _, other_epoch = place.partition(", ")
+    return "" if other_epoch else place.split()[0], _measure(m.settings)
+
+
+def _measure(settings: Mapping[str, Any]) -> str:
+    attack = settings["attack"]
+    if attack == "PGD":
+        steps = settings["ball"]["radius"] / settings["step_size"]
+        return f"pgd/{steps:.0f}"
+    return {"clean": "clean", "multi-targeted PGD": "mpgd"}.get(attack, "aa")

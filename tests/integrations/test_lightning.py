@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -41,6 +44,7 @@ from .lightly_methods import (
     made,
     state,
 )
+from .lightning_ddp_callbacks import trained
 from .test_lightning_methods import still
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(many workers|LeafSpec|weight_norm)")
@@ -510,3 +514,14 @@ def test_resumes_where_it_was(tmp_path):
 def _zeroed(module: nn.Module) -> None:
     for p in module.parameters(recurse=False):
         p.zero_()
+
+
+def test_two_ranks_are_one_process_on_the_whole_batch(tmp_path):
+    script = Path(__file__).with_name("lightning_ddp_callbacks.py")
+    subprocess.run([sys.executable, script, tmp_path], check=True, timeout=300)
+    expected = trained(1, str(tmp_path))
+    for rank in range(2):
+        found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-8, msg=name)

@@ -444,7 +444,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluation.set_defaults(run=evaluate)
     add = evaluation.add_argument
-    add("--backbone", required=True, help="timm:NAME, or cifar:NAME for a 3 x 3 stem")
+    add("--backbone", required=True, help=_BACKBONE_HELP)
     add("--checkpoint", help="a file; without it the backbone's random weights")
     add("--format", default="auto", choices=["auto", *(f.name for f in FORMATS)])
     add("--prefix", help="of the encoder's names in the checkpoint")
@@ -481,6 +481,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+_BACKBONE_HELP = "timm:NAME, or cifar:NAME[:WIDTH] with a 3 x 3 stem"
 _DATA_HELP = "digits, cifar10, cifar100 or stl10 with [:ROOT], or folder:PATH"
 _PRESET_HELP = 'whose settings a protocol has; "released" alone selects its epoch on test images'
 

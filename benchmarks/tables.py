@@ -1,4 +1,4 @@
-"""Write the README's tables from the records in benchmarks/results/, so that no number is typed.
+"""Write the tables of README and docs from benchmarks/results/, so that no number is typed.
 
 python benchmarks/tables.py
 """
@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 import re
 import runpy
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
+
+from advssl.evaluation.records import Measurement, compare
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -53,7 +56,101 @@ def provenance(record: dict[str, Any], file: str) -> str:
 # Student's t, 97.5 %, for the mean of so many differences.
 _T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 
-TABLES = {"quickstart": quickstart}
+
+# --- the papers' methods --------------------------------------------------------------------------
+
+_COMPARED = {
+    "papers_digits": [
+        ("SimCLR", "SimCLR + adversarial view"),
+        ("SimCLR + adversarial view", "ACL-DS"),
+        ("SimCLR + adversarial view", "AdvCL"),
+        ("SimCLR + adversarial view", "GSA-RSL"),
+        ("GSA-RSL, no SAM", "GSA-RSL"),
+        ("GSA-RSL, no critic", "GSA-RSL"),
+        ("GSA-RSL, neither", "GSA-RSL"),
+        ("AdvCL", "AdvCL + GSA"),
+        ("SimCLR + adversarial view", "SimCLR + adversarial view, weak second view"),
+        ("ACL-DS", "ACL-DS, weak second view"),
+        ("AdvCL", "AdvCL, weak second view"),
+        ("GSA-RSL", "GSA-RSL, strong second view"),
+    ],
+    "papers_cifar": [("SimCLR", "AdvCL"), ("SimCLR", "GSA-RSL"), ("AdvCL", "GSA-RSL")],
+}
+
+
+def papers(name: str) -> str:
+    """Accuracies of every row, the paired comparisons, and where they came from."""
+    record = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    by_row: dict[str, list[dict[str, Any]]] = {row: [] for row in record["rows"]}
+    for run in record["runs"]:
+        by_row[run["row"]].append(run)
+    lines = [
+        "| accuracy (%) | clean | PGD-20 | multi-targeted | other branch | PGD-20 | minutes |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row, runs in by_row.items():
+        own, other = _measured(runs)
+        cells = [_cell(found) for found in own[:3]]
+        cells += [_cell(found) for found in other[:2]] or ["", ""]
+        cells.append(f"{fmean(run['seconds']['pretraining'] for run in runs) / 60:.1f}")
+        lines.append(f"| {' | '.join([row, *cells])} |")
+    verdicts = [f"- {compare(*(_named(by_row, row) for row in pair))}" for pair in _COMPARED[name]]
+    return "\n".join([*lines, "", _under(record), "", "PGD-20, paired by image:", "", *verdicts])
+
+
+def _measured(runs: list[dict[str, Any]]) -> list[list[list[Measurement]]]:
+    """Of the own and of the other branch: clean, PGD-20 and multi-targeted, each over seeds."""
+    found: dict[str, dict[str, list[Measurement]]] = {}
+    for run in runs:
+        for entry in run["measurements"]:
+            m = Measurement.from_json(json.dumps(entry))
+            place, what = m.name.split(": ")
+            if place.startswith("slf") and "best" not in place and not _small(m):
+                found.setdefault(place, {}).setdefault(what, []).append(m)
+    return [*(list(place.values()) for place in found.values()), []][:2]
+
+
+def _named(by_row: dict[str, list[dict[str, Any]]], row: str) -> list[Measurement]:
+    """PGD-20 on the method's own branch, under the row's name."""
+    return [replace(m, name=row) for m in _measured(by_row[row])[0][1]]
+
+
+def _cell(found: list[Measurement]) -> str:
+    values = [100 * m.value for m in found]
+    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{fmean(values):.1f}{spread}"
+
+
+def _under(record: dict[str, Any]) -> str:
+    run = record["runs"][-1]
+    plan, machine = run["plan"], run["machine"]
+    seeds = sorted({r["plan"]["seed"] for r in record["runs"]})
+    commits = sorted({r["commit"][:10] for r in record["runs"]})
+    n = run["measurements"][0]["n"]
+    spread = f"mean ± standard deviation over seeds {seeds}" if len(seeds) > 1 else "one seed"
+    return (
+        f"{plan['backbone']} at {plan['image_size']} pixels, {run['presentations']:,} image "
+        f"presentations each, {plan['precision']}, linear probe on the frozen encoder (last epoch), {spread}; "
+        f"{n:,} test images, ℓ∞ radius {run['settings']['radius']:.3g}, PGD with steps of a "
+        f"quarter of it. The other branch is the method's second BatchNorm. Minutes are of "
+        f"pretraining on one core, beside other work. Record: "
+        f"`benchmarks/results/{record['name']}.json`, commit {', '.join(commits)}, "
+        f"{machine['cpu']}, torch {machine['torch']}."
+    )
+
+
+def _small(m: Measurement) -> bool:
+    """PGD with steps of a tenth of the radius: in the record, not in the table."""
+    return (
+        m.settings["attack"] == "PGD" and m.settings["step_size"] < m.settings["ball"]["radius"] / 5
+    )
+
+
+TABLES = {
+    "quickstart": quickstart,
+    "papers_digits": lambda: papers("papers_digits"),
+    "papers_cifar": lambda: papers("papers_cifar"),
+}
 
 
 def filled(text: str) -> str:
@@ -67,5 +164,5 @@ def filled(text: str) -> str:
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(filled(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -63,6 +63,7 @@ class GlobalAndSharp(Method):
         Differs("attack_factor", 2.0, 1.0, "the release drops the half of Eq. 17 in the attack"),
         Differs("rho", 1.0, 0.05, "the text does not say; 0.05 is SAM's own"),
     )
+    short = {"benign_weight": 0.5, "rho": 0.05, "adaptive": False}
     ours = (
         "The critic learns from the training pass's embeddings; the release forwards again.",
         "The attack computes the adversarial half of the divergence alone: the other is fixed.",

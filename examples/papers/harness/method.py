@@ -94,6 +94,7 @@ class Method(nn.Module):
     ours: ClassVar[tuple[str, ...]] = ()  # what we do differently from both
     labelled: ClassVar[bool] = False  # whether training reads labels
     recipe: ClassVar[Recipe]  # the paper's schedule
+    short: ClassVar[Mapping[str, Any]] = {}  # settings for minutes of training, not days
     probe: ClassVar[str] = "advcl"  # the paper's finetuning: a preset of advssl.evaluation.probes
 
     attacked: tuple[str, ...] = ()

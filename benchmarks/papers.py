@@ -1,0 +1,91 @@
+"""The papers' methods side by side, from one command: records under benchmarks/results/.
+
+    python benchmarks/papers.py digits               # three seeds, in about an hour on two cores
+    python benchmarks/papers.py cifar --data folder:data/cifar10
+
+Each run is one of ``examples/papers/reproduce.py``, ``--workers`` at a time, each in a process of
+its own; finished ones are read back, so that a run which was killed goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+REPRODUCE = HERE.parent / "examples" / "papers" / "reproduce.py"
+
+# What a row is called, and what reproduce.py is told.
+DIGITS = {
+    "random encoder": "simclr --epochs 0",
+    "SimCLR": "simclr",
+    "SimCLR + adversarial view": "simclr --adversarial",
+    "ACL-DS": "acl",
+    "AdvCL": "advcl",
+    "GSA-RSL": "gsa_rsl",
+    "GSA-RSL, no SAM": "gsa_rsl --no-sam",
+    "GSA-RSL, no critic": "gsa_rsl --no-critic",
+    "GSA-RSL, neither": "gsa_rsl --no-sam --no-critic",
+    "AdvCL + GSA": "gsa_advcl",
+    "supervised AT": "at",
+    "SimCLR, weak second view": "simclr --second-view weak",
+    "SimCLR + adversarial view, weak second view": "simclr --adversarial --second-view weak",
+    "ACL-DS, weak second view": "acl --second-view weak",
+    "AdvCL, weak second view": "advcl --second-view weak",
+    "GSA-RSL, strong second view": "gsa_rsl --second-view strong",
+}
+CIFAR = {"SimCLR": "simclr", "AdvCL": "advcl", "GSA-RSL": "gsa_rsl"}
+
+
+def main() -> None:
+    """Run, read back and gather."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("what", choices=["digits", "cifar"])
+    add("--data", default="digits")
+    add("--seeds", type=int, help="default: 3 for digits, 1 for cifar")
+    add("--workers", type=int, default=os.cpu_count(), help="runs at a time, of one thread each")
+    add("--out", type=Path, default=Path("runs/papers"))
+    options = parser.parse_args()
+    rows = DIGITS if options.what == "digits" else CIFAR
+    seeds = range(options.seeds or (3 if options.what == "digits" else 1))
+    jobs = [(row, words, seed) for seed in seeds for row, words in rows.items()]
+    with ThreadPoolExecutor(options.workers) as pool:
+        records = list(pool.map(lambda job: run(*job, options), jobs))
+    gathered = {
+        "name": f"papers_{options.what}",
+        "rows": list(rows),
+        "runs": [{"row": row, **r} for (row, _, _), r in zip(jobs, records, strict=True)],
+    }
+    path = HERE / "results" / f"papers_{options.what}.json"
+    path.write_text(json.dumps(gathered, indent=1, ensure_ascii=False) + "\n")
+    print(f"wrote {path.name}; `make tables` brings it into the README and docs")
+
+
+def run(row: str, words: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """The record of one run."""
+    shared = ["--data", options.data, "--seed", str(seed), "--attacks", "pgd,mpgd"]
+    if options.data.startswith("folder:"):
+        shared += ["--image-size", "32"]
+    command = [sys.executable, str(REPRODUCE), *words.split(), *shared, "--out", str(options.out)]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "400"},
+    )
+    if done.returncode:
+        raise SystemExit(f"{row}, seed {seed}:\n{done.stdout}\n{done.stderr}")
+    folder = done.stdout.rsplit("are in ", 1)[1].split("\n")[0]
+    print(f"{row}, seed {seed}: done", flush=True)
+    return json.loads((Path(folder) / "record.json").read_text())
+
+
+if __name__ == "__main__":
+    main()

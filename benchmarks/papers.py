@@ -50,6 +50,7 @@ def main() -> None:
     add("what", choices=["digits", "cifar"])
     add("--data", default="digits")
     add("--seeds", type=int, help="default: 3 for digits, 1 for cifar")
+    add("--epochs", type=int, help="default: those of the preset")
     add("--workers", type=int, default=os.cpu_count(), help="runs at a time, of one thread each")
     add("--out", type=Path, default=Path("runs/papers"))
     options = parser.parse_args()
@@ -71,6 +72,8 @@ def main() -> None:
 def run(row: str, words: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """The record of one run."""
     shared = ["--data", options.data, "--seed", str(seed), "--attacks", "pgd,mpgd"]
+    if options.epochs:
+        shared += ["--epochs", str(options.epochs)]
     if options.data.startswith("folder:"):
         shared += ["--image-size", "32"]
     command = [sys.executable, str(REPRODUCE), *words.split(), *shared, "--out", str(options.out)]

@@ -132,8 +132,8 @@ def _under(record: dict[str, Any]) -> str:
         f"{plan['backbone']} at {plan['image_size']} pixels, {run['presentations']:,} image "
         f"presentations each, {plan['precision']}, linear probe on the frozen encoder (last "
         f"epoch), {spread}; {n:,} test images, ℓ∞ radius {run['settings']['radius']:.3g}, PGD "
-        f"with steps of a quarter of it. The other branch is the method's second BatchNorm. Minutes are of "
-        f"pretraining on one core, beside other work. Record: "
+        "with steps of a quarter of it. The other branch is the method's second BatchNorm. Minutes "
+        "are of pretraining on one core, beside other work. Record: "
         f"`benchmarks/results/{record['name']}.json`, commit {', '.join(commits)}, "
         f"{machine['cpu']}, torch {machine['torch']}."
     )

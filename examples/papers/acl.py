@@ -11,6 +11,7 @@ https://arxiv.org/abs/2010.13337. The kinds, with δ found against the same loss
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -23,13 +24,8 @@ from harness.schedules import WarmupCosine
 
 @dataclass(frozen=True, kw_only=True)
 class ACLSettings(Settings):
-    kind: str = "ds"
+    kind: Literal["ds", "a2a", "a2s"] = "ds"
     temperature: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.kind not in ("ds", "a2a", "a2s"):
-            raise ValueError(f'kind must be "ds", "a2a" or "a2s", got {self.kind!r}')
 
 
 class ACL(Method):
@@ -52,18 +48,21 @@ class ACL(Method):
         super().__init__(*args, **kwargs)
         self.contrast = MultiViewNTXentLoss(self.settings.temperature, gather_distributed=True)
         self.embedding = self.encoder.num_features
-        one = self.settings.kind == "a2s"
-        self.attacked = ("t1d",) if one else ("t1d", "t2d")
-        self.anchors = ("t2",) if one else ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        kinds = {"ds": ("t1", "t2", "t1d", "t2d"), "a2a": ("t1d", "t2d"), "a2s": ("t1d", "t2")}
+        return kinds[self.settings.kind]
+
+    @property
+    def anchors(self) -> tuple[str, ...]:
+        return ("t2",) if self.settings.kind == "a2s" else ()
 
     def make_head(self, features: int, classes: int) -> nn.Module:
         return projection(features, features, features, layers=3, batchnorm="all")
 
     def views(self, images: Tensor) -> Views:
-        t1, t2 = self.strong(images), self.second(images)
-        made = {"t1": t1, "t2": t2, "t1d": t1, "t2d": t2}
-        clean = {"ds": ("t1", "t2"), "a2a": (), "a2s": ("t2",)}[self.settings.kind]
-        return {name: made[name] for name in (*clean, *self.attacked)}
+        return {"t1": self.strong(images), "t2": self.second(images)}
 
     def benign(self, seen: Seen, batch: Batch) -> Terms:
         if self.settings.kind != "ds":

@@ -15,6 +15,7 @@ rows cluster an ImageNet network's features.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -38,21 +39,12 @@ CLUSTERS = {"none": (), "simclr-10": (10,), "simclr-100": (100,), "ensemble": (2
 
 @dataclass(frozen=True, kw_only=True)
 class AdvCLSettings(Settings):
-    views: str = "xd,t1,t2,high"
-    supervision: str = "ensemble"
+    views: Literal[VIEWS] = "xd,t1,t2,high"
+    supervision: Literal[tuple(CLUSTERS)] = "ensemble"
     temperature: float = 0.5
     loss_scale: float = 0.5 / 0.07
     cluster_weight: float = 0.2  # λ
     cutoff: float = 0.25  # of the frequency views, in cycles per pixel: 8 per image at 32
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.views not in VIEWS:
-            raise ValueError(f"views must be one of {', '.join(VIEWS)}; got {self.views!r}")
-        if self.supervision not in CLUSTERS:
-            raise ValueError(
-                f"supervision must be one of {', '.join(CLUSTERS)}; got {self.supervision!r}"
-            )
 
 
 class AdvCL(Method):
@@ -85,9 +77,6 @@ class AdvCL(Method):
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         s = self.settings
-        self.names = tuple(s.views.split(","))
-        self.attacked = tuple(name for name in self.names if name.endswith("d"))
-        self.anchors = tuple(name for name in self.names if not name.endswith("d"))
         self.pair_weight = s.loss_scale
         self.contrast = MultiViewNTXentLoss(s.temperature, gather_distributed=True)
         self.high = HighFreqView(s.cutoff, unit="pixel")
@@ -95,7 +84,18 @@ class AdvCL(Method):
         if s.supervision != "none":
             self.clusters = ClusterFitHead(self.encoder.num_features, CLUSTERS[s.supervision])
             self.clusters_of = "simclr"
-            self.attacked += ("ced",)
+
+    @property
+    def contrasted(self) -> tuple[str, ...]:
+        return tuple(self.settings.views.split(","))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.contrasted + (("ced",) if self.settings.supervision != "none" else ())
+
+    @property
+    def anchors(self) -> tuple[str, ...]:
+        return tuple(name for name in self.contrasted if not name.endswith("d"))
 
     def make_head(self, features: int, classes: int) -> nn.Module:
         return projection(features, features, 128, batchnorm=True)
@@ -104,13 +104,13 @@ class AdvCL(Method):
         self.clusters.fit(features)
 
     def views(self, images: Tensor) -> Views:
-        made = {"x": self.weak(images), "t1": self.strong(images), "t2": self.second(images)}
-        made |= {"ce": made["x"], "high": self.high(made["x"]), "low": self.low(made["x"])}
-        return {name: made[name.removesuffix("d")] for name in (*self.anchors, *self.attacked)}
+        x = self.weak(images)
+        made = {"t1": self.strong(images), "t2": self.second(images), "x": x, "ce": x}
+        return {**made, "high": self.high(x), "low": self.low(x)}
 
     def adversarial(self, seen: Seen, batch: Batch) -> Terms:
         s = self.settings
-        contrastive = self.contrast(*(seen[name] for name in self.names))  # Eq. 8
+        contrastive = self.contrast(*(seen[name] for name in self.contrasted))  # Eq. 8
         terms = {"contrastive": s.loss_scale * contrastive}
         if s.supervision != "none":  # Eq. 10
             terms["clusters"] = s.cluster_weight * self.clusters(seen["ced"], batch.index)

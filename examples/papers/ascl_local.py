@@ -13,6 +13,7 @@ Who attracts and who repels in L_SCL is the selection of Table 1: global, hard, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,8 +28,8 @@ from harness.schedules import Steps
 @dataclass(frozen=True, kw_only=True)
 class ASCLSettings(Settings):
     steps: int = 10
-    selection: str = "leaked"  # or "global", "hard", "soft"
-    projection: str = "none"  # or "linear" (128), "mlp" (200-128)
+    selection: Literal["global", "hard", "soft", "leaked"] = "leaked"
+    projection: Literal["none", "linear", "mlp"] = "none"  # to 128, or over 200 to 128
     temperature: float = 0.07
     natural: float = 0.0
     scl: float = 1.0
@@ -36,13 +37,6 @@ class ASCLSettings(Settings):
     keep_twin: bool = False  # an image's own twin attracts it whatever is predicted
     anchor_mean: bool = True  # L_SCL is a mean over the 2N anchors, half of Eq. 3
     class_mean: bool = True  # the divergence is a mean over classes too, 1/C of Eq. 5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.projection not in ("none", "linear", "mlp"):
-            raise ValueError(
-                f'projection must be "none", "linear" or "mlp", got {self.projection!r}'
-            )
 
 
 class ASCL(Method):
@@ -63,7 +57,7 @@ class ASCL(Method):
         "BatchNorm statistics do not move during the attack (exact_bn=True: they do).",
     )
 
-    attacked, attack_in_train_mode, together = ("xd",), True, False
+    names, attack_in_train_mode, together = ("x", "xd"), True, False
     headless = ("x", "xd")  # z is the penultimate layer
 
     def __init__(self, *args, **kwargs) -> None:
@@ -84,8 +78,7 @@ class ASCL(Method):
         return nn.Sequential(self.encoder, self.head)
 
     def views(self, images: Tensor) -> Views:
-        x = self.weak(images)
-        return {"x": x, "xd": x}
+        return {"x": self.weak(images)}
 
     def height(self, seen: Seen, batch: Batch) -> Tensor:
         return F.cross_entropy(self.head(seen["xd"]), batch.labels)

@@ -1,12 +1,13 @@
 """The terms of GSA-RSL on top of another method: one function, and two hosts.
 
 The paper's Table 1 adds them to AdvCL and its Table 2 to ACL. A host needs no change: it names its
-clean ``pair`` of views, and attacked views are called after the clean ones (see ``gsa_rsl.py``).
+clean ``pair`` of views, and how its loss weighs them (see ``gsa_rsl.py``).
 """
 
 from __future__ import annotations
 
-from dataclasses import fields, make_dataclass, replace
+from dataclasses import make_dataclass, replace
+from typing import get_type_hints
 
 from acl import ACL
 from advcl import AdvCL
@@ -22,7 +23,7 @@ def extended(host: type[Method], **defaults: object) -> type[Method]:
         defaults: settings of the combination that differ from those of its parts.
     """
     parts = (GSASettings, host.settings_type)
-    types = {f.name: f.type for part in parts for f in fields(part)}
+    types = {name: kind for part in parts for name, kind in get_type_hints(part).items()}
     settings = make_dataclass(
         f"{host.__name__}GSASettings",
         [(name, types[name], value) for name, value in defaults.items()],

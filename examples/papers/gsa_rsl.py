@@ -15,6 +15,7 @@ in the order of inheritance, as in ``GSARSL`` here and in ``extended.py``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ class GSASettings(Settings):
     steps: int = 7
     sam: bool = True
     critic: bool = True
-    order: str = "3-step"  # or "4-step": the critic learns between two attacks
+    order: Literal["3-step", "4-step"] = "3-step"  # 4: the critic learns between two attacks
     benign_weight: float = 2.0  # λ_benign
     global_weight: float = 0.1  # λ_global
     attack_factor: float = 2.0  # on λ_global, for the adversary
@@ -42,18 +43,12 @@ class GSASettings(Settings):
     adaptive: bool = True
     critic_rate: float = 0.2
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.order not in ("3-step", "4-step"):
-            raise ValueError(f'order must be "3-step" or "4-step", got {self.order!r}')
-
 
 class GlobalAndSharp(Method):
     """A critic between benign and adversarial embeddings, and the benign term at θ + e.
 
     The host says which clean views are a ``pair``, how its loss weighs them (``pair_weight``) and,
-    if it has a term for them already, that term's name (``clean_term``), which is replaced. An
-    attacked view is named after the clean one with a "d" behind it.
+    if it has a term for them already, that term's name (``clean_term``), which is replaced.
     """
 
     settings: GSASettings
@@ -74,8 +69,6 @@ class GlobalAndSharp(Method):
         super().__init__(*args, **kwargs)
         s = self.settings
         self.flat = SAMWrapper(self.encoder, self.head, rho=s.rho, adaptive=s.adaptive)
-        self.fake = tuple(name for name in self.attacked if name not in self.headless)
-        self.real = tuple(name.removesuffix("d") for name in self.fake)
         self.blind = False  # the adversary leaves the critic out
         if s.critic:
             self.critic = GlobalDivergenceCritic(self.embedding)
@@ -88,16 +81,22 @@ class GlobalAndSharp(Method):
             return {}
         return {"critic": (self.critic_optimizer, self.settings.critic_rate)}
 
-    def views(self, images: Tensor) -> Views:
-        views = super().views(images)
-        needed = (*self.pair, *(self.real if self.settings.critic else ()))
-        return {**{name: views[f"{name}d"] for name in needed if name not in views}, **views}
+    @property
+    def names(self) -> tuple[str, ...]:
+        real = self.clouds[0] if self.settings.critic else ()
+        return tuple(dict.fromkeys((*self.pair, *real, *super().names)))
+
+    @property
+    def clouds(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The views whose embeddings the critic reads: benign, and adversarial."""
+        fake = tuple(n for n in super().names if n.endswith("d") and n not in self.headless)
+        return tuple(name.removesuffix("d") for name in fake), fake
 
     def height(self, seen: Seen, batch: Batch) -> Tensor:  # Eq. 18
         height = super().height(seen, batch)
         if not self.settings.critic or self.blind:
             return height
-        fake = self.cloud(seen, self.fake)
+        fake = self.cloud(seen, self.clouds[1])
         weight = self.settings.attack_factor * self.settings.global_weight
         return height + weight * self.critic.estimate(fake.detach(), fake)
 
@@ -107,12 +106,9 @@ class GlobalAndSharp(Method):
             found = views | super().search(views, seen, batch)
             self.blind = False
             with torch.no_grad():
-                now = self.see({name: found[name] for name in (*self.real, *self.fake)})
-            self.learn(self.cloud(now, self.real), self.cloud(now, self.fake))
+                now = self.see({name: found[name] for names in self.clouds for name in names})
+            self.learn(now)
         return super().search(views, seen, batch)
-
-    def learn(self, real: Tensor, fake: Tensor) -> None:  # Eq. 19
-        step_apart(self.critic_optimizer, self.critic.loss(real, fake))
 
     def terms(self, seen: Seen, views: Views, batch: Batch) -> Terms:  # Eq. 20
         s, terms = self.settings, super().terms(seen, views, batch)
@@ -122,14 +118,17 @@ class GlobalAndSharp(Method):
             benign = self.flat(lambda: self.contrast(*self.see(pair).values()), loss=benign)
         terms[self.clean_term] = s.benign_weight * self.pair_weight * benign
         if s.critic:
-            real, fake = self.cloud(seen, self.real), self.cloud(seen, self.fake)
             if s.order == "3-step":
-                self.learn(real, fake)
-            terms["global"] = s.global_weight * self.critic.estimate(real, fake)
+                self.learn(seen)
+            divergence = self.critic.estimate(*(self.cloud(seen, n) for n in self.clouds))
+            terms["global"] = s.global_weight * divergence
         return terms
 
+    def learn(self, seen: Seen) -> None:  # Eq. 19
+        loss = self.critic.loss(*(self.cloud(seen, names) for names in self.clouds))
+        step_apart(self.critic_optimizer, loss)
+
     def cloud(self, seen: Seen, names: tuple[str, ...]) -> Tensor:
-        """Embeddings of length one: what the critic reads."""
         return unit(widen(torch.cat([seen[name] for name in names])))
 
 
@@ -140,7 +139,7 @@ class AdversarialPair(Method):
     evaluated = ("adversarial", "clean")
     normalization = IMAGENET
     augmentation = {"blur_p": 0.5}
-    attacked, anchors = ("qd",), ("p",)
+    names, anchors = ("p", "q", "qd"), ("p",)
     pair, clean_term, pair_weight = ("p", "q"), "benign", 1.0
     embedding = 128
 
@@ -155,8 +154,7 @@ class AdversarialPair(Method):
         return self.head(unit(self.encode(images)))  # features of length one, as in its probe
 
     def views(self, images: Tensor) -> Views:
-        p, q = self.strong(images), self.second(images)
-        return {"p": p, "q": q, "qd": q}
+        return {"p": self.strong(images), "q": self.second(images)}
 
     def adversarial(self, seen: Seen, batch: Batch) -> Terms:
         return {"adversarial": self.contrast(seen["p"], seen["qd"])}

@@ -30,19 +30,22 @@ class SimCLR(Method):
     recipe = Recipe(1000, 512, WarmupCosine(0.5, 10, 0.01, 5e-4, per_epoch=True), "sgd", 1e-4)
     settings: SimCLRSettings
 
+    # t2 is an anchor because it shares t1's forward, and so its batch statistics.
+    anchors, attack_in_train_mode = ("t1", "t2"), True
+
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.contrast = MultiViewNTXentLoss(self.settings.temperature, gather_distributed=True)
-        if self.settings.adversarial:
-            # t2 is an anchor because it shares t1's forward, and so its batch statistics.
-            self.attacked, self.anchors, self.attack_in_train_mode = ("t2d",), ("t1", "t2"), True
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("t1", "t2", "t2d") if self.settings.adversarial else ("t1", "t2")
 
     def make_head(self, features: int, classes: int) -> nn.Module:
         return projection(features, features, 128)
 
     def views(self, images: Tensor) -> Views:
-        views = {"t1": self.strong(images), "t2": self.second(images)}
-        return {**views, "t2d": views["t2"]} if self.settings.adversarial else views
+        return {"t1": self.strong(images), "t2": self.second(images)}
 
     def height(self, seen: Seen, batch: Batch) -> Tensor:
         return self.contrast(seen["t1"], seen["t2d"])

@@ -31,6 +31,7 @@ class SupCon(Method):
     differences = (
         Differs("loss_scale", 0.1 / 0.07, 1.0, "the release divides by a base temperature of 0.07"),
     )
+    names = ("t1", "t2")
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)

@@ -28,8 +28,7 @@ class Classifying(Method):
         return nn.Sequential(self.encoder, self.head)
 
     def views(self, images: Tensor) -> Views:
-        x = self.weak(images)
-        return {name: x for name in (*self.clean, *self.attacked)}
+        return {"x": self.weak(images)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +45,11 @@ class AT(Classifying):
     recipe = Recipe(120, 128, Steps(0.1, (100, 105, 110), 120), "sgd", 5e-4)
     ours = ("BatchNorm statistics do not move during the attack (exact_bn=True: they do).",)
 
-    attacked, attack_in_train_mode, together = ("xd",), True, False
+    attack_in_train_mode, together = True, False
 
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self.clean = ("x",) if self.settings.natural else ()
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("x", "xd") if self.settings.natural else ("xd",)
 
     def benign(self, seen: Seen, batch: Batch) -> Terms:
         if not self.settings.natural:
@@ -74,7 +73,7 @@ class TRADES(Classifying):
     recipe = Recipe(76, 128, Steps(0.1, (75,), 76), "sgd", 2e-4)
     ours = ("x is forwarded once per training pass, not twice.",)
 
-    clean, attacked, anchors, together = ("x",), ("xd",), ("x",), False
+    names, anchors, together = ("x", "xd"), ("x",), False
     start = "gaussian"
 
     def benign(self, seen: Seen, batch: Batch) -> Terms:

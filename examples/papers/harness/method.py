@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +30,14 @@ class Settings:
 
     radius: float = 8 / 255  # of the attack: ℓ∞, of pixels in [0, 1]
     steps: int = 5  # of the attack, each a quarter of the radius: 2/255 at 8/255
-    second_view: str = "strong"  # or "weak", as GSA-RSL's release: the control for its gains
+    second_view: Literal["strong", "weak"] = "strong"  # weak in GSA-RSL's release: a control
     exact_bn: bool = False  # the attack forwards all again and moves BatchNorm, as releases do
 
     def __post_init__(self) -> None:
-        if self.second_view not in ("strong", "weak"):
-            raise ValueError(f'second_view must be "strong" or "weak", got {self.second_view!r}')
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                allowed = ", ".join(map(repr, get_args(kind)))
+                raise ValueError(f"{name} must be one of {allowed}; got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)
@@ -70,15 +72,17 @@ class Differs:
 class Method(nn.Module):
     """One training step, from images to the terms of a loss, at the least number of forwards.
 
-    A step builds ``views``, attacks those named in ``attacked`` jointly, forwards every view once
-    on its BatchNorm branch and sums ``terms``. While the attack runs, views named in ``anchors``
-    are what the attacked ones are compared with; in train mode their batch statistics are those of
-    the training pass, so they are forwarded once, with graph, and used detached by the attack.
-    After an attack in eval mode all views of a branch are forwarded together, attacked or not.
+    A step looks at the views in ``names``, where "t1d" is what an attack makes of "t1". It attacks
+    all of those jointly, forwards every view once on its BatchNorm branch and sums ``terms``. While
+    the attack runs, views named in ``anchors`` are what the attacked ones are compared with; in
+    train mode their batch statistics are those of the training pass, so they are forwarded once,
+    with graph, and used detached by the attack. After an attack in eval mode all views of a branch
+    are forwarded together, attacked or not.
 
-    A further method is one more file: it sets the class attributes and writes ``views``, ``benign``
-    and ``adversarial`` (and ``height``, where the adversary raises something else). ``begin_epoch``
-    is there for schedules and ``after_step`` for momentum encoders.
+    A further method is one more file: it sets the class attributes (a property where settings
+    decide) and writes ``views``, ``benign`` and ``adversarial`` (and ``height``, where the
+    adversary raises something else). ``begin_epoch`` is there for schedules and ``after_step`` for
+    momentum encoders.
 
     Args:
         encoder: images (B, 3, H, W) to features (B, ``num_features``); its BatchNorm is branched.
@@ -97,7 +101,7 @@ class Method(nn.Module):
     short: ClassVar[Mapping[str, Any]] = {}  # settings for minutes of training, not days
     probe: ClassVar[str] = "advcl"  # the paper's finetuning: a preset of advssl.evaluation.probes
 
-    attacked: tuple[str, ...] = ()
+    names: tuple[str, ...]  # of the views of a step, "d" behind those that are attacked
     anchors: tuple[str, ...] = ()
     branch_of: Mapping[str, str] = {}  # BatchNorm branch by view; empty: one BatchNorm for all
     head_branches: bool = False  # whether the BatchNorm of the head has branches as well
@@ -115,10 +119,12 @@ class Method(nn.Module):
         self.encoder, self.settings = encoder, settings
         self.head = self.make_head(encoder.num_features, len(data.classes))
         if self.branch_of:
-            names = tuple(dict.fromkeys(self.branch_of.values()))
-            branch_batchnorm(encoder, names)
+            # None without a view: it would never be trained, and still be measured.
+            branches = tuple(dict.fromkeys(self.branch_of[name] for name in self.names))
+            branch_batchnorm(encoder, branches)
             if self.head_branches:
-                branch_batchnorm(self.head, names)
+                branch_batchnorm(self.head, branches)
+            self.evaluated = tuple(name for name in self.evaluated if name in branches)
         self.strong = augmentation("strong", data, size, **self.augmentation)
         self.weak = augmentation("weak", data, size)
         self.adversary = AdversarialViewGenerator(
@@ -132,7 +138,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def views(self, images: Tensor) -> Views:
-        """The views of a batch of images, those to be attacked included."""
+        """The views of a batch of images, before any attack."""
         raise NotImplementedError
 
     def adversarial(self, seen: Seen, batch: Batch) -> Terms:
@@ -178,7 +184,8 @@ class Method(nn.Module):
     def forward(self, batch: Batch) -> Terms:
         """The terms of one step, to be summed and back-propagated once."""
         with torch.no_grad():
-            views = self.views(batch.images)
+            made = self.views(batch.images)
+        views = {name: made[name.removesuffix("d")] for name in self.names}
         if self.attacked and self.attack_in_train_mode:
             seen = self.see({name: views[name] for name in views if name not in self.attacked})
             found = self.search(views, seen, batch)
@@ -189,6 +196,11 @@ class Method(nn.Module):
                     anchors = self.see({name: views[name] for name in self.anchors})
                 views |= self.search(views, anchors, batch)
         return self.terms(self.see(views), views, batch)
+
+    @property
+    def attacked(self) -> tuple[str, ...]:
+        """Of ``names``, those that are attacked."""
+        return tuple(name for name in self.names if name.endswith("d"))
 
     @property
     def second(self) -> nn.Module:

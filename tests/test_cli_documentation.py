@@ -1,0 +1,180 @@
+"""The pages about the command say what it does, and their commands work on files of each layout."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from evaluation import test_checkpoints as layouts
+from torch import nn
+
+from advssl import cli
+from advssl.evaluation import diagnostics, probes
+from advssl.evaluation.checkpoints import FORMATS
+from advssl.integrations import timm as backbones
+
+pytest.importorskip("timm")
+
+DOCS = Path(__file__).parents[1] / "docs"
+EVALUATE = (DOCS / "evaluate.md").read_text(encoding="utf-8")
+PUBLISHED = (DOCS / "published_checkpoints.md").read_text(encoding="utf-8")
+README = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+
+LAYOUTS = {
+    "epoch_1000.ckpt": layouts.advcl,
+    "acl.pt": layouts.acl,
+    "air.pt": layouts.acl,
+    "model_encoder_k.pt": layouts.dynacl,
+    "gsa.pt": layouts.gsa,
+    "encoder.pt": layouts.plain,
+}
+
+
+def commands(page: str) -> list[str]:
+    blocks = re.findall(r"```console\n(.*?)```", page, flags=re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.startswith("advssl ")]
+
+
+def table(page: str, first: str) -> dict[str, list[str]]:
+    """The rows of the table whose first column is ``first``, by their code or text there."""
+    lines = page[page.index(f"\n| {first} |") + 1 :].split("\n\n")[0].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.split(" | ")] for line in lines]
+    return {row[0].strip("| `"): row[1:] for row in rows}
+
+
+def codes(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """The names of a ResNet-18 with the CIFAR stem, an eighth as wide: it saves in no time."""
+
+    def backbone(spec: str) -> nn.Module:
+        return backbones.backbone("cifar:resnet18:8" if spec == "cifar:resnet18" else spec)
+
+    monkeypatch.setattr(cli, "backbone", backbone)
+    return backbone("cifar:resnet18")
+
+
+@pytest.mark.parametrize("line", commands(PUBLISHED))
+def test_the_command_for_a_published_file_loads_its_layout(line, narrow, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = cli._parser().parse_args(shlex.split(line)[1:])
+    make = LAYOUTS[options.checkpoint]
+    content, _, _ = make(narrow, narrow.state_dict())
+    if "state_dict" in content or "model" in content:
+        tensors = content.get("state_dict", content.get("model"))
+        for name in [n for n in tensors if n.endswith(("normalize.mean", "normalize.std"))]:
+            tensors[name] = torch.rand(3) + 0.1  # of three channels
+    torch.save(content, options.checkpoint)
+
+    encoders, model = cli._encoders(options)
+    asked = options.bn_branch.split(",") if options.bn_branch else [None]
+    assert list(encoders) == asked
+    assert model["format"] in (options.format, "plain", "acl")
+    for i, encoder in enumerate(encoders.values()):
+        sets = {"normal": 0, "clean": 0, "pgd": 1, "adversarial": 1}
+        expected = narrow.state_dict()
+        if asked[i] is not None:
+            expected = layouts.of_set(narrow, sets[asked[i]])
+        assert layouts.same(encoder, expected)
+    has_input_layer = options.format in ("acl", "dynacl", "gsa")
+    assert (options.mean is not None) == has_input_layer
+
+    for name in options.protocol.split(","):
+        probes.protocol(options.preset, name)
+    assert len(cli._attacks(options.attacks, cli._ball(options))) > 1
+    assert options.num_images == 0
+
+
+def test_every_published_format_has_its_command():
+    found = {cli._parser().parse_args(shlex.split(c)[1:]).format for c in commands(PUBLISHED)}
+    assert found == {"auto", *(f.name for f in FORMATS if f.branches)}
+
+
+def test_published_rows_name_sections_of_the_report():
+    for line in PUBLISHED.splitlines():
+        if re.match(r"\| (CIFAR|STL|DynACL|ACL|linear|full)", line) and "as printed" not in line:
+            told = codes(line)
+            ours = {name for preset in probes.PRESETS.values() for name in preset}
+            assert (set(told) - {"--data cifar100"} <= ours) or "likewise" in line, line
+
+
+@pytest.mark.parametrize("line", [*commands(EVALUATE), *commands(README)])
+def test_commands_of_the_pages_are_commands(line):
+    options = cli._parser().parse_args(shlex.split(line)[1:])
+    assert options.run in (cli.evaluate, cli.compare)
+
+
+def test_the_formats_are_those_there_are():
+    told = table(EVALUATE, "`--format`")
+    assert list(told) == [f.name for f in FORMATS]
+    for form in FORMATS:
+        places, prefixes, whose = told[form.name]
+        assert [p or "itself" for p in form.places] == [
+            "itself" if part.startswith("the file") else codes(part)[0]
+            for part in places.split(", ")
+        ]
+        assert [p or "none" for p in form.prefixes] == [
+            "none" if part == "none" else codes(part)[0] for part in prefixes.split(", ")
+        ]
+        assert ("branches" in whose) == bool(form.branches)
+
+
+def test_the_checks_are_those_there_are():
+    assert list(table(EVALUATE, "check")) == list(diagnostics._NAMES_AND_CHECKS)
+
+
+def test_the_presets_are_those_there_are():
+    told = table(EVALUATE, "preset")
+    assert {name: codes(row[0]) for name, row in told.items()} == {
+        name: list(family) for name, family in probes.PRESETS.items()
+    }
+    assert list(table(EVALUATE, "protocol")) == list(probes.PRESETS["plain"])
+
+
+def test_the_attacks_are_those_there_are():
+    assert list(table(EVALUATE, "name")) == list(cli.ATTACKS)
+
+
+def test_every_option_on_the_page_exists_and_none_is_forgotten():
+    told = set(re.findall(r"`(--[a-z-]+)", EVALUATE))
+    with_arguments = cli._parser()._subparsers._group_actions[0].choices["evaluate"]._actions
+    real = {option for action in with_arguments for option in action.option_strings}
+    assert told <= real
+    # Named where the folder is, and where reports are written to.
+    assert real - told == {"-h", "--help", "--train", "--val", "--test", "--out"}
+
+
+@pytest.mark.parametrize("page", ["evaluate.md", "published_checkpoints.md"])
+def test_links_lead_somewhere(page):
+    text = (DOCS / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if target.startswith("#"):
+            titles = [re.sub(r"[^a-z ]", "", t.lower()) for t in re.findall(r"\n#+ (.*)", text)]
+            assert target[1:] in [title.replace(" ", "-") for title in titles]
+        elif not target.startswith("http"):
+            assert (DOCS / target).exists(), target
+
+
+def test_the_pages_python_runs(tmp_path, monkeypatch, capsys):
+    """On a smaller network and fewer, smaller images."""
+    (block,) = re.findall(r"```python\n(.*?)```", EVALUATE, flags=re.DOTALL)
+    for old, new in {
+        'open_data("digits")': 'open_data("digits", image_size=8)',
+        "batches(data.test, 100)": "batches(data.test, 20)[:1]",
+    }.items():
+        assert old in block
+        block = block.replace(old, new)
+    encoder = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Flatten())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(backbones, "backbone", lambda _: encoder)
+    torch.save(encoder.state_dict(), "encoder.pt")
+    exec(block, {})
+    printed = capsys.readouterr().out
+    assert "2 tensors loaded" in printed
+    assert "pass deterministic outputs" in printed

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import pytorch_lightning as pl
 import torch
+from flops import flops
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -35,6 +38,7 @@ from .lightly_methods import (
     MAE,
     OUT,
     WIDTH,
+    Method,
     MoCo,
     SimCLR,
     SwAV,
@@ -525,3 +529,74 @@ def test_two_ranks_are_one_process_on_the_whole_batch(tmp_path):
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-8, msg=name)
+
+
+def test_the_documentations_blocks_run():
+    """In order, as they stand, but for what a trainer prints and how long it takes."""
+    documentation = Path(__file__).parents[2] / "docs" / "lightning.md"
+    blocks = re.findall(
+        r"```python\n(.*?)```", documentation.read_text(encoding="utf-8"), re.DOTALL
+    )
+    assert len(blocks) == 3
+
+    def trainer(max_epochs, callbacks=()):
+        assert max_epochs
+        quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+        return pl.Trainer(
+            max_steps=2, accelerator="cpu", callbacks=callbacks, enable_model_summary=False, **quiet
+        )
+
+    dataset = Views()
+    scope = {
+        "pl": SimpleNamespace(Trainer=trainer, LightningModule=pl.LightningModule),
+        "DataLoader": DataLoader,
+        "module": made(SimCLR),
+        "loader": made(SimCLR).train_dataloader(),
+        "dataset": dataset,
+        "images": [views[0] for views, _ in dataset],
+        "extractor": nn.Flatten(),
+        "width": OUT,
+        "features": WIDTH,
+    }
+    before = state(scope["module"])
+    exec(blocks[0], scope)
+    exec(blocks[1], scope)
+    assert not torch.equal(scope["module"].backbone[0].weight, before["backbone.0.weight"])
+    exec(blocks[2], scope)
+    by_hand = scope["Manual"]()
+    by_hand.automatic_optimization = False
+    by_hand.net = nn.Sequential(nn.Flatten(), nn.Linear(768, 4))
+    by_hand.adversary, by_hand.loss = scope["adversary"], nn.MSELoss()
+    by_hand.configure_optimizers = lambda: torch.optim.SGD(by_hand.parameters(), lr=0.1)
+    weight = by_hand.net[1].weight.detach().clone()
+    trainer(1).fit(by_hand, scope["loader"])
+    assert not torch.equal(by_hand.net[1].weight, weight)
+
+
+def test_costs_what_the_documentation_says():
+    class Wide(Method):
+        """Nearly all of it between its first and its last layer."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(
+                *(nn.Flatten(), nn.Linear(3, 256), nn.Linear(256, 256), nn.Linear(256, 256)),
+                nn.Linear(256, OUT),
+            )
+
+        def training_step(self, batch):
+            return self.net(batch).square().mean()
+
+        def train_dataloader(self):
+            return DataLoader([torch.rand(3, 1, 1)] * 8, batch_size=8)
+
+    def spent(*callbacks) -> float:
+        return flops(lambda: fit(made(Wide), callbacks, steps=1)) / forward
+
+    forward = flops(lambda: made(Wide).net(torch.rand(8, 3, 1, 1)))
+    views, critic = adversarial(steps=5), GlobalDivergenceCritic(OUT)
+    close = partial(pytest.approx, rel=0.05)
+    assert spent() == close(3)
+    assert spent(views) == close(13)
+    assert spent(SharpnessAware()) == close(6)
+    assert spent(views, SharpnessAware(), GlobalDivergence(critic, on="net")) == close(21)

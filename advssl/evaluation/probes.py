@@ -6,7 +6,6 @@ import copy
 import hashlib
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from advssl.attacks import AdversarialViewGenerator
 from advssl.balls import Ball, Linf
 from advssl.evaluation.attacks import PGD, Progress, batch_seed, classifier_fingerprint
 from advssl.evaluation.data import Data, Sample, targets
-from advssl.evaluation.records import fingerprint
+from advssl.evaluation.records import fingerprint, replacing
 from advssl.losses import unit
 from advssl.modes import evaluating, random_state, random_state_kept
 from advssl.types import Images, Labels, Scalar
@@ -50,6 +49,8 @@ class Protocol:
         reads: the linear layer reads features that are "raw", "unit" (of length one) or "standard"
             (mean 0 and deviation 1 over the training images, so that one learning rate fits all).
         zero_start: the linear layer starts at zero.
+        augments: photographs are shifted and mirrored anew in each epoch. Without it a frozen
+            encoder's features are made once, which is as many times faster as there are epochs.
         selects: the images that say which epoch was best, see :func:`finetune`. "test" is what some
             released code does; the best epoch's accuracy is then too high.
     """
@@ -64,6 +65,7 @@ class Protocol:
     trains_encoder: bool = False
     reads: Reads = "raw"
     zero_start: bool = False
+    augments: bool = True
     selects: Selects = "validation"
 
     def rate(self, epoch: int) -> float:
@@ -74,7 +76,7 @@ class Protocol:
 
 
 def _family(slf: Protocol, alf_loss: str, aff: Protocol | None) -> dict[str, Protocol]:
-    family = {"slf": slf, "alf": replace(slf, name="alf", loss=alf_loss)}
+    family = {"slf": slf, "alf": replace(slf, name="alf", loss=alf_loss, augments=True)}
     return (
         family if aff is None else family | {"fsf": replace(aff, name="fsf", loss="ce"), "aff": aff}
     )
@@ -82,7 +84,7 @@ def _family(slf: Protocol, alf_loss: str, aff: Protocol | None) -> dict[str, Pro
 
 _ADVCL = Protocol("slf", 25, 512, 0.01, 2e-4, (15, 20))
 _FULL = Protocol("aff", 25, 128, 0.1, 2e-4, (15, 20), "trades", trains_encoder=True)
-_LONG = Protocol("slf", 50, 128, 0.05, 1e-4, None, reads="standard")
+_LONG = Protocol("slf", 50, 128, 0.05, 1e-4, None, reads="standard", augments=False)
 _ASCL = Protocol("slf", 10, 512, 0.1, 2e-4, (), zero_start=True)
 
 # Each paper's own settings; "plain" is ours, for data of any size. "released" is the published code
@@ -279,7 +281,7 @@ class _Training:
                 self.optimizer.param_groups[0]["lr"] = how.rate(epoch)
                 for inputs, labels in loader:
                     inputs = inputs.to(self.device)
-                    if self.data.natural:
+                    if self.data.natural and how.augments:
                         inputs = _shifted_and_mirrored(inputs)
                     self.optimizer.zero_grad()
                     torch.autograd.backward(step(inputs, labels.to(self.device)))
@@ -297,7 +299,8 @@ class _Training:
             classifier.standardise(_featurised(classifier, data.train).tensors[0].to(self.device))
         if how.loss != "ce":
             return data.train, data.validation
-        train = data.train if data.natural else _featurised(classifier, data.train)
+        fixed = not (data.natural and how.augments)
+        train = _featurised(classifier, data.train) if fixed else data.train
         return train, _featurised(classifier, data.validation)
 
     def _score(self, validation: Dataset[Any]) -> float:
@@ -335,9 +338,8 @@ class _Training:
             "order": self.order.get_state(),
             "random": random_state(self.device),
         }
-        part = self.path.with_suffix(f".{os.getpid()}.part")
-        torch.save(state, part)
-        part.replace(self.path)
+        with replacing(self.path) as partial:
+            torch.save(state, partial)
 
     def _fill(self, classifier: Classifier, trained: State) -> None:
         classifier.load_state_dict({**classifier.state_dict(), **trained})

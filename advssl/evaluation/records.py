@@ -9,7 +9,8 @@ import os
 import platform
 import secrets
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
@@ -130,17 +131,8 @@ class Measurement:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to ``path``: whoever reads it finds the old content or the new, never a part."""
-        path = Path(path)
-        # Beside it, because a file is replaced in one step only within one file system.
-        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            with partial.open("x", encoding="utf-8") as file:
-                file.write(self.to_json() + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path) as partial:
+            partial.write_text(self.to_json() + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Measurement:
@@ -153,6 +145,24 @@ class Measurement:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from error
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A file to write that becomes ``path`` when the block ends: all of it or, on error, nothing.
+
+    So whenever the process is killed, ``path`` is whole: as it was before, or as it is then.
+    """
+    path = Path(path)
+    # Beside it, because a file is replaced in one step only within one file system.
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _plain(value: Any, where: str) -> Any:

@@ -54,6 +54,16 @@ def bars_encoder() -> nn.Module:
     )
 
 
+def test_photographs_without_augmentation_are_forwarded_once(data, bars_encoder):
+    how = replace(SHORT, augments=False)
+    plain = finetune(bars_encoder, data, how)
+    photographs = finetune(bars_encoder, replace(data, natural=True), how)
+    assert torch.equal(plain.last.linear.weight, photographs.last.linear.weight)
+    augmented = finetune(bars_encoder, replace(data, natural=True), SHORT)
+    assert not torch.equal(plain.last.linear.weight, augmented.last.linear.weight)
+    assert [p.augments for p in PRESETS["plain"].values()] == [False, True, True, True]
+
+
 @pytest.mark.parametrize("loss", ["ce", "pgd", "trades"])
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("natural", [False, True])

@@ -53,7 +53,7 @@ class ASCL(Method):
     ours = (
         "Similarity is the cosine: the text does not name it, the release offers five.",
         "One weakly augmented view per image; the release's script draws two. Its τ of 0.2, linear "
-        "projection, divergence of weight 2 and 120 epochs are not taken over either.",
+        "projection, divergence of weight 2, mean and std layer and 120 epochs are not taken over.",
         "BatchNorm statistics do not move during the attack (exact_bn=True: they do).",
     )
 

@@ -63,6 +63,7 @@ class GlobalAndSharp(Method):
         "The critic learns from the training pass's embeddings; the release forwards again.",
         "The attack computes the adversarial half of the divergence alone: the other is fixed.",
         "Warm-up is linear; the release's first iteration of each warm-up epoch is at full rate.",
+        "BatchNorm does not move in SAM's second pass; on AdvCL the release lets it.",
     )
 
     def __init__(self, *args, **kwargs) -> None:
@@ -148,7 +149,7 @@ class AdversarialPair(Method):
         self.contrast = MultiViewNTXentLoss(0.5, gather_distributed=True)
 
     def make_head(self, features: int, classes: int) -> nn.Module:
-        return projection(features, features, 128)
+        return projection(features, features, self.embedding)
 
     def represent(self, images: Tensor, name: str) -> Tensor:
         return self.head(unit(self.encode(images)))  # features of length one, as in its probe

@@ -30,7 +30,8 @@ class SupCon(Method):
     recipe = Recipe(1000, 1024, WarmupCosine(0.5, 10), "sgd", 1e-4)
     differences = (
         Differs("loss_scale", 0.1 / 0.07, 1.0, "the release divides by a base temperature of 0.07"),
-    )    ours = ("The encoder reads images in [0, 1]; the release normalises them first.",)
+    )
+    ours = ("The encoder reads images in [0, 1]; the release normalises them first.",)
 
     names = ("t1", "t2")
 

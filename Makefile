@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check tables clean
+.PHONY: demo test check tables docs clean
 
 demo: $(READY)  ## three encoders on digits, attacked: under five minutes on two cores
 	$(BIN)/python examples/quickstart.py
@@ -19,6 +19,10 @@ check: $(READY)  ## style and types
 
 tables: $(READY)  ## write the README's tables anew from benchmarks/results/
 	$(BIN)/python benchmarks/tables.py
+
+docs: $(READY)  ## docs/_build/index.html
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	$(BIN)/python -m sphinx --fail-on-warning --quiet docs docs/_build
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -20,7 +20,7 @@ _OUTSIDE = 1e-4  # what rounding may put outside the bounds
 class AdversarialViewGenerator(nn.Module):
     r"""The view of an image, within a ball around it, at which your objective is highest.
 
-    Projected gradient ascent from a start in the ball, with every iterate in ``bounds``:
+    Projected gradient ascent from a start in the ball, with every iterate in ``bounds``::
 
         δ ← project( δ + η · steepest( ∇_δ objective(x + δ) ) )
 

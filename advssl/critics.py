@@ -23,7 +23,7 @@ class GlobalDivergenceCritic(nn.Module):
     It is GSA-RSL's discriminator. ``estimate`` is a variational lower bound of the divergence,
     tight at the best critic. The adversary adds it to what it increases and the encoder to what it
     decreases (Eqs. 18 and 20); ``loss`` trains the critic to tighten it (Eq. 19). With p the
-    density of the adversarial embeddings and q that of the benign ones:
+    density of the adversarial embeddings and q that of the benign ones::
 
         "js"       Jensen-Shannon, at most log 2 (Eq. 17)   ½ (E_q log σ(t) + E_p log σ(-t)) + log 2
         "kl"       ∫ p log(p/q)                             E_p log r - E_q r + 1

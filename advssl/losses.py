@@ -31,7 +31,7 @@ class MultiViewNTXentLoss(nn.Module):
     r"""NT-Xent over any number of views of the same images.
 
     With V views of B images there are V·B anchors; an anchor's positives P are the V - 1 other
-    views of its image, and all other V·B - 1 embeddings A stand in its softmax:
+    views of its image, and all other V·B - 1 embeddings A stand in its softmax::
 
         ℓ = - 1/|P| Σ_{p ∈ P} log [ exp(z·z_p / τ) / Σ_{a ∈ A} exp(z·z_a / τ) ]
 
@@ -126,7 +126,7 @@ class MultiViewNTXentLoss(nn.Module):
 class LocalSelectionSupCon(nn.Module):
     r"""Supervised contrastive loss between images and adversarial twins that selects its pairs.
 
-    Both z and zᵃ are anchors. With P an anchor's selected positives and its twin, N what repels it:
+    Both z and zᵃ are anchors. P are an anchor's selected positives and its twin, N what repels it::
 
         L = - 1/|P| Σ_{j ∈ P} log [ exp(z·z_j / τ) / Σ_{k ∈ P ∪ N} exp(z·z_k / τ) ]
 

@@ -17,17 +17,17 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 
 from acl import ACL
 from advcl import AdvCL
 from advssl.evaluation import attacks, probes, records
-from advssl.evaluation.data import targets
 from ascl_local import ASCL
 from extended import ACLGSA, AdvCLGSA
 from gsa_rsl import GSARSL
@@ -69,6 +69,8 @@ class Preset:
     short: bool = True  # whether a method's settings for short runs are taken
 
 
+_GOES_ON = "the same command goes on where it was"
+
 PRESETS = {
     "quick": Preset(
         "minutes on two cores: digits at 8 pixels, a narrow ResNet-18, ℓ∞ radius 0.1",
@@ -94,7 +96,7 @@ PRESETS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """One method, one table, or the list of what there is."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    command = re.sub(r"(?<=[ =])/\S*/", "", shlex.join(["reproduce.py", *words]))
+    command = shlex.join(["reproduce.py", *map(_without_place, words)])
     options = parse(words)
     try:
         if options.list:
@@ -106,60 +108,120 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(dry_run(plan) if options.dry_run else run(plan, options, command)["table"])
     except (ValueError, ImportError) as error:
         raise SystemExit(f"reproduce.py: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit(f"reproduce.py: interrupted; {_GOES_ON}") from None
 
 
 def run(plan: Plan, options: argparse.Namespace, command: str) -> dict[str, Any]:
     """The chain of one plan; its record, which is also written to ``--out``."""
     data = chain.open_plan(plan)
-    started = time.perf_counter()
-    method = chain.pretrained(
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"no folder can be made at --out {options.out}: {error.strerror}"
+        ) from error
+    trained = chain.pretrained(
         plan,
         METHODS,
         data,
         options.out,
         compiled=options.compile,
         devices=options.devices,
-        time_budget=options.time_budget,
+        deadline=options.deadline,
         memory_gb=options.memory_gb,
     )
-    if method is None:
+    if rank_zero_only.rank:
+        raise SystemExit(0)  # the first process does the rest
+    if trained is None:
+        print(f"the time budget is spent; {_GOES_ON}")
         raise SystemExit(0)
-    trained = time.perf_counter()
+    method, told = trained
+    started = time.perf_counter()
     with attacks.progress_bars() as progress:
         found = chain.measured(plan, method, data, options.out, progress)
     record = {
         "kind": "advssl chain",
-        "plan": json.loads(json.dumps(asdict(plan))),
-        "settings": json.loads(json.dumps(asdict(method.settings))),
-        "presentations": plan.recipe.epochs * len(targets(data.train)),
+        "plan": {**_json(asdict(plan)), "data": _without_place(plan.data)},
+        "settings": _json(asdict(method.settings)),
+        "presentations": told["presentations"],
         "command": command,
         "commit": records.commit(),
         "machine": records.machine(),
         "seconds": {
-            "pretraining": round(trained - started, 1),
-            "evaluation": round(time.perf_counter() - trained, 1),
+            "pretraining": told.get("seconds", 0.0),
+            "evaluation": round(time.perf_counter() - started, 1),
         },
+        "pretraining": told,
         "measurements": [json.loads(m.to_json()) for m in found],
     }
     folder = options.out / f"{plan.method}-{chain.digest(asdict(plan))}"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "record.json").write_text(json.dumps(record, indent=1, ensure_ascii=False))
+    folder.mkdir(exist_ok=True)
+    record = _kept(folder / "record.json", record)
     for branch, encoder in chain.encoders(method, plan.branches).items():
-        torch.save(encoder.state_dict(), folder / f"encoder{f'-{branch}' if branch else ''}.pt")
-    lines = [f"| {METHODS[plan.method].title} | accuracy (%) | n |", "|---|--:|--:|"]
-    lines += [f"| {m.name} | {100 * m.value:.1f} | {m.n} |" for m in found]
-    table = "\n".join(lines) + f"\n\nrecord.json and the encoders are in {folder}"
+        chain.whole(
+            folder / f"encoder{f'-{branch}' if branch else ''}.pt",
+            lambda part, encoder=encoder: torch.save(_exported(method, encoder), part),
+        )
+    table = f"{_table(plan, found)}\n\nrecord.json and the encoders are in {folder}"
     return {**record, "table": table, "found": found}
+
+
+def _kept(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """The record at ``path`` if it says the same of the same, else ``record``, written there.
+
+    A command that is repeated reads its results back: when, where and how fast they were found
+    stays what it was.
+    """
+    if path.exists():
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if _result(known) == _result(record):
+            return known
+    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    chain.whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+    return record
+
+
+def _result(record: Mapping[str, Any]) -> Any:
+    measurements = [
+        [m[key] for key in ("name", "correct", "seed", "settings", "dataset")]
+        for m in record["measurements"]
+    ]
+    same = ("kind", "plan", "settings", "presentations", "pretraining")
+    return [*(record.get(key) for key in same), measurements]
+
+
+def _exported(method: Method, encoder: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What ``advssl evaluate`` reads: weights, and how the encoder's input is normalised."""
+    normalization = {
+        f"normalize.{part}": torch.tensor(values)
+        for part, values in (method.normalization or {}).items()
+    }
+    return {**{k: v.cpu() for k, v in encoder.state_dict().items()}, **normalization}
+
+
+def _table(plan: Plan, found: Sequence[records.Measurement]) -> str:
+    """A line for each classifier, a column for each attack."""
+    rows: dict[str, dict[str, str]] = {}
+    for m in found:
+        place, _, attack = m.name.partition(": ")
+        rows.setdefault(place, {})[attack] = f"{100 * m.value:.1f}"
+    heads = list(next(iter(rows.values())))
+    title = f"{METHODS[plan.method].title}: accuracy (%) on {found[0].n} test images"
+    lines = [[title, *heads], ["---", *["--:"] * len(heads)]]
+    lines += [[place, *(row[attack] for attack in heads)] for place, row in rows.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def dry_run(plan: Plan) -> str:
     """The plan, its cost in forwards per image, and how long it will take here."""
     data = chain.open_plan(plan)
     method = chain.build(plan, METHODS[plan.method], data)
-    batch = chain.first_batch(plan, method, data)
+    images = chain.training_images(method, data)
+    steps = plan.recipe.epochs * chain.steps_per_epoch(plan, images)
+    batch = chain.first_batch(plan, method, images)
     forwards = cost.forwards_per_image(method, batch)
     seconds = cost.seconds_per_step(method, batch, plan.precision)
-    steps = plan.recipe.epochs * (len(targets(data.train)) // plan.recipe.batch_size)
     lines = [f"{key}: {value}" for key, value in asdict(plan).items()]
     lines += [f"{key}: {value}" for key, value in asdict(method.settings).items()]
     lines += [f"differs from both: {line}" for line in METHODS[plan.method].ours]
@@ -167,7 +229,8 @@ def dry_run(plan: Plan) -> str:
         lines.append(f"before it: {method.clusters_of}, for its clusters (not in what follows)")
     lines += [
         f"cost: {forwards:.1f} F per image and step, F one forward through the encoder",
-        f"time: {steps} steps of {seconds:.2f} s, {steps * seconds / 60:.1f} minutes in all",
+        f"time: {steps} steps of {seconds:.2f} s, {steps * seconds / 60:.1f} minutes of "
+        "pretraining; finetuning and attacks come on top",
     ]
     return "\n".join(lines)
 
@@ -219,7 +282,9 @@ def plan_of(name: str, options: argparse.Namespace, flags: Mapping[str, Any]) ->
     )
     backbone = options.backbone or preset.backbone
     if options.width:
-        backbone = f"{backbone.split(':')[0]}:{backbone.split(':')[1]}:{options.width}"
+        if not backbone.startswith("cifar:"):
+            raise ValueError(f"--width is of a cifar:resnet18, got --backbone {backbone}")
+        backbone = f"cifar:{backbone.split(':')[1]}:{options.width}"
     plan = Plan(
         method=name,
         mode=options.mode,
@@ -239,58 +304,98 @@ def plan_of(name: str, options: argparse.Namespace, flags: Mapping[str, Any]) ->
     method.settings_of(plan.mode, **plan.flags)  # wrong ones are refused before any work
     for protocol in plan.protocols:
         probes.protocol(plan.preset, protocol)
-    if plan.recipe.epochs < 0 or plan.recipe.batch_size < 2:
-        raise ValueError("--epochs must not be negative, and --batch-size at least 2")
     return plan
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """The options, with the settings of the method that is named as flags."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = _Parser(
+        prog="reproduce.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("method", nargs="?", choices=sorted(METHODS), metavar="METHOD", help=", ".join(METHODS))
     add("--list", action="store_true", help="every method with its paper and tables, and presets")
-    add("--table", help="run the rows of a table, such as advcl-4")
+    add("--table", metavar="ID", help="run the rows of a table, such as advcl-4")
     add("--dry-run", action="store_true", help="the plan, its cost in F, and a time estimate")
     add("--data", default="digits", help="digits, cifar10, cifar100, stl10 (:ROOT), folder:PATH")
     add("--preset", choices=sorted(PRESETS), help="default: quick on digits, look elsewhere")
     add("--mode", default="released", choices=["released", "paper"])
-    add("--seed", type=int, default=0)
-    add("--epochs", type=int, help="0 measures random weights")
-    add("--batch-size", type=int)
+    add("--seed", type=_at_least(0), default=0)
+    add("--epochs", type=_at_least(0), help="0 measures random weights")
+    add("--batch-size", type=_at_least(2), help="over all devices")
     add("--backbone", help="cifar:resnet18, cifar:wrn34_10, cifar:resnet20, timm:NAME")
-    add("--width", type=int, help="channels of the first stage of a cifar:resnet18")
-    add("--image-size", type=int)
-    add("--limit", type=int, help="training images, class-balanced; 0 is all")
+    add("--width", type=_at_least(1), help="channels of the first stage of a cifar:resnet18")
+    add("--image-size", type=_at_least(1))
+    add("--limit", type=_at_least(0), help="training images, class-balanced; 0 is all")
     add("--memory-gb", type=float, default=4.0, help="larger training sets are streamed")
     add("--protocol", default="slf", help="slf, alf, aff, fsf, several with commas")
     add("--probe", choices=sorted(probes.PRESETS), help="whose finetuning settings")
-    add("--attacks", default="pgd", help="pgd, mpgd, aa, several with commas")
-    add("--num-images", type=int, help="test images that are attacked; 0 is all")
-    add("--precision", help="of pretraining: 32-true, bf16-mixed")
+    add("--attacks", default="pgd", help=f"of {', '.join(chain.ATTACKS)}, several with commas")
+    add("--num-images", type=_at_least(0), help="test images that are attacked; 0 is all")
+    add("--precision", choices=["32-true", "bf16-mixed"], help="of pretraining")
     add("--compile", action="store_true", help="torch.compile the encoder")
-    add("--devices", type=int, default=1, help="processes, with DDP from two on")
-    add("--time-budget", type=float, help="seconds; the same command goes on afterwards")
+    add("--devices", type=_at_least(1), default=1, help="processes, with DDP from two on")
+    add("--time-budget", type=float, metavar="SECONDS", help=f"of pretraining; {_GOES_ON}")
     add("--out", type=Path, default=Path("runs/papers"))
-    known, _ = parser.parse_known_args([w for w in words if w not in ("-h", "--help")])
-    if known.method:
-        own = parser.add_argument_group(f"settings of {known.method}")
-        for name, kind, default in settings(METHODS[known.method]):
-            flag = f"--{name.replace('_', '-')}"
+    name = next((word for word in words if word in METHODS), None)
+    if name:
+        own = parser.add_argument_group(f"settings of {name}")
+        for setting, kind, default in settings(METHODS[name]):
+            flag = f"--{setting.replace('_', '-')}"
+            how: dict[str, Any] = {"type": _fraction if kind is float else kind}
             if kind is bool:
-                own.add_argument(
-                    flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS
-                )
-            else:
-                own.add_argument(
-                    flag, type=kind, default=argparse.SUPPRESS, help=f"default {default}"
-                )
-    options = parser.parse_args(words)
-    if not (options.list or options.table or options.method):
-        parser.error("name a METHOD, --table ID or --list")
+                how = {"action": argparse.BooleanOptionalAction}
+            own.add_argument(flag, default=argparse.SUPPRESS, help=f"default {default}", **how)
+    options, unknown = parser.parse_known_args(words)
+    if unknown:
+        whose = f"reproduce.py {name} --help" if name else "reproduce.py --help"
+        parser.error(f"unknown: {' '.join(unknown)}; {whose} lists what there is")
+    if sum(map(bool, (options.method, options.table, options.list))) != 1:
+        parser.error("name one of METHOD, --table ID and --list")
+    if options.table and options.devices > 1:
+        parser.error("a table runs on one device; name its methods one by one")
+    there = torch.cuda.device_count() if torch.cuda.is_available() else options.devices
+    if options.devices > there:
+        parser.error(f"there are {there} devices here, got --devices {options.devices}")
+    budget = options.time_budget
+    options.deadline = None if budget is None else time.monotonic() + budget
     return options
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, without the whole usage before it."""
+        self.exit(2, f"reproduce.py: {message}\n")
+
+
+def _at_least(low: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"must be a whole number from {low} on, got {text!r}")
+        return int(text)
+
+    return number
+
+
+def _fraction(text: str) -> float:
+    """ "0.1" or "8/255"."""
+    above, _, below = text.partition("/")
+    try:
+        return float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"must be a number or a fraction, got {text!r}") from None
+
+
+def _without_place(word: str) -> str:
+    """A word of the command without where on this machine something lies."""
+    return re.sub(r"(^|[=:])/(?:.*/)?([^/]+)/?$", r"\1\2", word)
+
+
+def _json(content: Any) -> Any:
+    return json.loads(json.dumps(content))
 
 
 def settings(method: type[Method]) -> list[tuple[str, type, Any]]:

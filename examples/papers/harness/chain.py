@@ -5,26 +5,30 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
-from advssl import Linf, evaluating, keep_branch, on_branch
+from advssl import L2, Linf, evaluating, keep_branch, on_branch
 from advssl.evaluation import attacks, probes, records
 from advssl.evaluation.data import Data, batches, open_data, targets
 from advssl.integrations.timm import backbone
 from harness.data import Batch, Loader, pixels
 from harness.method import Method, Recipe, Settings
-from harness.training import LAST, pretrain
+from harness.training import pretrain
 
 BATCH = 100  # images attacked at once
+ATTACKS = ("pgd", "pgd-l2", "mpgd", "aa")
+_L2_RADIUS = 0.5  # the field's figure at 32 x 32, whatever the method's radius
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Plan:
 
     Attributes:
         method: a name of ``reproduce.METHODS``.
-        mode: "released" or "paper", where code and text differ.
+        mode: "released" or "paper", which differ where the code and the text do.
         flags: settings of the method that differ from its mode's.
         data: as ``advssl.evaluation.data.open_data`` reads it.
         image_size: H = W; None is the data's own.
@@ -44,7 +48,7 @@ class Plan:
         precision: of pretraining; evaluation is float32.
         protocols: of ``preset``, each trained on the frozen or copied encoder.
         preset: of :mod:`advssl.evaluation.probes`.
-        attacked: "pgd", "mpgd", "aa": beside clean accuracy.
+        attacked: of ``ATTACKS``, beside clean accuracy.
         num_images: class-balanced test images that are attacked; 0 is all.
         branches: "own" measures the branch that the method names, "all" every one it names.
     """
@@ -65,12 +69,23 @@ class Plan:
     num_images: int = 0
     branches: str = "all"
 
-    def pretraining(self) -> dict[str, Any]:
-        """What the pretrained weights depend on, as plain JSON."""
-        plan = asdict(self)
-        for key in ("protocols", "preset", "attacked", "num_images", "branches"):
-            del plan[key]
-        return json.loads(json.dumps(plan))
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.attacked if name not in ATTACKS]
+        if unknown:
+            raise ValueError(f"attacks are {', '.join(ATTACKS)}, got {', '.join(unknown)}")
+
+
+class Pretrained(NamedTuple):
+    """A method at the end of its schedule, and what that took.
+
+    Attributes:
+        method: trained, in eval mode or not, on the CPU.
+        told: presentations (of images, over all epochs), seconds, commit and machine of the
+            training, as plain JSON; with "before", the same of the method that gave its clusters.
+    """
+
+    method: Method
+    told: dict[str, Any]
 
 
 def open_plan(plan: Plan) -> Data:
@@ -99,54 +114,101 @@ def pretrained(
     *,
     memory_gb: float = 4.0,
     **options: Any,
-) -> Method | None:
+) -> Pretrained | None:
     """The plan's method, trained: read from ``out`` if it was trained before, else trained there.
 
     Pseudo-labels come from another method's encoder, which is trained first with the same plan.
 
+    Args:
+        plan: what to train.
+        methods: classes by name.
+        data: the plan's, see :func:`open_plan`.
+        out: folder of everything that runs leave.
+        memory_gb: larger training sets are streamed.
+        options: of :func:`harness.training.pretrain`: devices, deadline and the like.
+
     Returns:
-        None if the time budget ran out before the end.
+        None if the deadline passed before the end.
+
+    Raises:
+        ValueError: if an epoch has no whole batch, or a batch no equal share for each device.
     """
-    folder = out / "work" / f"{plan.method}-{digest(plan.pretraining())}"
     method = build(plan, methods[plan.method], data)
+    images = training_images(method, data)
+    steps = steps_per_epoch(plan, images, options.get("devices", 1))
+    told: dict[str, Any] = {"presentations": plan.recipe.epochs * steps * plan.recipe.batch_size}
+    if plan.recipe.epochs == 0:
+        return Pretrained(method, told)
+    identity = _identity(plan, method, images)
+    folder = out / "work" / f"{plan.method}-{digest(identity)}"
     trained = folder / "method.pt"
     if trained.exists():
-        method.load_state_dict(torch.load(trained, weights_only=True))
-        return method
-    if plan.recipe.epochs == 0:
-        return method
-    images: Any = data.train
-    if data.unlabelled is not None and not method.labelled:
-        images = ConcatDataset([data.train, data.unlabelled])
+        kept = torch.load(trained, map_location="cpu", weights_only=True)
+        method.load_state_dict(kept["weights"])
+        return Pretrained(method, kept["told"])
     if method.clusters_of is not None:  # labels of the plan's own images
         teacher = replace(plan, method=method.clusters_of, flags=_shared(plan.flags))
         found = pretrained(teacher, methods, data, out, memory_gb=memory_gb, **options)
         if found is None:
             return None
-        method.prepare(features(found, images))
-    print(f"pretraining {plan.method}, seed {plan.seed}")
-    make = partial(_loader, images, plan, memory_gb)
-    complete = pretrain(
+        told["before"] = {"method": teacher.method, **found.told}
+        method.prepare(features(found.method, images))
+    seconds = pretrain(
         method,
         plan.recipe,
-        make,
-        len(images) // plan.recipe.batch_size,
+        partial(_loader, images, plan, memory_gb),
+        steps,
         folder=folder,
-        identity=plan.pretraining(),
+        identity=identity,
+        name=f"pretraining {plan.method}, seed {plan.seed}",
         seed=plan.seed,
         precision=plan.precision,
         **options,
     )
-    if not complete:
-        print(f"the time budget is spent; the same command goes on from {folder / LAST}")
+    if seconds is None:
         return None
-    torch.save(method.state_dict(), trained.with_suffix(".part"))
-    trained.with_suffix(".part").replace(trained)
-    return method
+    told |= {"seconds": round(seconds, 1), "commit": records.commit(), "machine": records.machine()}
+    if rank_zero_only.rank == 0:
+        kept = {"weights": method.state_dict(), "told": told}
+        whole(trained, lambda part: torch.save(kept, part))
+    return Pretrained(method, told)
+
+
+def training_images(method: Method, data: Data) -> Any:
+    """Those a method is pretrained on: unlabelled ones too, unless it reads labels."""
+    if data.unlabelled is None or method.labelled:
+        return data.train
+    return ConcatDataset([data.train, data.unlabelled])
+
+
+def steps_per_epoch(plan: Plan, images: Any, devices: int = 1) -> int:
+    """Whole batches in an epoch, or a ValueError if there is none."""
+    size = plan.recipe.batch_size
+    if size > len(images):
+        raise ValueError(
+            f"a batch of {size} needs as many training images, there are {len(images)}; "
+            "take a smaller --batch-size"
+        )
+    if size % devices:
+        raise ValueError(f"a batch of {size} cannot be shared equally by {devices} devices")
+    return len(images) // size
+
+
+def _identity(plan: Plan, method: Method, images: Any) -> dict[str, Any]:
+    """What the pretrained weights depend on, as plain JSON; a few images stand for all of them."""
+    told = asdict(plan)
+    for key in ("flags", "protocols", "preset", "attacked", "num_images", "branches"):
+        del told[key]
+    some = [images[i] for i in range(0, len(images), -(-len(images) // 8))]
+    seen = records.fingerprint(
+        torch.stack([x for x, _ in some]), torch.tensor([y for _, y in some])
+    )
+    told |= {"settings": asdict(method.settings), "images": [len(images), seen]}
+    return json.loads(json.dumps(told))
 
 
 def encoders(method: Method, branches: str = "all") -> dict[str, nn.Module]:
-    """Plain encoders to measure, by BatchNorm branch; "" where there is only one."""
+    """Plain encoders to measure, by BatchNorm branch; "" where there is only one BatchNorm."""
     if not method.branch_of:
         return {"": copy.deepcopy(method.encoder)}
     names = method.evaluated if branches == "all" else method.evaluated[:1]
@@ -159,6 +221,7 @@ def measured(
     """Every protocol on every branch, and every attack on each of their classifiers."""
     ball = Linf(method.settings.radius)
     images = _attacked_images(plan, data)
+    method.to(_device())
     found = []
     for branch, encoder in encoders(method, plan.branches).items():
         for name in plan.protocols:
@@ -175,9 +238,8 @@ def measured(
                 progress=_inside(progress, place),
             )
             found += _attacked(plan, place, made.last, images, data, ball, out, progress)
-            if made.best_epoch < how.epochs:
-                place = f"{place}, best on validation"
-                found += _attacked(plan, place, made.best, images, data, ball, out, progress)
+            place = f"{place}, best on {how.selects}"
+            found += _attacked(plan, place, made.best, images, data, ball, out, progress)
     own = method.classifier()
     if own is not None:
         found += _attacked(plan, "own head", own.eval(), images, data, ball, out, progress)
@@ -197,6 +259,7 @@ def _attacked(
     known: dict[str, list[attacks.Attack]] = {
         # A quarter and a tenth of the radius: 2/255 and 0.8/255 at 8/255, as papers differ.
         "pgd": [attacks.PGD(ball, 20, ball.radius / 4), attacks.PGD(ball, 20, ball.radius / 10)],
+        "pgd-l2": [attacks.PGD(L2(_L2_RADIUS), 20, _L2_RADIUS / 10)],
         "mpgd": [attacks.MultiTargetedPGD(ball, 20, ball.radius / 4)],
         "aa": [attacks.AutoAttack(ball)],
     }
@@ -217,22 +280,31 @@ def _attacked(
     return found
 
 
-def first_batch(plan: Plan, method: Method, data: Data) -> Batch:
+def first_batch(plan: Plan, method: Method, images: Any) -> Batch:
     """What the first training step is given, pseudo-labels made of noise: enough to count and time.
 
     The method is prepared with them, so it is good for nothing else.
     """
-    batch = next(iter(_loader(data.train, plan, 0.0, 0, 1)))
+    batch = next(iter(_loader(images, plan, 0.0, 0, 1)))
     if method.clusters_of is not None:
-        method.prepare(torch.randn(len(targets(data.train)), 8))
+        method.prepare(torch.randn(len(images), 8))
     return batch._replace(images=pixels(batch.images))
 
 
 def features(method: Method, images: Any) -> Tensor:
     """The encoder's features (N, D) of a training set, in its order, on its own branch."""
     own = on_branch(method.encoder, method.evaluated[0]) if method.branch_of else nullcontext()
+    device = _device()
+    method.to(device)
     with torch.no_grad(), evaluating(method), own:
-        return torch.cat([method.encode(pixels(x)) for x, _ in DataLoader(images, 256)])
+        return torch.cat([method.encode(x.to(device)).cpu() for x, _ in DataLoader(images, 256)])
+
+
+def whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """The whole file or none, whenever the process is killed, and whoever else writes it."""
+    part = path.with_suffix(f".{os.getpid()}.part")
+    write(part)
+    part.replace(path)
 
 
 def digest(content: Any) -> str:
@@ -249,6 +321,10 @@ def _loader(images: Any, plan: Plan, memory_gb: float, rank: int, world_size: in
         rank=rank,
         world_size=world_size,
     )
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _shared(flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ MEASURES = {
     "clean": "without attack",
     "pgd/4": "under PGD-20 with steps of a quarter of the radius",
     "pgd/10": "under PGD-20 with steps of a tenth of the radius",
-    "pgd-l2": "under ℓ2 PGD-20 within 0.5, which the harness does not measure",
+    "pgd-l2": "under ℓ2 PGD-20 within 0.5, with --attacks pgd-l2",
     "mpgd": "under multi-targeted PGD-20, with --attacks mpgd",
     "aa": "under AutoAttack, with --attacks aa",
 }
@@ -177,6 +177,8 @@ def _key(m: Measurement) -> tuple[str, str]:
 def _measure(settings: Mapping[str, Any]) -> str:
     attack = settings["attack"]
     if attack == "PGD":
+        if settings["ball"]["norm"] == "L2":
+            return "pgd-l2"
         steps = settings["ball"]["radius"] / settings["step_size"]
         return f"pgd/{steps:.0f}"
     return {"clean": "clean", "multi-targeted PGD": "mpgd"}.get(attack, "aa")

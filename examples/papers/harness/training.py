@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from torch import Tensor
 
 from harness.data import Batch, Loader, pixels
@@ -21,6 +30,8 @@ from harness.method import Method, Recipe
 from harness.schedules import optimizer
 
 LAST = "last.ckpt"
+_GRAPHS = 64  # of a compiled encoder: one per BatchNorm branch, mode and kind of gradient
+_SHOWN = 0.5  # seconds between two looks at the loss, each of which waits for the device
 
 
 class Training(pl.LightningModule):
@@ -50,6 +61,12 @@ class Training(pl.LightningModule):
         self._ddp_params_and_buffers_to_ignore = list(self.apart)
         self.own_states: dict[str, Any] = {}
         self.epoch_begun = -1
+        self.spent, self.started = 0.0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Of training, earlier starts included."""
+        return self.spent + time.monotonic() - self.started
 
     def train_dataloader(self) -> Loader:
         return self.loader(self.global_rank, self.trainer.world_size)
@@ -76,19 +93,20 @@ class Training(pl.LightningModule):
         terms = self.method(batch._replace(images=pixels(batch.images)))
         loss = torch.stack(list(terms.values())).sum()
         self.log_dict({**{k: v.detach() for k, v in terms.items()}, "rate": rate})
-        self.log("loss", loss.detach(), prog_bar=True)
+        self.log("loss", loss.detach())
         return loss
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        self.method.after_step()
+    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        super().optimizer_step(*arguments, **named)
+        self.method.after_step()  # here, because a checkpoint is written before the batch's end
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         own = self.method.optimizers()
-        checkpoint["identity"] = self.identity
+        checkpoint["identity"], checkpoint["seconds"] = self.identity, self.seconds
         checkpoint["own_optimizers"] = {name: o.state_dict() for name, (o, _) in own.items()}
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        self.own_states = checkpoint["own_optimizers"]
+        self.own_states, self.spent = checkpoint["own_optimizers"], checkpoint["seconds"]
 
     def on_train_start(self) -> None:
         for name, state in self.own_states.items():
@@ -98,22 +116,58 @@ class Training(pl.LightningModule):
 class Keeper(pl.Callback):
     """Writes the checkpoint now and then, and ends the run cleanly when its time is up."""
 
-    def __init__(self, path: Path, every: float, budget: float | None) -> None:
-        self.path, self.every, self.budget = path, every, budget
+    def __init__(self, path: Path, every: float, deadline: float | None) -> None:
+        self.path, self.every, self.deadline = path, every, deadline
 
     def on_train_start(self, *_: Any) -> None:
-        self.started = self.written = time.monotonic()
+        self.written = time.monotonic()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         now = time.monotonic()
-        over = trainer.strategy.broadcast(
-            self.budget is not None and now > self.started + self.budget
-        )
-        done = trainer.global_step >= trainer.max_steps
-        if over or done or trainer.strategy.broadcast(now > self.written + self.every):
-            trainer.save_checkpoint(self.path)
+        over = self.deadline is not None and now >= self.deadline
+        due = over or now >= self.written + self.every or trainer.global_step >= trainer.max_steps
+        over, due = trainer.strategy.broadcast((over, due))  # the first rank's clock is everyone's
+        if due:
+            part = self.path.with_suffix(".part")
+            trainer.save_checkpoint(part)
+            if trainer.is_global_zero:
+                part.replace(self.path)  # all of it or nothing, whenever the process is killed
             self.written = time.monotonic()
         trainer.should_stop = trainer.should_stop or over
+
+
+class Bar(pl.Callback):
+    """One progress bar over all steps, in a terminal."""
+
+    def __init__(self, what: str) -> None:
+        columns = (
+            TextColumn(what),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[loss]}"),
+        )
+        self.bar, self.looked = Progress(*columns, transient=True), 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.task = self.bar.add_task(
+            "", total=trainer.max_steps, completed=trainer.global_step, loss=""
+        )
+        if trainer.is_global_zero:
+            self.bar.start()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, _: Any, outputs: Any, *__: Any) -> None:
+        now = time.monotonic()
+        if now > self.looked + _SHOWN:
+            self.looked, loss = now, f"loss {float(outputs['loss']):.3f}"
+            self.bar.update(self.task, completed=trainer.global_step, loss=loss)
+
+    def on_train_end(self, *_: Any) -> None:
+        self.bar.stop()
+
+    def on_exception(self, *_: Any) -> None:
+        self.bar.stop()
 
 
 def pretrain(
@@ -124,14 +178,14 @@ def pretrain(
     *,
     folder: Path,
     identity: Mapping[str, Any],
+    name: str = "pretraining",
     seed: int = 0,
     precision: str = "32-true",
     compiled: bool = False,
     devices: int = 1,
     save_every: float = 60.0,
-    time_budget: float | None = None,
-    progress: bool = True,
-) -> bool:
+    deadline: float | None = None,
+) -> float | None:
     """Train ``method`` where its checkpoint in ``folder`` left off, or from the start.
 
     Args:
@@ -141,19 +195,20 @@ def pretrain(
         steps_per_epoch: over all ranks together.
         folder: of the checkpoint and the logs (CSV, and TensorBoard where it is installed).
         identity: what the run is; a checkpoint of another one is refused.
+        name: for the progress bar.
         seed: of everything drawn during training.
         precision: Lightning's, such as "bf16-mixed".
         compiled: ``torch.compile`` the encoder.
         devices: processes, with DDP from two on.
         save_every: seconds between checkpoints.
-        time_budget: seconds after which the run ends cleanly, to be resumed.
-        progress: whether to draw a progress bar.
+        deadline: when, on ``time.monotonic``, the run ends cleanly after its next step, to be
+            resumed.
 
     Returns:
-        Whether training is complete.
+        Seconds of training, earlier starts included; None if it is not complete.
 
     Raises:
-        ValueError: on a checkpoint of another run.
+        ValueError: on a checkpoint of another run, or on one that cannot be read.
     """
     path = folder / LAST
     total = recipe.epochs * steps_per_epoch
@@ -161,40 +216,36 @@ def pretrain(
         check_identity(path, identity)
     module = Training(method, recipe, loader, steps_per_epoch, seed, dict(identity))
     if compiled:
-        # One graph per BatchNorm branch, mode and batch size.
-        torch._dynamo.config.recompile_limit = 64
+        torch._dynamo.config.cache_size_limit = _GRAPHS  # the name that every torch understands
         method.encoder.compile()
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    trainer = pl.Trainer(
-        max_steps=total,
-        max_epochs=recipe.epochs,
-        precision=precision,  # type: ignore[arg-type]
-        devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
-        use_distributed_sampler=False,  # a loader knows its rank
-        callbacks=[
-            Keeper(path, save_every, time_budget),
-            *([RichProgressBar()] if progress else []),
-        ],
-        logger=_loggers(folder),
-        log_every_n_steps=max(1, min(50, total // 10)),
-        enable_checkpointing=False,  # the keeper writes, so that a run may stop at any second
-        enable_model_summary=False,
-        enable_progress_bar=progress,
-    )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")  # it needs none
-        warnings.filterwarnings("ignore", ".*treespec.*", FutureWarning)
+    with _quiet():
+        trainer = pl.Trainer(
+            max_steps=total,
+            max_epochs=recipe.epochs,
+            precision=precision,  # type: ignore[arg-type]
+            devices=devices,
+            strategy="ddp" if devices > 1 else "auto",
+            use_distributed_sampler=False,  # a loader knows its rank
+            callbacks=[Keeper(path, save_every, deadline), Bar(name)],
+            logger=_loggers(folder),
+            log_every_n_steps=min(50, steps_per_epoch),
+            enable_checkpointing=False,  # the keeper writes, so that a run may stop at any second
+            enable_model_summary=False,
+            enable_progress_bar=False,
+        )
         trainer.fit(module, ckpt_path=str(path) if path.exists() else None, weights_only=True)
-    return trainer.global_step >= total
+    return module.seconds if trainer.global_step >= total else None
 
 
 def check_identity(path: Path, identity: Mapping[str, Any]) -> None:
     """A ValueError if the checkpoint at ``path`` is not of the run ``identity``."""
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    there = checkpoint.get("identity")
-    if there is None:
-        raise ValueError(f"{path} is not a checkpoint of this harness; name another --out")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        there = checkpoint["identity"]
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a checkpoint of this harness; delete it, or name another --out"
+        ) from error
     differs = {k for k in {*there, *identity} if there.get(k) != identity.get(k)}
     if differs:
         seen = ", ".join(
@@ -206,7 +257,25 @@ def check_identity(path: Path, identity: Mapping[str, Any]) -> None:
 
 
 def _loggers(folder: Path) -> list[Any]:
-    loggers: list[Any] = [CSVLogger(folder, name="", version="csv")]
+    # A start of its own each: a resumed run would delete what the first one logged.
+    loggers: list[Any] = [CSVLogger(folder, name="csv")]
     if find_spec("tensorboard") or find_spec("tensorboardX"):
         loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
     return loggers
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning without its remarks on what is meant as it is."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*does not have many workers.*")  # it needs none
+            warnings.filterwarnings("ignore", ".*treespec.*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from itertools import count
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import torch
@@ -112,9 +113,9 @@ class _Bolt(Callback):
                 f"{strategy} shards parameters, which cannot be given back between the steps of an "
                 "attack; use DDP"
             )
-        same = [b for b in _bolts(trainer) if b.state_key == self.state_key]
-        if len(same) > 1:
-            raise ValueError(f"the trainer has {self.state_key} {len(same)} times; give it once")
+        same = sum(type(b) is type(self) for b in _bolts(trainer))
+        if same > 1:
+            raise ValueError(f"the trainer has {type(self).__name__} {same} times; give it once")
 
 
 class AdversarialViews(_Bolt):
@@ -223,10 +224,6 @@ class _Term(_Bolt):
         self.weight = weight
         self.optimizer = optimizer
 
-    @property
-    def state_key(self) -> str:
-        return self._generate_state_key(on=self.on)
-
     def check(self, trainer: Trainer, module: LightningModule) -> None:
         super().check(trainer, module)
         names = dict(module.named_modules())
@@ -304,7 +301,7 @@ class GlobalDivergence(_Term):
         critic: of the width of the submodule's output, flattened.
         on: name of the submodule, such as "projection_head". Not a momentum encoder's: that has no
             gradient.
-        weight: the papers' 0.1.
+        weight: the paper's 0.1.
         optimizer: of the critic's parameters; None is ``SGD(lr=0.2, momentum=0.9)``.
 
     Reference: GSA-RSL, Eqs. 17 to 20
@@ -377,7 +374,7 @@ class ClusterFit(_Term):
         self.head = head
         self.extractor = extractor
         self.images = images
-        self._index = torch.empty(0)
+        self._index = torch.empty(0)  # of the batch at hand
         self._bare = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -436,12 +433,12 @@ class _TrainingStep:
         self.module = module
         self.attack = next((b for b in bolts if isinstance(b, AdversarialViews)), None)
         self.sharp = next((b for b in bolts if isinstance(b, SharpnessAware)), None)
+        self.clusters = next((b for b in bolts if isinstance(b, ClusterFit)), None)
         self.terms = [b for b in bolts if isinstance(b, _Term)]
 
     def __call__(self, step: Step, batch: Batch) -> Output:
-        for term in self.terms:
-            if isinstance(term, ClusterFit):
-                batch = term.without_index(batch)
+        if self.clusters is not None:
+            batch = self.clusters.without_index(batch)
         now = Snapshot(self.module)
         clouds = {term: _Clouds(term) for term in self.terms}
         if self.attack is not None:
@@ -454,7 +451,7 @@ class _TrainingStep:
                     clouds[term].clean = calls
             batch = self._attacked(self.attack, step, batch, now, clouds)
         with self._listening() as heard:
-            output = step(batch)
+            output = step(_copied(batch))
         loss = _loss_of(output)
         if loss is None or not (self.sharp or self.terms):
             return output
@@ -480,13 +477,14 @@ class _TrainingStep:
         chosen = attack.chosen(batch)
         views = _views(batch)
 
+        def with_views(hard: tuple[Images, ...]) -> Batch:
+            return _copied(batch, dict(zip(chosen, hard, strict=True)))
+
         def objective(*hard: Images) -> Scalar:
             now.restore()
             for p in self.module.parameters():  # no gradient in weights, nor memory for it
                 p.requires_grad_(False)
-            loss, heard = self._unheard(
-                step, _replaced(batch, dict(zip(chosen, hard, strict=True)))
-            )
+            loss, heard = self._unheard(step, with_views(hard))
             if loss is None:
                 raise _Skipped
             for term in self.terms:
@@ -501,7 +499,7 @@ class _TrainingStep:
             return batch
         finally:
             now.restore()
-        return _replaced(batch, dict(zip(chosen, hard, strict=True)))
+        return with_views(hard)
 
     def _sharpened(
         self, sharp: SharpnessAware, step: Step, batch: Batch, now: Snapshot, loss: Scalar
@@ -523,7 +521,7 @@ class _TrainingStep:
     def _unheard(self, step: Step, batch: Batch) -> tuple[Scalar | None, dict[_Term, list[Any]]]:
         """The loss, and what the terms heard on the way, of a pass that logs nothing."""
         with _logging_off(self.trainer, self.module), self._listening() as heard:
-            return _loss_of(step(_replaced(batch, {}))), heard
+            return _loss_of(step(_copied(batch))), heard
 
     @contextmanager
     def _listening(self) -> Iterator[dict[_Term, list[Any]]]:
@@ -640,14 +638,14 @@ def _views(batch: Batch) -> list[Images]:
     return found
 
 
-def _replaced(batch: Batch, views: dict[int, Images]) -> Batch:
-    """The batch in containers of its own, with some of its views, by number, exchanged."""
+def _copied(batch: Batch, views: Mapping[int, Images] = MappingProxyType({})) -> Batch:
+    """The batch, with some of its views exchanged, by number; a step may change it in place."""
     numbers = count()
 
-    def exchange(value: Tensor) -> Tensor:
-        return views.get(next(numbers), value) if _is_view(value) else value
+    def copied(value: Tensor) -> Tensor:
+        return (views.get(next(numbers), value) if _is_view(value) else value).clone()
 
-    return apply_to_collection(batch, Tensor, exchange)
+    return apply_to_collection(batch, Tensor, copied)
 
 
 def _described(value: Any) -> str:

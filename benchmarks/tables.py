@@ -72,7 +72,6 @@ _COMPARED = {
         ("SimCLR + adversarial view", "SimCLR + adversarial view, weak second view"),
         ("ACL-DS", "ACL-DS, weak second view"),
         ("AdvCL", "AdvCL, weak second view"),
-        ("GSA-RSL", "GSA-RSL, strong second view"),
     ],
     "papers_cifar": [("SimCLR", "AdvCL"), ("SimCLR", "GSA-RSL"), ("AdvCL", "GSA-RSL")],
 }

@@ -218,7 +218,7 @@ def encoders(method: Method, branches: str = "all") -> dict[str, nn.Module]:
 def measured(
     plan: Plan, method: Method, data: Data, out: Path, progress: attacks.Progress
 ) -> list[records.Measurement]:
-    """Every protocol on every branch, and every attack on each of their classifiers."""
+    """Every protocol on every branch; every attack on its last epoch, the first on its best."""
     ball = Linf(method.settings.radius)
     images = _attacked_images(plan, data)
     method.to(_device())
@@ -238,8 +238,12 @@ def measured(
                 progress=_inside(progress, place),
             )
             found += _attacked(plan, place, made.last, images, data, ball, out, progress)
-            place = f"{place}, best on {how.selects}"
-            found += _attacked(plan, place, made.best, images, data, ball, out, progress)
+            # One attack is enough to see whether the choice of an epoch matters.
+            place, short = (
+                f"{place}, best on {how.selects}",
+                replace(plan, attacked=plan.attacked[:1]),
+            )
+            found += _attacked(short, place, made.best, images, data, ball, out, progress)
     own = method.classifier()
     if own is not None:
         found += _attacked(plan, "own head", own.eval(), images, data, ball, out, progress)

@@ -6,10 +6,9 @@ import argparse
 import copy
 import hashlib
 import json
-import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -220,7 +219,8 @@ class _Job:
         name = attacks.classifier_fingerprint(classifier)[:16]
         path = self.work / f"classifier-{name}.pt"
         if not path.exists():
-            _replace(path, lambda part: torch.save(classifier.state_dict(), part))
+            with records.replacing(path) as partial:
+                torch.save(classifier.state_dict(), partial)
         return name
 
     def _doubts(
@@ -245,8 +245,8 @@ class _Job:
             branches=branches,
             progress=progress,
         )
-        text = json.dumps([asdict(c) for c in checks])
-        _replace(path, lambda part: part.write_text(text, encoding="utf-8"))
+        with records.replacing(path) as partial:
+            partial.write_text(json.dumps([asdict(c) for c in checks]), encoding="utf-8")
         return checks
 
     def _strip(self, classifier: nn.Module) -> report.Strip:
@@ -272,13 +272,6 @@ def _telling(progress: attacks.Progress, *names: str | None) -> attacks.Progress
     """``progress`` under the names of what it is the progress of."""
     start = " / ".join(filter(None, names))
     return lambda what, done, total: progress(f"{start}: {what}", done, total)
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """The whole file or none, whenever the process is killed."""
-    part = path.with_suffix(f".{os.getpid()}.part")
-    write(part)
-    part.replace(path)
 
 
 def _device() -> torch.device:

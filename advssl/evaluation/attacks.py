@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
@@ -23,7 +22,7 @@ from torch import Generator, Tensor, nn
 
 from advssl.attacks import AdversarialViewGenerator
 from advssl.balls import L2, Ball, Linf
-from advssl.evaluation.records import Fingerprint, Measurement, commit, machine
+from advssl.evaluation.records import Fingerprint, Measurement, commit, machine, replacing
 from advssl.modes import evaluating, frozen, full_precision, random_state_kept, seeded_state
 from advssl.types import Images, Labels, Objective, PerExample
 
@@ -443,7 +442,7 @@ def measure(
     for number, (x, y) in enumerate(batches):
         check_batch(x, y)
         if number == 0 and isinstance(attack, AutoAttack):
-            attack = attack.for_classes(_classes(classifier, x))
+            attack = attack.for_classes(class_count(classifier, x))
         correct += _finished(classifier, attack, x, y, (seed, number), shelf, report)
         data.update(x, y)
         labels.append(y.cpu())
@@ -742,7 +741,8 @@ def _check_labels(labels: Labels, logits: Logits) -> None:
         )
 
 
-def _classes(classifier: nn.Module, images: Images) -> int:
+def class_count(classifier: nn.Module, images: Images) -> int:
+    """How many logits ``classifier`` gives."""
     device = device_of(classifier, images)
     with borrowed(classifier, device, 0), torch.no_grad():
         return logits_of(classifier, images[:1].clone().to(device)).shape[1]
@@ -775,13 +775,8 @@ class _Shelf:
     def write(self, key: Settings, correct: list[bool]) -> None:
         """All of it or nothing, whenever the process is killed."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self._path(key)
-        unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-        with unfinished.open("w", encoding="utf-8") as file:
-            json.dump({"key": key, "correct": correct}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+        with replacing(self._path(key)) as partial:
+            partial.write_text(json.dumps({"key": key, "correct": correct}), encoding="utf-8")
 
     def _path(self, key: Settings) -> Path:
         text = json.dumps(key, sort_keys=True)

@@ -32,6 +32,7 @@ from advssl.evaluation.attacks import (
     batch_seed,
     borrowed,
     check_batch,
+    class_count,
     device_of,
     logits_of,
     margin,
@@ -386,7 +387,7 @@ def _gap(case: _Case) -> Check:
     without any mask. Its number is not to be believed then either.
     """
     if case.autoattack:
-        attack: Known = AutoAttack(case.ball).for_classes(_class_count(case))
+        attack: Known = AutoAttack(case.ball, class_count(case.classifier, case.batches[0][0]))
     else:
         attack = MultiTargetedPGD(case.ball, _PGD_STEPS, step_size=None)
     stronger = case.standing(attack)
@@ -609,13 +610,6 @@ def _branch_names(classifier: nn.Module) -> list[str]:
         if isinstance(module, BranchBatchNorm):
             return list(module)
     return []
-
-
-def _class_count(case: _Case) -> int:
-    x = case.batches[0][0][:1]
-    device = device_of(case.classifier, x)
-    with borrowed(case.classifier, device, case.seed), torch.no_grad():
-        return logits_of(case.classifier, x.clone().to(device)).shape[1]
 
 
 def _share(flags: PerExample) -> float:

@@ -10,7 +10,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from advssl.evaluation.diagnostics import Check
-from advssl.evaluation.records import Interval, Measurement, worst_case
+from advssl.evaluation.records import Interval, Measurement, replacing, worst_case
 from advssl.types import Images
 
 if TYPE_CHECKING:
@@ -206,7 +206,8 @@ def write(report: Report, folder: str | os.PathLike[str]) -> dict[str, Path]:
     paths = {}
     for kind, name, text_of in writers:
         paths[kind] = place / name
-        _replace(paths[kind], text_of(report))
+        with replacing(paths[kind]) as partial:
+            partial.write_text(text_of(report), encoding="utf-8", newline="\n")
     return paths
 
 
@@ -368,19 +369,6 @@ def _plain(value: Any, where: str) -> Any:
         f"{where} must be plain JSON (string keys, numbers, text), got {type(value).__name__} "
         f"{str(value)[:60]}; pass .item() of a tensor and str() of other objects"
     )
-
-
-def _replace(path: Path, text: str) -> None:
-    # Beside its target, since os.replace is atomic within one file system only.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # What page and markdown both say
@@ -582,7 +570,7 @@ def _markdown(report: Report) -> str:
         f"**{_md(sentence)}**" if state != "pass" else _md(sentence),
         "\n\n".join(_md(note) for note in _notes(rows)),
         *(_md_more(table) for table in report.tables),
-        _md_section("Checks", ("verdict", "check", "protocol", "evidence"), _check_rows(report)),
+        _md_section("Checks", _CHECKS, _check_rows(report)),
         _md_section("Settings", _SETTINGS, _setting_rows(report)),
         _md_section("To run it again", ("what", "value"), _facts(report)),
     ]
@@ -631,7 +619,8 @@ def _md(text: str) -> str:
 
 
 _SETTINGS = ("protocol", "measurement", "accuracy", "n", "seed", "settings")
-_NUMBERS = ("accuracy", "n", "seed")
+_NUMBERS = (2, 3, 4)  # of these columns
+_CHECKS = ("verdict", "check", "protocol", "evidence")
 
 
 def _check_rows(report: Report) -> list[tuple[str, ...]]:
@@ -687,8 +676,10 @@ def _page(report: Report) -> str:
         "".join(f'<p class="note">{_e(note)}</p>' for note in _notes(rows)),
         *map(_more, report.tables),
         _figures(drawn),
-        _table("Checks", ("verdict", "check", "protocol", "evidence"), _check_cells(report)),
-        _table("Settings", _SETTINGS, _setting_cells(report)),
+        _table("Checks", _CHECKS, _check_cells(report)) if _checks(report) else "",
+        _table(
+            "Settings", _SETTINGS, [_cells(r, _NUMBERS) for r in _setting_rows(report)], _NUMBERS
+        ),
         _table("To run it again", (), _fact_cells(report)),
     ]
     return (
@@ -706,7 +697,8 @@ def _headline(rows: Sequence[_Row]) -> str:
     lines = []
     for row in rows:
         cells = "".join(_share_cell(row.cells.get(c), row.n, _emphasis(c)) for c in columns)
-        lines.append(f'<tr>{_row_head(row.section)}{cells}<td class="n">{row.n}</td></tr>')
+        aside = "" if row.section.selected is None else ' class="aside"'
+        lines.append(f'<tr{aside}>{_row_head(row.section)}{cells}<td class="n">{row.n}</td></tr>')
     return (
         '<div class="wide"><table class="headline"><thead><tr><th scope="col">protocol</th>'
         f'{heads}<th scope="col" class="n">n</th></tr></thead>\n'
@@ -715,9 +707,10 @@ def _headline(rows: Sequence[_Row]) -> str:
 
 
 def _row_head(section: Section) -> str:
+    if section.selected is not None:
+        return f'<th scope="row">{_e(section.label)}</th>'
     words = [_PROTOCOLS.get(section.protocol)]
     words += [f"{section.branch} branch" if section.branch is not None else None]
-    words += [section.selected]
     below = "".join(f"<small>{_e(w)}</small>" for w in words if w)
     failed = any(c.verdict == "fail" for c in section.checks)
     doubted = '<small class="bad">✗ doubtful, see below</small>' if failed else ""
@@ -759,24 +752,18 @@ def _figures(drawn: Mapping[str, Figure]) -> str:
 
 
 def _more(table: Table) -> str:
-    rows = [
-        "".join(
-            f"<td>{_e(_cell(v))}</td>"
-            if isinstance(v, str)
-            else f'<td class="number">{_e(_cell(v))}</td>'
-            for v in row
-        )
-        for row in table.rows
-    ]
-    shown = _table(table.title, table.header, rows)
-    return (shown or f"<h2>{_e(table.title)}</h2>") + f'<p class="note">{_e(table.note)}</p>'
+    numbers = {i for row in table.rows for i, v in enumerate(row) if not isinstance(v, str)}
+    rows = [_cells(map(_cell, row), numbers) for row in table.rows]
+    shown = _table(table.title, table.header, rows, numbers)
+    return f'{shown}<p class="note">{_e(table.note)}</p>'
 
 
-def _table(title: str, header: Sequence[str], rows: Sequence[str]) -> str:
-    if not rows:
-        return ""
-    mark = {h: ' class="number"' for h in _NUMBERS}
-    heads = "".join(f'<th scope="col"{mark.get(h, "")}>{_e(h)}</th>' for h in header)
+def _table(
+    title: str, header: Sequence[str], rows: Sequence[str], numbers: Collection[int] = ()
+) -> str:
+    heads = "".join(
+        f'<th scope="col"{_aligned(i in numbers)}>{_e(h)}</th>' for i, h in enumerate(header)
+    )
     head = f"<thead><tr>{heads}</tr></thead>" if header else ""
     body = "\n".join(f"<tr>{row}</tr>" for row in rows)
     return (
@@ -785,12 +772,12 @@ def _table(title: str, header: Sequence[str], rows: Sequence[str]) -> str:
     )
 
 
-def _setting_cells(report: Report) -> list[str]:
-    mark = {i: ' class="number"' for i, h in enumerate(_SETTINGS) if h in _NUMBERS}
-    return [
-        "".join(f"<td{mark.get(i, '')}>{_e(cell)}</td>" for i, cell in enumerate(row))
-        for row in _setting_rows(report)
-    ]
+def _cells(row: Iterable[str], numbers: Collection[int]) -> str:
+    return "".join(f"<td{_aligned(i in numbers)}>{_e(cell)}</td>" for i, cell in enumerate(row))
+
+
+def _aligned(number: bool) -> str:
+    return ' class="number"' if number else ""
 
 
 def _check_cells(report: Report) -> list[str]:
@@ -847,6 +834,8 @@ tbody th { font-weight: 500; white-space: nowrap; }
 .headline th:first-child { text-align: left; padding-left: 0; }
 .headline tbody th { font-weight: 600; }
 .headline .worst { font-weight: 700; color: var(--ink); }
+.headline .aside th, .headline .aside td { padding-top: 6px; padding-bottom: 8px;
+  font-size: 14px; font-weight: 400; color: var(--quiet); }
 .headline .n { color: var(--quiet); font-size: 14px; }
 .bad, small.bad { color: var(--bad); }
 .doubt { margin: 20px 0 0; padding: 14px 20px 16px; background: var(--bad-paper);
@@ -1018,7 +1007,9 @@ def _errors(measurement: Measurement) -> Interval:
 
 def _styles(report: Report) -> dict[str, dict[str, Any]]:
     """A section looks the same in every figure."""
-    labels = dict.fromkeys(section.label for section in report.sections)
+    # Best epochs, which have no curves, last: they take no colour from others.
+    ordered = sorted(report.sections, key=lambda section: section.selected is not None)
+    labels = dict.fromkeys(section.label for section in ordered)
     return {
         label: {
             "color": _COLOURS[i % len(_COLOURS)],

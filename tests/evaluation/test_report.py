@@ -430,7 +430,7 @@ class TestHeadline:
         sections = section("slf"), section("slf", lost=3, selected=SELECTED, encoder="robust")
         last, best = page_of(report(*sections), folder).tables[0][1:]
         assert last[0] == "slf standard linear finetuning"
-        assert best[0] == f"robust slf standard linear finetuning {SELECTED}"
+        assert best[0] == f"robust: slf / {SELECTED}"
         text = (folder / "report.md").read_text(encoding="utf-8")
         assert f"| robust: slf / {SELECTED} |" in text
 
@@ -985,6 +985,13 @@ class TestFigures:
         radii = [line.get_color() for line in lines_of(drawn["accuracy-against-radius"], 2)]
         assert radii == [steps["alf"], steps["aff"]]
         assert len(set(steps.values())) == 3
+
+    def test_a_best_epoch_takes_no_colour_from_others(self):
+        plain = figures(report(curved("slf"), curved("alf")))[CURVES[0]]
+        sections = curved("slf"), section("slf", selected=SELECTED), curved("alf")
+        with_best = figures(report(*sections))[CURVES[0]]
+        colours = [[line.get_color() for line in f.axes[0].lines] for f in (plain, with_best)]
+        assert colours[0] == colours[1]
 
     def test_many_sections_are_all_told_apart(self):
         whole = report(*(curved("slf", branch=str(i)) for i in range(14)))

@@ -17,6 +17,7 @@ import torch
 from flops import flops
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MeanMetric
 
 from advssl import (
     AdversarialViewGenerator,
@@ -90,6 +91,23 @@ class Witness(SimCLR):
         return super().training_step(batch, batch_idx)
 
 
+class Metered(SimCLR):
+    """Logs a metric, whose state is no buffer, and keeps a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = MeanMetric()
+        self.history: list[float] = []
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.mean.update(loss.detach().float())
+        self.history.append(loss.item())
+        self.log("mean", self.mean)
+        self.log("seen", float(len(self.history)))
+        return loss
+
+
 @pytest.fixture(autouse=True)
 def _told():
     TOLD.clear()
@@ -132,7 +150,7 @@ class TestAdversarialViews:
     @pytest.mark.parametrize(
         "settings", [{"accumulate_grad_batches": 2}, {"precision": "bf16-mixed"}]
     )
-    @pytest.mark.parametrize("method", [BYOL, SwAV])
+    @pytest.mark.parametrize("method", [BYOL, SwAV, Metered])
     def test_leaves_no_trace_whatever_the_trainer_does(self, method, settings):
         plain, module = made(method), made(method)
         alone = fit(plain, steps=3, **settings)

@@ -159,10 +159,9 @@ def run(plan: Plan, options: argparse.Namespace, command: str) -> dict[str, Any]
     folder.mkdir(exist_ok=True)
     record = _kept(folder / "record.json", record)
     for branch, encoder in chain.encoders(method, plan.branches).items():
-        chain.whole(
-            folder / f"encoder{f'-{branch}' if branch else ''}.pt",
-            lambda part, encoder=encoder: torch.save(_exported(method, encoder), part),
-        )
+        name = f"encoder-{branch}.pt" if branch else "encoder.pt"
+        with records.replacing(folder / name) as part:
+            torch.save(_exported(method, encoder), part)
     table = f"{_table(plan, found)}\n\nrecord.json and the encoders are in {folder}"
     return {**record, "table": table, "found": found}
 
@@ -177,8 +176,8 @@ def _kept(path: Path, record: dict[str, Any]) -> dict[str, Any]:
         known = json.loads(path.read_text(encoding="utf-8"))
         if _result(known) == _result(record):
             return known
-    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    chain.whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+    with records.replacing(path) as part:
+        part.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return record
 
 
@@ -209,7 +208,7 @@ def _table(plan: Plan, found: Sequence[records.Measurement]) -> str:
     heads = list(next(iter(rows.values())))
     title = f"{METHODS[plan.method].title}: accuracy (%) on {found[0].n} test images"
     lines = [[title, *heads], ["---", *["--:"] * len(heads)]]
-    lines += [[place, *(row[attack] for attack in heads)] for place, row in rows.items()]
+    lines += [[place, *(row.get(attack, "") for attack in heads)] for place, row in rows.items()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

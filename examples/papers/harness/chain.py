@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -169,8 +168,8 @@ def pretrained(
         return None
     told |= {"seconds": round(seconds, 1), "commit": records.commit(), "machine": records.machine()}
     if rank_zero_only.rank == 0:
-        kept = {"weights": method.state_dict(), "told": told}
-        whole(trained, lambda part: torch.save(kept, part))
+        with records.replacing(trained) as part:
+            torch.save({"weights": method.state_dict(), "told": told}, part)
     return Pretrained(method, told)
 
 
@@ -238,11 +237,9 @@ def measured(
                 progress=_inside(progress, place),
             )
             found += _attacked(plan, place, made.last, images, data, ball, out, progress)
+            place = f"{place}, best on {how.selects}"
             # One attack is enough to see whether the choice of an epoch matters.
-            place, short = (
-                f"{place}, best on {how.selects}",
-                replace(plan, attacked=plan.attacked[:1]),
-            )
+            short = replace(plan, attacked=plan.attacked[:1])
             found += _attacked(short, place, made.best, images, data, ball, out, progress)
     own = method.classifier()
     if own is not None:
@@ -302,13 +299,6 @@ def features(method: Method, images: Any) -> Tensor:
     method.to(device)
     with torch.no_grad(), evaluating(method), own:
         return torch.cat([method.encode(x.to(device)).cpu() for x, _ in DataLoader(images, 256)])
-
-
-def whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """The whole file or none, whenever the process is killed, and whoever else writes it."""
-    part = path.with_suffix(f".{os.getpid()}.part")
-    write(part)
-    part.replace(path)
 
 
 def digest(content: Any) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch._functorch.config
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from rich.progress import (
     BarColumn,
@@ -217,6 +218,7 @@ def pretrain(
     module = Training(method, recipe, loader, steps_per_epoch, seed, dict(identity))
     if compiled:
         torch._dynamo.config.cache_size_limit = _GRAPHS  # the name that every torch understands
+        torch._functorch.config.donated_buffer = False  # SAM goes through a graph twice
         method.encoder.compile()
     with _quiet():
         trainer = pl.Trainer(
@@ -242,7 +244,7 @@ def check_identity(path: Path, identity: Mapping[str, Any]) -> None:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         there = checkpoint["identity"]
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"{path} is not a checkpoint of this harness; delete it, or name another --out"
         ) from error

@@ -4,13 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check tables docs clean
+.PHONY: demo test test-all check tables docs clean
 
 demo: $(READY)  ## three encoders on digits, attacked: under five minutes on two cores
 	$(BIN)/python examples/quickstart.py
 
-test: $(READY)  ## the whole suite
+test: $(READY)  ## the suite, without what takes minutes
 	$(BIN)/python -m pytest
+
+test-all: $(READY)  ## all of it: every chain of the papers, several processes, compiled encoders
+	$(BIN)/python -m pytest -m ""
 
 check: $(READY)  ## style and types
 	$(BIN)/ruff check .

@@ -149,26 +149,28 @@ class Bar(pl.Callback):
             TimeRemainingColumn(),
             TextColumn("{task.fields[loss]}"),
         )
-        self.bar, self.looked = Progress(*columns, transient=True), 0.0
+        self.bar, self.shown, self.looked = Progress(*columns, transient=True), False, 0.0
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         self.task = self.bar.add_task(
             "", total=trainer.max_steps, completed=trainer.global_step, loss=""
         )
-        if trainer.is_global_zero:
+        self.shown = trainer.is_global_zero and self.bar.console.is_interactive
+        if self.shown:
             self.bar.start()
 
     def on_train_batch_end(self, trainer: pl.Trainer, _: Any, outputs: Any, *__: Any) -> None:
         now = time.monotonic()
-        if now > self.looked + _SHOWN:
+        if self.shown and now > self.looked + _SHOWN:
             self.looked, loss = now, f"loss {float(outputs['loss']):.3f}"
             self.bar.update(self.task, completed=trainer.global_step, loss=loss)
 
     def on_train_end(self, *_: Any) -> None:
-        self.bar.stop()
+        if self.shown:
+            self.bar.stop()
 
     def on_exception(self, *_: Any) -> None:
-        self.bar.stop()
+        self.on_train_end()
 
 
 def pretrain(

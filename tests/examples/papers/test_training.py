@@ -1,0 +1,296 @@
+"""A run that is killed or stopped ends with the very weights of one that was not."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+
+from harness import chain
+from harness.training import LAST, check_identity, pretrain
+from reproduce import METHODS
+from simclr import SimCLR
+
+from . import tiny
+
+PAPERS = Path(tiny.chain.__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Two epochs of three steps, without a pause, of a method."""
+    found = {}
+
+    def trained(name: str) -> dict[str, torch.Tensor]:
+        if name not in found:
+            out = tmp_path_factory.mktemp(name)
+            found[name] = tiny.weights(tiny.train(tiny.plan(name, "--epochs", "2"), out))
+        return found[name]
+
+    return trained
+
+
+def folder(out: Path) -> Path:
+    """Where the only run below keeps its checkpoint."""
+    (found,) = (out / "work").iterdir()
+    return found
+
+
+# --- going on -------------------------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+sys.path[:0] = sys.argv[4:]
+from pathlib import Path
+from harness import chain
+from reproduce import METHODS
+from tests.examples.papers import tiny
+
+name, out, step = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+method, done = METHODS[name], 0
+
+def killed(self):
+    global done
+    done += 1
+    if done == step:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+method.after_step = killed
+tiny.train(tiny.plan(name, "--epochs", "2"), out, save_every=0)
+"""
+
+
+@pytest.mark.parametrize("name", ["gsa_rsl", "simclr"])
+def test_a_killed_run_ends_with_the_same_weights(name, whole, tmp_path):
+    # After the optimizer's fifth step, the second of the second epoch, and before its checkpoint.
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, name, tmp_path, "5", PAPERS, PAPERS.parents[1]],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert torch.load(folder(tmp_path) / LAST, weights_only=True)["global_step"] == 4
+    resumed = tiny.train(tiny.plan(name, "--epochs", "2"), tmp_path)
+    assert tiny.same(tiny.weights(resumed), whole(name))
+
+
+class Momentum(SimCLR):
+    """Has what the methods here lack: a momentum encoder, and a schedule of its own."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.slow = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.epochs, self.steps = [], 0
+
+    def begin_epoch(self, epoch, epochs):
+        self.epochs.append((epoch, epochs))
+
+    def after_step(self):
+        self.steps += 1
+        for slow, fast in zip(self.slow.parameters(), self.encoder.parameters(), strict=True):
+            slow.lerp_(fast.detach(), 0.5)
+
+
+@pytest.mark.parametrize(
+    "name", ["gsa_rsl", "momentum", pytest.param("advcl", marks=pytest.mark.heavy)]
+)
+def test_a_run_of_many_starts_ends_with_the_same_weights(name, tmp_path):
+    methods = {**METHODS, "momentum": Momentum}
+    plan = replace(
+        tiny.plan("simclr" if name == "momentum" else name, "--epochs", "2"), method=name
+    )
+    if plan.method == "advcl":  # its clusters' method is trained beforehand
+        tiny.train(replace(plan, method="simclr", flags={"radius": 0.1}), tmp_path)
+    expected = tiny.weights(tiny.train(plan, tmp_path / "whole", methods=methods))
+    starts, resumed = 0, None
+    while resumed is None:
+        starts += 1
+        # Its time is up at once, but each start makes a step.
+        resumed = tiny.train(plan, tmp_path, methods=methods, deadline=time.monotonic())
+    assert starts == 6
+    assert tiny.same(tiny.weights(resumed), expected)
+
+
+def test_hooks_are_called_once_per_step_and_before_the_first_of_each_start(tmp_path):
+    plan, made = tiny.plan("simclr", "--epochs", "2"), []
+
+    class Watched(Momentum):
+        def __init__(self, *args, **kwargs) -> None:
+            super().__init__(*args, **kwargs)
+            made.append(self)
+
+    methods = {"simclr": Watched}
+    for _ in range(4):
+        assert tiny.train(plan, tmp_path, methods=methods, deadline=time.monotonic()) is None
+    tiny.train(plan, tmp_path, methods=methods)
+    assert [m.steps for m in made] == [1, 1, 1, 1, 2]
+    assert [m.epochs for m in made] == [[(0, 2)]] * 3 + [[(1, 2)]] * 2
+    whole = tiny.train(plan, tmp_path / "whole", methods=methods)
+    assert (whole.method.steps, whole.method.epochs) == (6, [(0, 2), (1, 2)])
+
+
+def test_seconds_are_those_of_all_starts(tmp_path):
+    plan = tiny.plan("simclr", "--epochs", "2")
+    assert tiny.train(plan, tmp_path, deadline=time.monotonic()) is None
+    path = folder(tmp_path) / LAST
+    checkpoint = torch.load(path, weights_only=True)
+    assert 0 < checkpoint["seconds"] < 60
+    torch.save({**checkpoint, "seconds": 1000.0}, path)
+    assert 1000 < tiny.train(plan, tmp_path).told["seconds"] < 1060
+
+
+def test_a_run_killed_after_its_last_step_trains_nothing_more(tmp_path, monkeypatch):
+    plan = tiny.plan("gsa_rsl")
+    expected = tiny.weights(tiny.train(plan, tmp_path))
+    (folder(tmp_path) / "method.pt").unlink()
+    monkeypatch.setattr(METHODS["gsa_rsl"], "forward", None)
+    assert tiny.same(tiny.weights(tiny.train(plan, tmp_path)), expected)
+
+
+def test_a_kill_while_the_checkpoint_is_written_leaves_the_one_before(tmp_path, monkeypatch):
+    plan, save, written = tiny.plan("simclr"), pl.Trainer.save_checkpoint, []
+
+    def torn(self, filepath, *args, **kwargs):
+        written.append(filepath)
+        if len(written) == 2:
+            Path(filepath).write_bytes(b"half")
+            raise MemoryError
+        save(self, filepath, *args, **kwargs)
+
+    monkeypatch.setattr(pl.Trainer, "save_checkpoint", torn)
+    with pytest.raises(MemoryError):
+        tiny.train(plan, tmp_path, save_every=0)
+    assert torch.load(folder(tmp_path) / LAST, weights_only=True)["global_step"] == 1
+    whole = tiny.weights(tiny.train(plan, tmp_path / "whole"))
+    assert tiny.same(tiny.weights(tiny.train(plan, tmp_path)), whole)
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def never(*_):
+    raise AssertionError("work was begun")
+
+
+def again(path: Path, identity: dict) -> None:
+    method = chain.build(plan := tiny.plan("simclr"), SimCLR, chain.open_plan(plan))
+    pretrain(method, plan.recipe, never, 3, folder=path, identity=identity)
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_what_differs(tmp_path):
+    assert tiny.train(tiny.plan("simclr"), tmp_path, deadline=time.monotonic()) is None
+    place = folder(tmp_path)
+    identity = torch.load(place / LAST, weights_only=True)["identity"]
+    check_identity(place / LAST, identity)
+    other = {**identity, "method": "acl", "data": "cifar10", "seed": 0}
+    with pytest.raises(
+        ValueError,
+        match=r"another run \(data: 'digits' there, 'cifar10' asked, method: 'simclr' there, "
+        r"'acl' asked\); name another --out, or delete it",
+    ):
+        again(place, other)
+    with pytest.raises(ValueError, match=r"steps.: 5.*steps.: 7"):
+        again(place, {**identity, "settings": {**identity["settings"], "steps": 7}})
+
+
+@pytest.mark.parametrize("content", [b"", b"text", "other", "cut off"])
+def test_what_is_no_checkpoint_is_refused(content, tmp_path):
+    path = tmp_path / LAST
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save({"weights": torch.zeros(1000)}, path)
+    if content == "cut off":
+        path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(ValueError, match="not a checkpoint of this harness; delete it, or name"):
+        again(tmp_path, {})
+
+
+# --- what else it can do --------------------------------------------------------------------------
+
+
+def test_half_precision_keeps_whole_weights(whole, tmp_path):
+    trained = tiny.train(
+        tiny.plan("gsa_rsl", "--epochs", "2", "--precision", "bf16-mixed"), tmp_path
+    )
+    found = tiny.weights(trained)
+    assert {v.dtype for v in found.values()} == {torch.float32, torch.int64}
+    assert all(v.isfinite().all() for v in found.values())
+    assert not tiny.same(found, whole("gsa_rsl"))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of a few images per class."""
+    draw = np.random.default_rng(0)
+    for part, count in (("train", 12), ("test", 4)):
+        for c in range(2):
+            place = tmp_path / "photos" / part / f"class{c}"
+            place.mkdir(parents=True)
+            for i in range(count):
+                pixels = draw.integers(0, 256, (10, 12, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(place / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def test_streamed_images_train_the_same_weights(photos, tmp_path):
+    plan = tiny.plan("gsa_rsl", "--data", f"folder:{photos}", "--limit", "0", "--epochs", "2")
+    plan = replace(plan, recipe=replace(plan.recipe, batch_size=8))
+    held, streamed = (
+        tiny.weights(tiny.train(plan, tmp_path / str(gb), memory_gb=gb)) for gb in (1.0, 0.0)
+    )
+    assert tiny.same(held, streamed)
+
+
+def logged(place: Path, start: int = 0) -> list[dict[str, str]]:
+    with (place / "csv" / f"version_{start}" / "metrics.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_critics_rate_follows_the_encoders(tmp_path):
+    plan = tiny.plan("gsa_rsl", "--epochs", "2")
+    trained = tiny.train(plan, tmp_path)
+    critic, peak = trained.method.optimizers()["critic"]
+    share = plan.recipe.schedule(5, 3, 2) / plan.recipe.schedule.peak
+    assert 0 < share < 0.5
+    assert critic.param_groups[0]["lr"] == pytest.approx(peak * share)
+    assert float(logged(folder(tmp_path))[-1]["rate"]) / plan.recipe.schedule.peak == pytest.approx(
+        share
+    )
+
+
+def test_every_start_logs_its_terms_beside_those_before(tmp_path):
+    plan = tiny.plan("gsa_rsl", "--limit", "20", "--epochs", "3")
+    assert tiny.train(plan, tmp_path, deadline=time.monotonic()) is None
+    tiny.train(plan, tmp_path)
+    rows = [*logged(folder(tmp_path), 0), *logged(folder(tmp_path), 1)]
+    assert [int(row["step"]) for row in rows] == [0, 1, 2]
+    for row in rows:
+        terms = sum(float(row[name]) for name in ("adversarial", "benign", "global"))
+        assert float(row["loss"]) == pytest.approx(terms, rel=1e-5)
+
+
+def test_tensorboard_is_written_where_it_is_installed(tmp_path):
+    pytest.importorskip("tensorboard")
+    tiny.train(tiny.plan("simclr"), tmp_path)
+    assert list((folder(tmp_path) / "tensorboard").glob("events.*"))
+
+
+def test_nothing_is_said_of_a_run_whose_epochs_have_one_step(tmp_path, capfd):
+    """Warnings are errors here: of the interval of logs, of workers, of anything."""
+    tiny.train(tiny.plan("simclr", "--limit", "20", "--epochs", "25"), tmp_path)
+    assert capfd.readouterr() == ("", "")
+    assert logged(folder(tmp_path))[-1]["epoch"] == "24"

@@ -425,6 +425,14 @@ class TestGlobalDivergence:
             metrics["train_loss"] + 2 * metrics["global_divergence"], rel=1e-5
         )
 
+    def test_the_attack_climbs_its_estimate_too(self):
+        found = []
+        for weight in (0.0, 100.0):
+            trainer = fit(made(SimCLR), [adversarial(steps=3), divergence(weight=weight)], steps=1)
+            found.append(trainer.logger.metrics[0])
+        assert found[1]["global_divergence"] > found[0]["global_divergence"] + 1e-3
+        assert found[1]["train_loss"] < found[0]["train_loss"]
+
     def test_critic_and_encoder_learn_and_the_modules_checkpoint_knows_nothing(self, tmp_path):
         callback = divergence(weight=5.0)
         before = {n: p.clone() for n, p in callback.critic.state_dict().items()}

@@ -31,7 +31,7 @@ _BATCH = 100
 # image, and what an encoder was pretrained on never becomes a test image.
 _DATA_SEED = 0
 _L2_RADIUS = 0.5  # of "pgd-l2", whatever --eps says: the field's figure at 32 x 32
-_RADII = (0.25, 0.5, 1.0, 1.5, 2.0, 4.0)  # of the figure, in units of --eps
+_RADII = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # of the figure, in units of --eps
 _STEPS = (1, 2, 5, 10, 20, 50)
 _STRIP = 8
 ATTACKS = ("clean", "pgd", "pgd-l2", "mpgd", "aa")
@@ -169,7 +169,10 @@ class _Job:
             return self._measure(classifier, attack, progress).value
 
         by_radius = [(0.0, found[0].value)]
-        for radius in (share * ball.radius for share in _RADII):
+        # To where every image can become the same grey, and accuracy must be zero.
+        grey = diagnostics.grey_radius(ball, self.measured[0][0])
+        assert grey is not None  # of Linf and L2, which are all that _ball makes
+        for radius in (*(r for r in (s * ball.radius for s in _RADII) if r < grey), grey):
             around = type(ball)(radius)  # type: ignore[call-arg]
             by_radius.append((radius, accuracy(attacks.PGD(around, 20, None))))
         return report.Section(
@@ -405,8 +408,8 @@ def _transfer(earlier: Mapping[str, _Earlier], progress: attacks.Progress) -> re
         ("made for", *(f"{name} (%)" for name in classifiers)),
         tuple((name, *(100 * share for share in found.loc[name])) for name in classifiers),
         f"Accuracy under {attack.name}, made for the classifier of the row and given to that of "
-        "the column; the diagonal is white box. Where a row off the diagonal leaves less than the "
-        "diagonal below it does, the white-box number is not to be believed.",
+        "the column; the diagonal is white box. Where another row of a column leaves less than its "
+        "diagonal, the white-box number of that column is not to be believed.",
     )
 
 

@@ -67,7 +67,8 @@ def test_writes_a_report(tmp_path, capsys):
         clean, *hostile = section.measurements
         assert clean.value > 0.5
         assert all(m.value <= clean.value for m in hostile)
-        assert len(section.by_radius) == 3
+        assert [r for r, _ in section.by_radius] == [0, 16 / 255, 64 / 255, 0.5]
+        assert section.by_radius[-1][1] == 0.0  # where every image can become the same grey
         assert len(section.by_steps) == 2
         assert section.checks
         assert (tmp_path / "work" / f"classifier-{section.classifier}.pt").exists()
@@ -220,7 +221,7 @@ def test_reports_are_compared_image_by_image(earlier, tmp_path, capsys):
         assert row[2:5] == (100 * one.value, 100 * two.value, 100 * expected.difference)
         assert row[5] == tuple(100 * end for end in expected.image_interval)
         assert row[6:8] == (expected.p_value, None)
-        assert row[8] == ("they differ" if expected.differs else "within noise")
+        assert row[8] == ("yes" if expected.differs else "not shown")
     assert transfer.title in capsys.readouterr().out
     assert [s.label for s in found.sections if s.selected is None] == ["first: slf", "other: slf"]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from advssl.evaluation.report import Cell, Report, Table, by_column
 
 Replicates: TypeAlias = Mapping[str, Sequence[Report]]  # of each encoder, one per training seed
 
-_HEADER = ("difference", "95 % over images", "p", "95 % over seeds", "verdict")
+_HEADER = ("difference", "95 % over images", "p", "95 % over seeds", "differs")
 _NOTE = (
     "Paired image by image, in points. The first interval and the exact p-value are about the "
     "choice of images; the second interval is about the seed of the training, of which one seed "
@@ -97,9 +97,9 @@ def _row(
         *(100 * fmean(m.value for m in side) for side in (before, after)),
         100 * found.difference,
         _points(found.image_interval),
-        found.p_value,
+        found.p_value if found.p_value > 1e-9 else "< 1e-9",  # beyond is rounding
         found.seed_interval and _points(found.seed_interval),
-        "they differ" if found.differs else "within noise",
+        "yes" if found.differs else "not shown",
     )
 
 

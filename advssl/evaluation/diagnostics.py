@@ -187,7 +187,7 @@ class _Case:
 
 def _radius(case: _Case) -> Check:
     """At a radius at which all images can be made alike, nothing may be left."""
-    grey = _grey_radius(case)
+    grey = grey_radius(case.ball, case.batches[0][0])
     if grey is None:
         return _not_run(f"no largest useful radius is known for {type(case.ball).__name__}")
     radii = [f * case.ball.radius for f in _RADII if f * case.ball.radius < grey] + [grey]
@@ -505,12 +505,12 @@ def _extremes(batches: Iterable[tuple[Images, Labels]]) -> tuple[float, float]:
     return min(float(p.min) for p in pairs), max(float(p.max) for p in pairs)
 
 
-def _grey_radius(case: _Case) -> float | None:
-    """The radius of the ball around any image in [0, 1] that holds the grey one."""
-    if isinstance(case.ball, Linf):
+def grey_radius(ball: Ball, images: Images) -> float | None:
+    """The radius of such a ball around any image that holds the grey one, None if not known."""
+    if isinstance(ball, Linf):
         return 0.5
-    if isinstance(case.ball, L2):
-        return 0.5 * math.sqrt(case.batches[0][0].shape[1:].numel())
+    if isinstance(ball, L2):
+        return 0.5 * math.sqrt(images.shape[1:].numel())
     return None
 
 

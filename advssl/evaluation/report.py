@@ -163,7 +163,6 @@ class Report:
         command: that makes this report again.
         sections: one per protocol and branch.
         tables: what a page of several encoders says beside that.
-        seconds: that it took; None if it was interrupted and resumed.
     """
 
     title: str
@@ -172,7 +171,6 @@ class Report:
     command: str
     sections: tuple[Section, ...]
     tables: tuple[Table, ...] = ()
-    seconds: float | None = None
 
     def __post_init__(self) -> None:
         if not self.sections:
@@ -282,7 +280,6 @@ def _record(report: Report) -> str:
         "model": report.model,
         "data": report.data,
         "command": report.command,
-        "seconds": report.seconds,
         "sections": [_section_to(s) for s in report.sections],
         "tables": [vars(t) for t in report.tables],
     }
@@ -317,7 +314,6 @@ def _report_from(document: Mapping[str, Any]) -> Report:
         command=_expect(str, document, "command"),
         sections=tuple(map(_section_from, _expect(list, document, "sections"))),
         tables=tuple(map(_table_from, _expect(list, document, "tables"))),
-        seconds=_expect((int, float, type(None)), document, "seconds"),
     )
 
 
@@ -443,7 +439,8 @@ def _notes(rows: Sequence[_Row]) -> list[str]:
 def _summary(report: Report) -> str:
     """What was evaluated, in one line."""
     known = [report.model[key] for key in ("backbone", "checkpoint") if report.model.get(key)]
-    model = ", ".join(map(_text, known or report.model.values()))
+    each = (k if isinstance(v, Mapping) else v for k, v in report.model.items())
+    model = ", ".join(map(_text, known or each))
     data = f"on {_text(report.data['name'])}" if report.data.get("name") else ""
     sizes = sorted({s.measurements[0].n for s in report.sections})
     images = f"{' or '.join(map(str, sizes))} test image{'' if sizes == [1] else 's'}"
@@ -452,7 +449,6 @@ def _summary(report: Report) -> str:
         " ".join(filter(None, (model, data))),
         images,
         f"{measured} measurement{'' if measured == 1 else 's'}",
-        "" if report.seconds is None else _duration(report.seconds),
     )
     return " · ".join(filter(None, parts))
 
@@ -493,8 +489,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     for key in machine:
         values = _distinct(_text(m.machine[key]) for m in measurements if key in m.machine)
         facts += [(f"machine: {key}", " or ".join(values))]
-    took = [] if report.seconds is None else [("duration", _duration(report.seconds))]
-    return facts + took
+    return facts
 
 
 def _distinct(values: Iterable[str]) -> list[str]:
@@ -503,13 +498,6 @@ def _distinct(values: Iterable[str]) -> list[str]:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _interval(measurement: Measurement) -> str:
@@ -714,7 +702,7 @@ def _row_head(section: Section) -> str:
     below = "".join(f"<small>{_e(w)}</small>" for w in words if w)
     failed = any(c.verdict == "fail" for c in section.checks)
     doubted = '<small class="bad">✗ doubtful, see below</small>' if failed else ""
-    name = " ".join(filter(None, (section.encoder, section.protocol)))
+    name = ": ".join(filter(None, (section.encoder, section.protocol)))
     return f'<th scope="row">{_e(name)}{below}{doubted}</th>'
 
 
@@ -836,6 +824,7 @@ tbody th { font-weight: 500; white-space: nowrap; }
 .headline .worst { font-weight: 700; color: var(--ink); }
 .headline .aside th, .headline .aside td { padding-top: 6px; padding-bottom: 8px;
   font-size: 14px; font-weight: 400; color: var(--quiet); }
+.headline .aside th { white-space: normal; }
 .headline .n { color: var(--quiet); font-size: 14px; }
 .bad, small.bad { color: var(--bad); }
 .doubt { margin: 20px 0 0; padding: 14px 20px 16px; background: var(--bad-paper);

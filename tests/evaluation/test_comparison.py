@@ -59,9 +59,15 @@ class TestDifferences:
             assert interval == tuple(100 * end for end in expected.image_interval)
             assert p == expected.p_value
             assert seeds is None
-            assert verdict == ("they differ" if expected.differs else "within noise")
-        assert found["slf", "clean"][-1] == "within noise"
-        assert found["slf", "PGD-20"][-1] == "they differ"
+            assert verdict == ("yes" if expected.differs else "not shown")
+        assert found["slf", "clean"][-1] == "not shown"
+        assert found["slf", "PGD-20"][-1] == "yes"
+
+    def test_a_p_value_beyond_rounding_is_told_by_its_bound(self):
+        encoders = {"a": [report(section(2))], "b": [report(section(40))]}
+        found = rows(compared(encoders, ""))["slf", "PGD-20"]
+        assert found[4] == "< 1e-9"
+        assert found[-1] == "yes"
 
     def test_of_the_worst_case_are_those_per_image(self):
         a, b = section(12), section(30)

@@ -54,7 +54,7 @@ def evaluate(options: argparse.Namespace, command: str) -> dict[str, Path]:
         raise ValueError("--mean and --std go together; give both, one number per channel")
     ball = _ball(options)
     chosen = _attacks(options.attacks, ball)
-    protocols = [probes.protocol(options.preset, name) for name in _words(options.protocol)]
+    protocols = [probes.protocol(options.preset, name) for name in _names(options.protocol)]
     data = _data(options)
     encoders, model = _encoders(options)
     job = _Job(options, data, _measured_on(data, options.num_images), ball, chosen)
@@ -99,7 +99,7 @@ def _encoders(options: argparse.Namespace) -> tuple[Encoders, dict[str, Any]]:
     if options.checkpoint:
         file = options.checkpoint
         how = {k: getattr(options, k) for k in ("format", "prefix", "allow_partial")}
-        branches = _words(options.bn_branch or "") or bn_branches(blank, file, **how)
+        branches = _names(options.bn_branch or "") or bn_branches(blank, file, **how)
         encoders = {}
         for branch in branches or (None,):
             encoder = copy.deepcopy(blank)
@@ -302,10 +302,10 @@ def _attacks(names: str, ball: Ball) -> list[attacks.Attack]:
         "mpgd": [attacks.MultiTargetedPGD(ball, 20, r / 4)],
         "aa": [attacks.AutoAttack(ball)],
     }
-    unknown = [name for name in _words(names) if name not in available]
+    unknown = [name for name in _names(names) if name not in available]
     if unknown:
         raise ValueError(f"attacks are {', '.join(ATTACKS)}, got {', '.join(unknown)}")
-    return [attacks.Clean(), *(a for name in _words(names) for a in available[name])]
+    return [attacks.Clean(), *(a for name in _names(names) for a in available[name])]
 
 
 def _ball(options: argparse.Namespace) -> Ball:
@@ -400,7 +400,7 @@ def _transfer(earlier: Mapping[str, _Earlier], progress: attacks.Progress) -> re
             seen.update(images, labels)
         if str(seen) != first.written.sections[0].measurements[0].dataset:
             raise ValueError(f"{first.options.data} has other images than when it was measured")
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # of weights that fit another timm's network
         return report.Table(title, (), (), f"Not run: {error}.")
     found = attacks.transfer(classifiers, measured, attack, progress=progress)
     return report.Table(
@@ -418,6 +418,11 @@ def _transfer(earlier: Mapping[str, _Earlier], progress: attacks.Progress) -> re
 
 def _words(text: str) -> list[str]:
     return [word for word in text.split(",") if word]
+
+
+def _names(text: str) -> list[str]:
+    """Words, each once."""
+    return list(dict.fromkeys(_words(text)))
 
 
 def _fraction(text: str) -> float:

@@ -620,7 +620,7 @@ def test_nan_is_refused(path):
 
 
 def test_a_wrong_prefix_is_refused_where_the_papers_loaders_load_nothing(path):
-    """RECIPES fact 17: strict=False with DataParallel's prefix."""
+    """What AdvCL's loader does: strict=False with DataParallel's prefix."""
     own = prefixed(small().state_dict(), "module.")
     encoder = small(seed=1)
     quiet = copy.deepcopy(encoder)

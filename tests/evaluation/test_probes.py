@@ -285,7 +285,7 @@ class TestPresets:
             assert how.selects == ("test" if preset == "released" else "validation")
 
     def test_papers_settings(self):
-        """RECIPES, section 4."""
+        """As their texts and released code have them."""
         advcl, aff = protocol("advcl", "slf"), protocol("advcl", "aff")
         assert (advcl.epochs, advcl.batch_size, advcl.learning_rate) == (25, 512, 0.01)
         assert (advcl.weight_decay, advcl.decays, advcl.reads) == (2e-4, (15, 20), "raw")

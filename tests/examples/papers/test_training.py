@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from shutil import which
 
 import numpy as np
 import pytest
@@ -294,3 +295,82 @@ def test_nothing_is_said_of_a_run_whose_epochs_have_one_step(tmp_path, capfd):
     tiny.train(tiny.plan("simclr", "--limit", "20", "--epochs", "25"), tmp_path)
     assert capfd.readouterr() == ("", "")
     assert logged(folder(tmp_path))[-1]["epoch"] == "24"
+
+
+# --- several processes, compiled ------------------------------------------------------------------
+
+RANKS = """
+import sys, time
+sys.path[:0] = sys.argv[3:]
+from pathlib import Path
+import torch
+from pytorch_lightning.utilities import rank_zero_only
+from tests.examples.papers import tiny
+
+name, out = sys.argv[1], Path(sys.argv[2])
+plan = tiny.plan(name, "--epochs", "2")
+deadline = None if (out / "work").exists() or not (out / "stop").exists() else time.monotonic()
+found = tiny.train(plan, out, devices=2, deadline=deadline)
+if found is not None:
+    torch.save(found.method.state_dict(), out / f"rank{rank_zero_only.rank}.pt")
+"""
+
+
+def on_two_ranks(name: str, out: Path) -> list[dict[str, torch.Tensor]]:
+    """What each rank ends with, if it does."""
+    (out / "ranks.py").write_text(RANKS, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, out / "ranks.py", name, out, PAPERS, PAPERS.parents[1]],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    return [torch.load(path, weights_only=True) for path in sorted(out.glob("rank?.pt"))]
+
+
+def learned(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without BatchNorm's statistics, of which each rank has its own."""
+    return {name: v for name, v in state.items() if "running_" not in name}
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", ["simclr", "acl", "advcl", "gsa_rsl", "gsa_advcl", "ascl_local"])
+def test_ranks_learn_the_same_weights_from_all_images(name, whole, tmp_path):
+    one, other = on_two_ranks(name, tmp_path)
+    assert tiny.same(learned(one), learned(other))
+    if name in ("simclr", "gsa_rsl"):
+        alone = whole(name)
+        assert not tiny.same(learned(one), learned(alone))  # other views are drawn
+        assert one.keys() == alone.keys()
+
+
+@pytest.mark.heavy
+def test_ranks_go_on_where_they_were(tmp_path):
+    ends = []
+    for place in (tmp_path / "whole", tmp_path / "stopped"):
+        place.mkdir()
+        if place.name == "stopped":
+            (place / "stop").touch()
+            assert on_two_ranks("gsa_rsl", place) == []
+            assert torch.load(folder(place) / LAST, weights_only=True)["global_step"] == 1
+        ends.append(on_two_ranks("gsa_rsl", place))
+    for rank in range(2):
+        assert tiny.same(ends[0][rank], ends[1][rank])
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(not (which("g++") or which("clang++")), reason="compiling needs a compiler")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["simclr", "gsa_rsl", "advcl"])
+def test_a_compiled_encoder_learns_the_same(name, tmp_path):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = tiny.train(tiny.plan(name), tmp_path / "compiled", compiled=True)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    branches = len(set(compiled.method.branch_of.values()) or [""])
+    # Of each branch: to train on, to attack, with fixed weights, and without gradient.
+    assert 1 <= graphs <= 4 * branches
+    plain = tiny.train(tiny.plan(name), tmp_path / "plain")
+    for key, value in tiny.weights(plain).items():
+        torch.testing.assert_close(tiny.weights(compiled)[key], value, rtol=1e-2, atol=1e-3)

@@ -1,0 +1,419 @@
+"""The commands: what they say, what they leave, and what they refuse, each in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from advcl import VIEWS
+from advssl.cli import main as advssl
+from advssl.evaluation.checkpoints import load_encoder
+from advssl.evaluation.records import Measurement
+from advssl.integrations.timm import backbone
+from harness import chain, cost, tables
+from reproduce import METHODS, PRESETS, dry_run, given, main, parse, plan_of, settings
+
+from . import tiny
+
+REPRODUCE = Path(chain.__file__).parents[1] / "reproduce.py"
+
+
+def never(*_, **__):
+    raise AssertionError("work was begun")
+
+
+def refused(capsys, *words: str) -> tuple[int, str]:
+    """Exit code and the line that was said."""
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    said = capsys.readouterr().err
+    code = stop.value.code
+    if isinstance(code, str):  # which Python prints, and exits with 1
+        said, code = said + code + "\n", 1
+    assert said.count("\n") == 1, said
+    return code, said
+
+
+def record_in(out: Path, name: str) -> tuple[Path, dict]:
+    (folder,) = out.glob(f"{name}-*")
+    return folder, json.loads((folder / "record.json").read_text(encoding="utf-8"))
+
+
+# --- every method ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_two_steps(name, tmp_path):
+    plan = tiny.plan(name, "--limit", "40")
+    before = chain.build(plan, METHODS[name], chain.open_plan(plan)).state_dict()
+    after = tiny.weights(tiny.train(plan, tmp_path))
+    assert all(value.isfinite().all() for value in after.values())
+    # What no view touches would be measured as it was drawn.
+    assert not [n for n, value in before.items() if torch.equal(value, after[n])]
+
+
+CHAINS = {
+    "simclr": ["slf"],
+    "acl": ["slf adversarial", "slf clean"],
+    "advcl": ["slf pgd", "slf normal"],
+    "gsa_rsl": ["slf adversarial", "slf clean"],
+}
+
+
+@pytest.fixture(scope="module")
+def chains(tmp_path_factory):
+    """Where the whole chain of a method was run, once."""
+    found = {}
+
+    def run(name: str) -> Path:
+        if name not in found:
+            found[name] = tmp_path_factory.mktemp(name)
+            main(tiny.words(name, "--out", str(found[name])))
+        return found[name]
+
+    return run
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_chain_leaves_a_record_and_its_encoders(name, chains):
+    folder, record = record_in(chains(name), name)
+    found = [Measurement.from_json(json.dumps(m)) for m in record["measurements"]]
+    for m in found:
+        assert (m.n, len(m.correct), m.seed) == (20, 20, 0)
+    places = list(dict.fromkeys(m.name.partition(": ")[0] for m in found))
+    last = CHAINS[name]
+    assert places == [p for place in last for p in (place, f"{place}, best on validation")]
+    assert sum(m.name.endswith(": clean") for m in found) == len(places)
+    plan = tiny.plan(name)
+    assert record["plan"] == json.loads(json.dumps(asdict(plan)))
+    assert record["presentations"] == 60
+    assert record["settings"]["radius"] == 0.1
+    assert record["seconds"]["pretraining"] > 0
+    assert {"cpu", "torch"} <= record["machine"].keys()
+    assert record["command"].startswith(f"reproduce.py {name} --width 2 ")
+    assert str(chains(name).parent) not in json.dumps(record)
+    branches = [place.removeprefix("slf").strip() for place in last]
+    assert {p.name for p in folder.iterdir()} == {
+        "record.json",
+        *(f"encoder-{branch}.pt" if branch else "encoder.pt" for branch in branches),
+    }
+
+
+def test_a_command_that_is_repeated_reads_all_of_it_back(chains, monkeypatch, capsys):
+    out = chains("advcl")
+    capsys.readouterr()
+    folder, _ = record_in(out, "advcl")
+    written = (folder / "record.json").read_bytes()
+    monkeypatch.setattr(chain, "pretrain", never)
+    monkeypatch.setattr("advssl.evaluation.attacks._attacked", never)
+    monkeypatch.setattr("advssl.evaluation.probes._Training._train", never)
+    main(tiny.words("advcl", "--out", str(out)))
+    assert (folder / "record.json").read_bytes() == written
+    said = capsys.readouterr().out
+    assert "| slf pgd, best on validation |" in said
+    assert said.endswith(f"record.json and the encoders are in {folder}\n")
+
+
+def test_a_record_of_other_results_is_replaced(chains):
+    folder, record = record_in(chains("simclr"), "simclr")
+    path = folder / "record.json"
+    path.write_text(json.dumps({**record, "presentations": 1, "commit": "old"}), encoding="utf-8")
+    main(tiny.words("simclr", "--out", str(chains("simclr"))))
+    again = json.loads(path.read_text(encoding="utf-8"))
+    assert again["presentations"] == 60
+    assert again["commit"] != "old"
+    assert again["seconds"]["pretraining"] == record["seconds"]["pretraining"]
+
+
+@pytest.mark.parametrize("name", ["simclr", "gsa_rsl"])
+def test_exported_encoders_are_read_with_their_normalisation(name, chains):
+    method = tiny.train(tiny.plan(name), chains(name)).method
+    folder, _ = record_in(chains(name), name)
+    for branch, encoder in chain.encoders(method).items():
+        there = backbone("cifar:resnet18:2")
+        report = load_encoder(there, folder / (f"encoder-{branch}.pt" if branch else "encoder.pt"))
+        assert tiny.same(there.state_dict(), encoder.state_dict())
+        normalization = method.normalization
+        if normalization is None:
+            assert report.normalization is None
+        else:
+            expected = [*normalization["mean"], *normalization["std"]]
+            assert [*sum(report.normalization, ())] == pytest.approx(expected)
+
+
+def test_advssl_evaluates_an_exported_encoder(chains, tmp_path, capsys):
+    folder, _ = record_in(chains("gsa_rsl"), "gsa_rsl")
+    words = ["evaluate", "--backbone", "cifar:resnet18:2", "--image-size", "8", "--eps", "0.1"]
+    words += ["--checkpoint", str(folder / "encoder-adversarial.pt"), "--attacks", "clean"]
+    advssl([*words, "--num-images", "20", "--out", str(tmp_path)])
+    assert "normalises its input" in capsys.readouterr().out
+    assert (tmp_path / "report.html").exists()
+
+
+# --- the record -----------------------------------------------------------------------------------
+
+
+def test_a_record_has_no_place_of_this_machine(tmp_path):
+    photos = tmp_path / "my photos"
+    draw = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for c in range(2):
+            (photos / part / f"class{c}").mkdir(parents=True)
+            for i in range(12):
+                image = Image.fromarray(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+                image.save(photos / part / f"class{c}" / f"{i}.png")
+    out = tmp_path / "runs"
+    small = ["--data", f"folder:{photos}", "--limit", "0", f"--out={out}", "--epochs", "0"]
+    main(tiny.words("simclr", *small))
+    _, record = record_in(out, "simclr")
+    assert record["plan"]["data"] == "folder:my photos"
+    assert "'folder:my photos'" in record["command"]
+    assert "--out=runs" in record["command"]
+    assert str(tmp_path) not in json.dumps(record)
+    assert record["presentations"] == 0
+
+
+# --- the list, the plan and the tables ------------------------------------------------------------
+
+
+def test_the_list_has_every_method_with_its_tables_and_every_preset(capsys):
+    main(["--list"])
+    said = capsys.readouterr().out
+    for name, method in METHODS.items():
+        (line,) = re.findall(rf"^{name} .*$", said, re.MULTILINE)
+        assert f"{method.title}: {method.paper}; tables: " in line
+    assert "advcl-4" in re.search(r"^advcl .*$", said, re.MULTILINE)[0]
+    for preset in PRESETS:
+        assert f"--preset {preset}: " in said
+
+
+def test_a_dry_run_says_what_it_would_do_and_does_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(chain, "pretrain", never)
+    main(tiny.words("advcl", "--epochs", "4", "--dry-run", "--out", str(tmp_path / "out")))
+    assert not list(tmp_path.iterdir())
+    said = capsys.readouterr().out
+    plan = tiny.plan("advcl", "--epochs", "4")
+    method = chain.build(plan, METHODS["advcl"], data := chain.open_plan(plan))
+    forwards = cost.forwards_per_image(method, chain.first_batch(plan, method, data.train))
+    assert f"cost: {forwards:.1f} F per image and step" in said
+    assert re.search(r"time: 12 steps of [\d.]+ s, [\d.]+ minutes of pretraining", said)
+    assert "supervision: simclr-10" in said
+    assert "before it: simclr" in said
+
+
+def test_the_cost_of_a_plan_is_that_of_the_mathematics():
+    plan = tiny.plan("gsa_rsl", "--width", "16", "--image-size", "16", "--batch-size", "4")
+    assert float(re.search(r"cost: ([\d.]+) F", dry_run(plan))[1]) == pytest.approx(34, rel=0.02)
+
+
+def test_a_table_is_planned_row_by_row(monkeypatch, capsys):
+    monkeypatch.setattr("reproduce.dry_run", lambda plan: f"{plan.method} {plan.flags['views']}")
+    main(["--table", "advcl-4", "--dry-run"])
+    said = capsys.readouterr().out
+    for row in tables.lookup("advcl-4").rows:
+        assert f"{row.label}\nadvcl {row.flags['views']}" in said
+
+
+def test_a_table_shows_ours_beside_the_papers_and_says_what_cannot_be_had(
+    tmp_path, capsys, monkeypatch
+):
+    table = tables.lookup("advcl-5")
+    kept = [row for row in table.rows if row.unavailable or row.label == "CIFAR-SimCLR, K = 10"]
+    kept = kept or table.rows[:2]
+    monkeypatch.setattr(tables, "lookup", lambda *_: replace(table, rows=tuple(kept)))
+    main(["--table", "advcl-5", *tiny.SMALL, "--out", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "not reproducible here" in said
+
+
+# --- what is asked for ----------------------------------------------------------------------------
+
+
+def test_what_is_not_said_is_the_presets():
+    plan = plan_of("advcl", parse(["advcl"]), {})
+    quick = PRESETS["quick"]
+    assert (plan.backbone, plan.recipe, plan.image_size) == (
+        quick.backbone,
+        quick.recipe,
+        quick.image_size,
+    )
+    assert plan.flags == {**quick.flags, **METHODS["advcl"].short}
+    assert plan.preset == "plain"
+    look = plan_of("advcl", parse(["advcl", "--data", "cifar10"]), {})
+    assert (look.limit, look.num_images, look.precision) == (10_000, 1_000, "bf16-mixed")
+    paper = plan_of("advcl", parse(["advcl", "--data", "cifar10", "--preset", "paper"]), {})
+    assert paper.recipe == METHODS["advcl"].recipe
+    assert (paper.limit, paper.preset, paper.flags) == (None, "advcl", {})
+
+
+def test_what_is_said_counts():
+    words = "--epochs 3 --batch-size 7 --width 5 --image-size 9 --limit 70 --num-images 11 --seed 4"
+    words += " --radius 8/255 --precision bf16-mixed --protocol slf,aff --attacks aa --mode paper"
+    plan = tiny.plan("acl", *words.split(), "--exact-bn", "--kind", "a2s")
+    assert (plan.recipe.epochs, plan.recipe.batch_size) == (3, 7)
+    assert (plan.backbone, plan.image_size, plan.limit) == ("cifar:resnet18:5", 9, 70)
+    assert (plan.num_images, plan.seed, plan.precision) == (11, 4, "bf16-mixed")
+    assert plan.flags == {"radius": 8 / 255, "exact_bn": True, "kind": "a2s"}
+    assert (plan.protocols, plan.attacked, plan.mode) == (("slf", "aff"), ("aa",), "paper")
+    everything = tiny.plan("simclr", "--limit", "0", "--num-images", "0")
+    assert (everything.limit, everything.num_images) == (None, 0)
+
+
+def test_options_may_stand_before_the_method():
+    options = parse(["--radius", "0.2", "--no-sam", "gsa_rsl"])
+    assert given(options, METHODS["gsa_rsl"]) == {"radius": 0.2, "sam": False}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_help_shows_a_methods_settings(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    for setting, _, default in settings(METHODS[name]):
+        assert f"--{setting.replace('_', '-')}" in said
+        assert f"default {default}" in said
+
+
+WRONG = {
+    "": r"name one of METHOD, --table ID and --list",
+    "simclr --list": r"name one of METHOD, --table ID and --list",
+    "advpl": r"invalid choice: 'advpl' \(choose from .*advcl",
+    "simclr --no-sam": r"unknown: --no-sam; reproduce.py simclr --help lists what there is",
+    "--table advcl-4 --no-sam": r"unknown: --no-sam; reproduce.py --help lists",
+    "simclr --time 5": r"unknown: --time 5",
+    "simclr --radius wide": r"--radius: must be a number or a fraction, got 'wide'",
+    "simclr --epochs -1": r"--epochs: must be a whole number from 0 on, got '-1'",
+    "simclr --batch-size 1": r"--batch-size: must be a whole number from 2 on, got '1'",
+    "simclr --devices 0": r"--devices: must be a whole number from 1 on, got '0'",
+    "simclr --precision 16": r"invalid choice: '16'",
+    "--table advcl-4 --devices 2": r"a table runs on one device",
+    "simclr --radius -0.1": r"radius must be positive",
+    "acl --kind a2b": r"kind must be .* got 'a2b'",
+    "simclr --attacks pgd,fgsm": r"attacks are pgd, pgd-l2, mpgd, aa, got fgsm",
+    "simclr --protocol slf,lp": r"preset 'plain' has protocols .*, got 'lp'",
+    "gsa_rsl --probe gsa --protocol aff": r"preset 'gsa' has protocols .*, got 'aff'",
+    "simclr --backbone resnet18": r'a backbone is "timm:NAME", .*, got \'resnet18\'',
+    "simclr --backbone resnet18 --width 8": r"--width is of a cifar:resnet18, got --backbone res",
+    "simclr --data mnist": r'data is one of "digits", .*, got \'mnist\'',
+    "simclr --data folder:nowhere": r"no folder of train images at nowhere",
+    "simclr --data cifar10:nowhere": r"no CIFAR-10 under nowhere; unpack",
+    "simclr --batch-size 2000": r"batch of 2000 needs as many training images, there are 11\d\d;",
+    "simclr --batch-size 99 --devices 2": r"batch of 99 cannot be shared equally by 2 devices",
+    "--table advcl-9": r"no table 'advcl-9'; there are .*advcl-4",
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_what_cannot_be_is_refused_before_any_work(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(chain, "pretrain", never)
+    code, said = refused(capsys, *words.split())
+    assert code in (1, 2)
+    assert said.startswith("reproduce.py: ")
+    assert re.search(WRONG[words], said), said
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(chain, "pretrain", never)
+    (tmp_path / "file").write_text("")
+    code, said = refused(capsys, *tiny.words("simclr", "--out", str(tmp_path / "file" / "runs")))
+    assert (code, "Not a directory" in said) == (1, True)
+
+
+# --- as a user ------------------------------------------------------------------------------------
+
+
+def test_a_run_stops_when_its_time_is_up(tmp_path, capfd):
+    with pytest.raises(SystemExit) as stop:
+        main(tiny.words("simclr", "--out", str(tmp_path), "--time-budget", "0"))
+    assert stop.value.code == 0
+    said = capfd.readouterr()
+    assert said == ("the time budget is spent; the same command goes on where it was\n", "")
+
+
+def run(words: list[str], place: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, REPRODUCE, *words],
+        cwd=place,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def check_terminal(done: subprocess.CompletedProcess[str], place: Path) -> None:
+    """A table and where the files are, and nothing else."""
+    assert (done.returncode, done.stderr) == (0, "")
+    title, _, *rows = done.stdout.strip().splitlines()
+    assert title.startswith("| SimCLR: accuracy (%) on 20 test images | clean | PGD-20 l_inf 0.1")
+    assert [row.split(" | ")[0] for row in rows[:2]] == ["| slf", "| slf, best on validation"]
+    (folder,) = (place / "runs" / "papers").glob("simclr-*")
+    there = f"record.json and the encoders are in {folder.relative_to(place)}"
+    assert rows[2:] == ["", there]
+
+
+def test_a_run_says_little(tmp_path):
+    check_terminal(run(tiny.words("simclr"), tmp_path), tmp_path)
+
+
+@pytest.mark.heavy
+def test_two_processes_say_no_more_than_one(tmp_path):
+    check_terminal(run(tiny.words("simclr", "--devices", "2"), tmp_path), tmp_path)
+
+
+# --- everything, small ----------------------------------------------------------------------------
+
+VARIANTS = [
+    ("simclr", "--adversarial"),
+    ("simclr", "--adversarial --exact-bn --second-view weak"),
+    ("at", "--natural 1"),
+    ("acl", "--kind a2a"),
+    ("acl", "--kind a2s"),
+    ("advcl", "--exact-bn"),
+    ("advcl", "--supervision none"),
+    ("advcl", "--supervision ensemble --limit 500 --batch-size 250"),
+    *(("advcl", f"--views {views}") for views in VIEWS),
+    ("gsa_rsl", "--no-sam"),
+    ("gsa_rsl", "--no-critic"),
+    ("gsa_rsl", "--no-sam --no-critic"),
+    ("gsa_rsl", "--order 4-step --adaptive"),
+    ("gsa_acl", "--kind a2s"),
+    *(("ascl_local", f"--selection {kind}") for kind in ("global", "hard", "soft")),
+    ("ascl_local", "--projection linear --natural 1"),
+    ("ascl_local", "--projection mlp --vat 2"),
+    ("simclr", "--protocol slf,alf,fsf,aff --attacks pgd,pgd-l2,mpgd,aa"),
+    *((name, f"--mode {mode}") for name in METHODS for mode in ("released", "paper")),
+    *((name, f"--preset {preset}") for name in METHODS for preset in ("look", "paper")),
+]
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(("name", "more"), VARIANTS)
+def test_every_chain_runs(name, more, tmp_path):
+    main(tiny.words(name, *more.split(), "--out", str(tmp_path)))
+    _, record = record_in(tmp_path, name)
+    assert all(m["n"] == 20 for m in record["measurements"])
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("table", ["gsa-1", "gsa-4", "advcl-4", "ascl-4"])
+def test_a_whole_table_runs(table, tmp_path, capsys):
+    main(["--table", table, *tiny.SMALL, "--out", str(tmp_path)])
+    said = capsys.readouterr().out
+    for row in tables.lookup(table, "digits").rows:
+        (first, *_) = [line for line in said.splitlines() if line.startswith(f"| {row.label} |")]
+        ours = first.strip("| ").split(" | ")[3::2]
+        assert (set(ours) == {"–"}) == bool(row.unavailable), first

@@ -1,4 +1,4 @@
-"""The table of components; one that joins is held to what DESIGN.md says is common to all."""
+"""The table of components; one that joins is held to what is common to all."""
 
 from __future__ import annotations
 

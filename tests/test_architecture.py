@@ -1,4 +1,4 @@
-"""DESIGN.md, section 2: a module imports only what stands above it, and the door stays light."""
+"""A module imports only what stands above it, and the door stays light."""
 
 from __future__ import annotations
 

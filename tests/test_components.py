@@ -1,4 +1,4 @@
-"""What DESIGN.md, section 3, says is common to all components: a test per sentence, for each."""
+"""What is common to all components: a test per sentence, for each."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ class TestBound:
         torch.testing.assert_close(critic(z), wanted)
 
     def test_js_loss_is_that_of_a_discriminator_up_to_log_2(self):
-        # RECIPES 3.11: mean binary cross-entropies, benign = 1 and adversarial = 0, times 1/2.
+        # The released code: mean binary cross-entropies, benign = 1 and adversarial = 0, times 1/2.
         critic, benign, adversarial = GlobalDivergenceCritic(3, (8,)), *torch.randn(2, 16, 3)
         real, fake = critic(benign), critic(adversarial)
         cross_entropy = F.binary_cross_entropy_with_logits
@@ -305,7 +305,7 @@ class Encoder(nn.Module):
 
 
 class TestBranchLeak:
-    """RECIPES 3.11: with a BatchNorm branch per kind of image, a critic may read the branch."""
+    """With a BatchNorm branch per kind of image, a critic may read the branch."""
 
     @pytest.fixture
     def encoder(self):

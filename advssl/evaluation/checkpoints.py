@@ -215,6 +215,7 @@ def load_encoder(
             f"bn_branch={bn_branch!r} is for an encoder with plain BatchNorm; this one has the "
             f"branches {_quoted(target.branches)} and takes each by its name: leave bn_branch out"
         )
+    _check_format(format)
     file = _read(path)
     chosen = _chosen(path, file, target, format, prefix, allow_partial, bn_branch)
     _check_branch(path, chosen, target, bn_branch)
@@ -246,8 +247,15 @@ def bn_branches(
         ValueError: as :func:`load_encoder`, but for the choice.
         ImportError: likewise.
     """
+    _check_format(format)
     file, target = _read(path), _target(encoder)
     return _chosen(path, file, target, format, prefix, allow_partial, None).labels
+
+
+def _check_format(format: str) -> None:
+    if format != "auto" and format not in {f.name for f in FORMATS}:
+        names = ", ".join(f'"{f.name}"' for f in FORMATS)
+        raise ValueError(f'format must be "auto", {names}, got {format!r}')
 
 
 def _chosen(
@@ -260,9 +268,6 @@ def _chosen(
     bn_branch: str | None,
 ) -> _Attempt:
     """The one way in which the file fills the encoder."""
-    if format != "auto" and format not in {f.name for f in FORMATS}:
-        names = ", ".join(f'"{f.name}"' for f in FORMATS)
-        raise ValueError(f'format must be "auto", {names}, got {format!r}')
     attempts = list(_attempts(file, target, format, prefix, bn_branch))
     fitting = _fitting(attempts, allow_partial)
     if not fitting:

@@ -563,7 +563,7 @@ def test_branches_are_only_told_of_a_file_that_fits(path):
     theirs = small()
     saved(acl(theirs, theirs.state_dict())[0], path)
     with pytest.raises(ValueError, match="does not fill the encoder"):
-        bn_branches(small(channels=(4, 4, 4, 4)), path)
+        bn_branches(small("Bottleneck"), path)
     with pytest.raises(ValueError, match="format must be"):
         bn_branches(small(), path, format="acl2")
 

@@ -366,11 +366,15 @@ def test_ranks_go_on_where_they_were(tmp_path):
 def test_a_compiled_encoder_learns_the_same(name, tmp_path):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    compiled = tiny.train(tiny.plan(name), tmp_path / "compiled", compiled=True)
+    plan, losses = tiny.plan(name, "--limit", "20", "--epochs", "2"), []
+    for compiled in (True, False):
+        out = tmp_path / str(compiled)
+        trained = tiny.train(plan, out, compiled=compiled)
+        (place,) = (out / "work").glob(f"{name}-*")
+        losses.append([float(row["loss"]) for row in logged(place)])
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    branches = len(set(compiled.method.branch_of.values()) or [""])
-    # Of each branch: to train on, to attack, with fixed weights, and without gradient.
-    assert 1 <= graphs <= 4 * branches
-    plain = tiny.train(tiny.plan(name), tmp_path / "plain")
-    for key, value in tiny.weights(plain).items():
-        torch.testing.assert_close(tiny.weights(compiled)[key], value, rtol=1e-2, atol=1e-3)
+    branches = len(set(trained.method.branch_of.values()) or [""])
+    # Of each branch: to train on, to attack with fixed weights, and without gradient.
+    assert 1 <= graphs <= 3 * branches
+    # Rounding differs, and Adam's first steps and an attack's look at signs.
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)

@@ -38,6 +38,7 @@ DIGITS = {
     "SimCLR + adversarial view, weak second view": "simclr --adversarial --second-view weak",
     "ACL-DS, weak second view": "acl --second-view weak",
     "AdvCL, weak second view": "advcl --second-view weak",
+    "ACL-DS, 80 epochs": "acl --epochs 80",
 }
 CIFAR = {"SimCLR": "simclr", "AdvCL": "advcl", "GSA-RSL": "gsa_rsl"}
 

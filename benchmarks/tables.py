@@ -89,8 +89,8 @@ def papers(name: str) -> str:
     ]
     for row, runs in by_row.items():
         own, other = _measured(runs)
-        cells = [_cell(found) for found in own[:3]]
-        cells += [_cell(found) for found in other[:2]] or ["", ""]
+        cells = [_cell(found) for found in [*own, [], []][:3]]
+        cells += [_cell(found) for found in [*other, [], []][:2]]
         cells.append(f"{fmean(run['seconds']['pretraining'] for run in runs) / 60:.1f}")
         lines.append(f"| {' | '.join([row, *cells])} |")
     verdicts = [f"- {compare(*(_named(by_row, row) for row in pair))}" for pair in _COMPARED[name]]
@@ -117,7 +117,7 @@ def _named(by_row: dict[str, list[dict[str, Any]]], row: str) -> list[Measuremen
 def _cell(found: list[Measurement]) -> str:
     values = [100 * m.value for m in found]
     spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{fmean(values):.1f}{spread}"
+    return f"{fmean(values):.1f}{spread}" if values else ""
 
 
 def _under(record: dict[str, Any]) -> str:
@@ -131,8 +131,9 @@ def _under(record: dict[str, Any]) -> str:
         f"{plan['backbone']} at {plan['image_size']} pixels, {run['presentations']:,} image "
         f"presentations each, {plan['precision']}, linear probe on the frozen encoder (last "
         f"epoch), {spread}; {n:,} test images, ℓ∞ radius {run['settings']['radius']:.3g}, PGD "
-        "with steps of a quarter of it. The other branch is the method's second BatchNorm. Minutes "
-        "are of pretraining on one core, beside other work. Record: "
+        "with steps of a quarter of it, multi-targeted PGD-20 on the first seed alone. The other "
+        "branch is the method's second BatchNorm. Minutes are of pretraining on one core, beside "
+        "other work. Record: "
         f"`benchmarks/results/{record['name']}.json`, commit {', '.join(commits)}, "
         f"{machine['cpu']}, torch {machine['torch']}."
     )

@@ -17,6 +17,7 @@ import advssl
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def names() -> dict:
@@ -61,14 +62,25 @@ def test_the_readme_marks_three_lines():
     assert sum("  # +" in line for line in first.splitlines()) == 3
 
 
-@pytest.mark.parametrize("path", re.findall(r"\]\(((?!http|#)[^)]+)\)", README))
-def test_the_readmes_links_lead_somewhere(path):
-    assert (ROOT / path).exists()
+def links() -> list[tuple[Path, str]]:
+    """Every link of a page into the repository."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        found += [(page, link) for link in re.findall(r"\]\(((?!http|#)[^)#]+)[^)]*\)", text)]
+    return found
 
 
-def test_the_readmes_tables_are_those_of_the_records():
+@pytest.mark.parametrize(("page", "link"), links(), ids=str)
+def test_links_lead_somewhere(page, link):
+    assert (page.parent / link).exists()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_tables_are_those_of_the_records(page):
     spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
     tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tables)
     assert "<!-- table: quickstart -->" in README
-    assert tables.filled(README) == README
+    text = page.read_text(encoding="utf-8")
+    assert tables.filled(text) == text

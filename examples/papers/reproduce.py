@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import torch
 from pytorch_lightning.utilities import rank_zero_only
@@ -221,9 +221,9 @@ def dry_run(plan: Plan) -> str:
     batch = chain.first_batch(plan, method, images)
     forwards = cost.forwards_per_image(method, batch)
     seconds = cost.seconds_per_step(method, batch, plan.precision)
-    lines = [f"{key}: {value}" for key, value in asdict(plan).items()]
-    lines += [f"{key}: {value}" for key, value in asdict(method.settings).items()]
-    lines += [f"differs from both: {line}" for line in METHODS[plan.method].ours]
+    lines = [f"{key}: {_shown(value)}" for key, value in asdict(plan).items() if key != "flags"]
+    lines += [f"settings: {_shown(asdict(method.settings))}"]
+    lines += [f"neither as released nor as in the paper: {line}" for line in method.ours]
     if method.clusters_of:
         lines.append(f"before it: {method.clusters_of}, for its clusters (not in what follows)")
     lines += [
@@ -232,6 +232,14 @@ def dry_run(plan: Plan) -> str:
         "pretraining; finetuning and attacks come on top",
     ]
     return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_shown(v)}" for k, v in value.items())
+    if isinstance(value, tuple):
+        return ", ".join(map(_shown, value)) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def reproduce_table(options: argparse.Namespace, command: str) -> str:
@@ -341,13 +349,17 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     add("--out", type=Path, default=Path("runs/papers"))
     name = next((word for word in words if word in METHODS), None)
     if name:
-        own = parser.add_argument_group(f"settings of {name}")
+        own = parser.add_argument_group(f"settings of {name}", _differences(METHODS[name]))
         for setting, kind, default in settings(METHODS[name]):
-            flag = f"--{setting.replace('_', '-')}"
             how: dict[str, Any] = {"type": _fraction if kind is float else kind}
+            told = f"default {default}"
             if kind is bool:
                 how = {"action": argparse.BooleanOptionalAction}
-            own.add_argument(flag, default=argparse.SUPPRESS, help=f"default {default}", **how)
+            elif get_origin(kind) is Literal:
+                how = {"choices": get_args(kind), "metavar": setting.upper()}
+                told = f"{' | '.join(get_args(kind))}; {told}"
+            flag = f"--{setting.replace('_', '-')}"
+            own.add_argument(flag, default=argparse.SUPPRESS, help=told, **how)
     options, unknown = parser.parse_known_args(words)
     if unknown:
         whose = f"reproduce.py {name} --help" if name else "reproduce.py --help"
@@ -362,6 +374,12 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     budget = options.time_budget
     options.deadline = None if budget is None else time.monotonic() + budget
     return options
+
+
+def _differences(method: type[Method]) -> str | None:
+    """For the help: where released code and paper differ."""
+    lines = [f"{d.setting}: {d.released} | {d.paper} ({d.note})" for d in method.differences]
+    return "\n".join(["where the modes differ, released | paper:", *lines]) if lines else None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -397,9 +415,10 @@ def _json(content: Any) -> Any:
     return json.loads(json.dumps(content))
 
 
-def settings(method: type[Method]) -> list[tuple[str, type, Any]]:
+def settings(method: type[Method]) -> list[tuple[str, Any, Any]]:
     """Name, type and default of each setting."""
-    return [(f.name, type(f.default), f.default) for f in fields(method.settings_type)]
+    kinds = get_type_hints(method.settings_type)
+    return [(f.name, kinds[f.name], f.default) for f in fields(method.settings_type)]
 
 
 def given(options: argparse.Namespace, method: type[Method]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from advssl.evaluation.checkpoints import load_encoder
 from advssl.evaluation.records import Measurement
 from advssl.integrations.timm import backbone
 from harness import chain, cost, tables
+from harness.method import Settings
 from reproduce import METHODS, PRESETS, dry_run, given, main, parse, plan_of, settings
 
 from . import tiny
@@ -208,7 +209,7 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(tmp_path, monkeypatch,
     forwards = cost.forwards_per_image(method, chain.first_batch(plan, method, data.train))
     assert f"cost: {forwards:.1f} F per image and step" in said
     assert re.search(r"time: 12 steps of [\d.]+ s, [\d.]+ minutes of pretraining", said)
-    assert "supervision: simclr-10" in said
+    assert "supervision simclr-10" in said
     assert "before it: simclr" in said
 
 
@@ -235,6 +236,47 @@ def test_a_table_shows_ours_beside_the_papers_and_says_what_cannot_be_had(
     main(["--table", "advcl-5", *tiny.SMALL, "--out", str(tmp_path)])
     said = capsys.readouterr().out
     assert "not reproducible here" in said
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def page() -> str:
+    return (REPRODUCE.parents[2] / "docs" / "papers.md").read_text(encoding="utf-8")
+
+
+def shown(value) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def test_the_page_has_every_method_preset_and_shared_setting():
+    for name in METHODS:
+        assert f"`{name}`" in page()
+    for preset in PRESETS:
+        assert f"| `{preset}` |" in page()
+    for field in fields(Settings):
+        assert f"`--{field.name.replace('_', '-')}`" in page()
+
+
+def test_the_page_has_every_difference():
+    for name in ("simclr", "supcon", "at", "trades", "acl", "advcl", "gsa_rsl", "ascl_local"):
+        for d in METHODS[name].differences:
+            row = [f"`{name}`", f"`{d.setting}`", shown(d.released), shown(d.paper), d.note]
+            assert f"| {' | '.join(row)} |" in page()
+    rows = re.findall(
+        r"^\| `(\w+)` \| `(\w+)` \| [^|]+ \| [^|]+ \| [^|]+ \|$", page(), re.MULTILINE
+    )
+    known = {(name, d.setting) for name, method in METHODS.items() for d in method.differences}
+    assert len(rows) == 9
+    assert set(rows) <= known
+
+
+def test_the_page_names_all_of_a_record(chains):
+    _, record = record_in(chains("simclr"), "simclr")
+    for key in {*record} - {"kind"}:
+        assert f"`{key}`" in page()
+    for key in {*record["measurements"][0]} - {"kind", "version"}:
+        assert f"`{key}`" in page()
 
 
 # --- what is asked for ----------------------------------------------------------------------------
@@ -280,10 +322,12 @@ def test_help_shows_a_methods_settings(name, capsys):
     with pytest.raises(SystemExit) as stop:
         main([name, "--help"])
     assert stop.value.code == 0
-    said = capsys.readouterr().out
+    said = "".join(capsys.readouterr().out.split())  # wherever its lines end
     for setting, _, default in settings(METHODS[name]):
         assert f"--{setting.replace('_', '-')}" in said
-        assert f"default {default}" in said
+        assert f"default{default}" in said
+    for difference in METHODS[name].differences:
+        assert f"{difference.setting}:{difference.released}|{difference.paper}(" in said
 
 
 WRONG = {
@@ -300,7 +344,7 @@ WRONG = {
     "simclr --precision 16": r"invalid choice: '16'",
     "--table advcl-4 --devices 2": r"a table runs on one device",
     "simclr --radius -0.1": r"radius must be positive",
-    "acl --kind a2b": r"kind must be .* got 'a2b'",
+    "acl --kind a2b": r"--kind: invalid choice: 'a2b'",
     "simclr --attacks pgd,fgsm": r"attacks are pgd, pgd-l2, mpgd, aa, got fgsm",
     "simclr --protocol slf,lp": r"preset 'plain' has protocols .*, got 'lp'",
     "gsa_rsl --probe gsa --protocol aff": r"preset 'gsa' has protocols .*, got 'aff'",

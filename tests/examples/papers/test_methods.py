@@ -384,8 +384,10 @@ def test_a_weak_second_view_keeps_the_colours(of, second):
 def test_simclr():
     r = run(build(SimCLR))
     close(r.terms["contrastive"], nt_xent(r.seen["t1"], r.seen["t2"]))
-    r = run(build(SimCLR, adversarial=True))
+    method = build(SimCLR, adversarial=True)
+    r = run(method)
     close(r.terms["contrastive"], nt_xent(*(r.seen[name] for name in ("t1", "t2", "t2d"))))
+    close(method.height(r.seen, a_batch()), nt_xent(r.seen["t1"], r.seen["t2d"]))
 
 
 def test_supcon():
@@ -445,10 +447,13 @@ def test_trades_does_not_start_where_its_gradient_is_zero():
     ],
 )
 def test_acl(kind, terms):
-    r = run(build(ACL, kind=kind))
+    method = build(ACL, kind=kind)
+    r = run(method)
     assert r.terms.keys() == terms.keys()
     for name, (weight, one, other) in terms.items():
         close(r.terms[name], weight * nt_xent(r.seen[one], r.seen[other]))
+    # A critic's term beside it is weighed against the whole loss.
+    close(method.height(r.seen, a_batch()), r.terms["adversarial"] / terms["adversarial"][0])
 
 
 def test_acl_s_augmentation_is_its_release_s():
@@ -681,6 +686,7 @@ def test_ascl_s_divergence_is_per_class_in_the_release():
     close(r.terms["vat"], 2 * divergence / 4)
     close(run(build(ASCL, "paper", vat=2.0)).terms["vat"], 2 * divergence)
     close(r.terms["adversarial"], F.cross_entropy(attacked, a_batch().labels))
+    close(method.height(r.seen, a_batch()), r.terms["adversarial"])  # and no other term
     close(r.terms["natural"], 0.5 * F.cross_entropy(logits, a_batch().labels))
 
 

@@ -17,7 +17,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
-from advssl import L2, Linf, evaluating, keep_branch, on_branch
+from advssl import L2, ClusterFitHead, Linf, evaluating, keep_branch, on_branch
 from advssl.evaluation import attacks, probes, records
 from advssl.evaluation.data import Data, batches, open_data, targets
 from advssl.integrations.timm import backbone
@@ -130,11 +130,20 @@ def pretrained(
         None if the deadline passed before the end.
 
     Raises:
-        ValueError: if an epoch has no whole batch, or a batch no equal share for each device.
+        ValueError: if an epoch has no whole batch, a batch no equal share for each device, or a
+            cluster no image.
     """
     method = build(plan, methods[plan.method], data)
     images = training_images(method, data)
     steps = steps_per_epoch(plan, images, options.get("devices", 1))
+    most = max(
+        (max(m.num_clusters) for m in method.modules() if isinstance(m, ClusterFitHead)), default=0
+    )
+    if most > len(images):
+        raise ValueError(
+            f"{most} clusters need as many training images, there are {len(images)}; take more "
+            "with --limit, or fewer clusters with --supervision"
+        )
     told: dict[str, Any] = {"presentations": plan.recipe.epochs * steps * plan.recipe.batch_size}
     if plan.recipe.epochs == 0:
         return Pretrained(method, told)

@@ -69,6 +69,8 @@ class Preset:
     short: bool = True  # whether a method's settings for short runs are taken
 
 
+# To see what a step costs, of a batch that would take longer than that:
+_FEW, _PATIENCE = 16, 10.0  # images, seconds
 _GOES_ON = "the same command goes on where it was"
 
 PRESETS = {
@@ -219,8 +221,11 @@ def dry_run(plan: Plan) -> str:
     images = chain.training_images(method, data)
     steps = plan.recipe.epochs * chain.steps_per_epoch(plan, images)
     batch = chain.first_batch(plan, method, images)
-    forwards = cost.forwards_per_image(method, batch)
-    seconds = cost.seconds_per_step(method, batch, plan.precision)
+    few = batch._make(part[:_FEW] for part in batch)
+    forwards = cost.forwards_per_image(method, few)
+    seconds = cost.seconds_per_step(method, few, plan.precision) * len(batch[0]) / len(few[0])
+    if seconds < _PATIENCE:
+        seconds = cost.seconds_per_step(method, batch, plan.precision)
     lines = [f"{key}: {_shown(value)}" for key, value in asdict(plan).items() if key != "flags"]
     lines += [f"settings: {_shown(asdict(method.settings))}"]
     lines += [f"neither as released nor as in the paper: {line}" for line in method.ours]

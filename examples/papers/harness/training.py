@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import time
 import warnings
@@ -129,7 +130,7 @@ class Keeper(pl.Callback):
         due = over or now >= self.written + self.every or trainer.global_step >= trainer.max_steps
         over, due = trainer.strategy.broadcast((over, due))  # the first rank's clock is everyone's
         if due:
-            part = self.path.with_suffix(".part")
+            part = self.path.with_suffix(f".{os.getpid()}.part")  # two commands may share a run
             trainer.save_checkpoint(part)
             if trainer.is_global_zero:
                 part.replace(self.path)  # all of it or nothing, whenever the process is killed
@@ -212,6 +213,7 @@ def pretrain(
 
     Raises:
         ValueError: on a checkpoint of another run, or on one that cannot be read.
+        KeyboardInterrupt: on Ctrl-C.
     """
     path = folder / LAST
     total = recipe.epochs * steps_per_epoch
@@ -237,7 +239,10 @@ def pretrain(
             enable_model_summary=False,
             enable_progress_bar=False,
         )
-        trainer.fit(module, ckpt_path=str(path) if path.exists() else None, weights_only=True)
+        try:
+            trainer.fit(module, ckpt_path=str(path) if path.exists() else None, weights_only=True)
+        except SystemExit as stopped:  # how Lightning ends on Ctrl-C
+            raise KeyboardInterrupt from stopped
     return module.seconds if trainer.global_step >= total else None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, fields, replace
@@ -201,14 +202,15 @@ def test_the_list_has_every_method_with_its_tables_and_every_preset(capsys):
 def test_a_dry_run_says_what_it_would_do_and_does_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(chain, "pretrain", never)
-    main(tiny.words("advcl", "--epochs", "4", "--dry-run", "--out", str(tmp_path / "out")))
+    small = ("--epochs", "4", "--batch-size", "15")
+    main(tiny.words("advcl", *small, "--dry-run", "--out", str(tmp_path / "out")))
     assert not list(tmp_path.iterdir())
     said = capsys.readouterr().out
-    plan = tiny.plan("advcl", "--epochs", "4")
+    plan = tiny.plan("advcl", *small)
     method = chain.build(plan, METHODS["advcl"], data := chain.open_plan(plan))
     forwards = cost.forwards_per_image(method, chain.first_batch(plan, method, data.train))
     assert f"cost: {forwards:.1f} F per image and step" in said
-    assert re.search(r"time: 12 steps of [\d.]+ s, [\d.]+ minutes of pretraining", said)
+    assert re.search(r"time: 16 steps of [\d.]+ s, [\d.]+ minutes of pretraining", said)
     assert "supervision simclr-10" in said
     assert "before it: simclr" in said
 
@@ -216,6 +218,18 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(tmp_path, monkeypatch,
 def test_the_cost_of_a_plan_is_that_of_the_mathematics():
     plan = tiny.plan("gsa_rsl", "--width", "16", "--image-size", "16", "--batch-size", "4")
     assert float(re.search(r"cost: ([\d.]+) F", dry_run(plan))[1]) == pytest.approx(34, rel=0.02)
+
+
+def test_a_long_step_is_estimated_from_a_few_images(monkeypatch):
+    timed = []
+
+    def seconds(_, batch, __):
+        timed.append(len(batch.images))
+        return 0.8 * len(batch.images)
+
+    monkeypatch.setattr(cost, "seconds_per_step", seconds)
+    assert "time: 3 steps of 16.00 s, 0.8 minutes" in dry_run(tiny.plan("simclr"))
+    assert timed == [16]
 
 
 def test_a_table_is_planned_row_by_row(monkeypatch, capsys):
@@ -394,6 +408,17 @@ def test_a_run_stops_when_its_time_is_up(tmp_path, capfd):
     assert stop.value.code == 0
     said = capfd.readouterr()
     assert said == ("the time budget is spent; the same command goes on where it was\n", "")
+
+
+def test_a_run_that_is_interrupted_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(METHODS["simclr"], "after_step", interrupted)
+    code, said = refused(capsys, *tiny.words("simclr", "--out", str(tmp_path)))
+    signal.signal(signal.SIGINT, handler)  # Lightning ignores further ones
+    assert (code, said) == (1, "reproduce.py: interrupted; the same command goes on where it was\n")
 
 
 def run(words: list[str], place: Path) -> subprocess.CompletedProcess[str]:

@@ -177,13 +177,14 @@ def test_features_are_in_order_in_eval_mode_and_on_the_methods_own_branch():
     method, data = opened(tiny.plan("gsa_rsl"))
     for norm in method.modules():
         if isinstance(norm, nn.BatchNorm2d):
-            norm.running_mean.uniform_()
+            norm.running_mean.normal_(std=0.1)
     before = {name: value.clone() for name, value in method.state_dict().items()}
     images = torch.stack([x for x, _ in data.train])
-    encoder = chain.encoders(method)["adversarial"].eval()
+    encoder, other = (e.eval() for e in chain.encoders(method).values())
     mean, std = (torch.tensor(method.normalization[part]).view(3, 1, 1) for part in ("mean", "std"))
     found = chain.features(method, data.train)
     torch.testing.assert_close(found, encoder((images - mean) / std))
+    assert not torch.allclose(found, other((images - mean) / std))
     assert not found.requires_grad
     assert method.training
     assert tiny.same(method.state_dict(), before)

@@ -78,7 +78,7 @@ class Pretrained(NamedTuple):
     """A method at the end of its schedule, and what that took.
 
     Attributes:
-        method: trained, in eval mode or not, on the CPU.
+        method: with its weights.
         told: presentations (of images, over all epochs), seconds, commit and machine of the
             training, as plain JSON; with "before", the same of the method that gave its clusters.
     """

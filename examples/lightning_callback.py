@@ -15,9 +15,9 @@ import torch
 from lightly.loss import NTXentLoss
 from lightly.models.modules import SimCLRProjectionHead
 from lightly.transforms import SimCLRTransform
-from lightly.transforms.utils import IMAGENET_NORMALIZE
 from PIL import Image
 from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 from timm import create_model
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -41,8 +41,10 @@ class Digits(Dataset):
     """(views, label), as lightly's datasets give them."""
 
     def __init__(self, transform) -> None:
-        self.images, self.labels = load_digits(return_X_y=True)
-        self.transform = transform
+        images, labels = load_digits(return_X_y=True)
+        # The other 500 are what `advssl evaluate --data digits` measures on.
+        split = train_test_split(images, labels, test_size=500, stratify=labels, random_state=0)
+        (self.images, _, self.labels, _), self.transform = split, transform
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -50,6 +52,14 @@ class Digits(Dataset):
     def __getitem__(self, index: int):
         pixels = (self.images[index].reshape(8, 8) * 15.9).astype("uint8")
         return self.transform(Image.fromarray(pixels).convert("RGB")), int(self.labels[index])
+
+
+def digits(batch_size: int = 128, indexed: bool = False) -> DataLoader:
+    """Pairs of views in [0, 1]; no flips and no blur, which would make other digits."""
+    # With lightly's own normalisation the adversary needs **IMAGENET_NORMALIZE.
+    transform = SimCLRTransform(32, min_scale=0.5, hf_prob=0, gaussian_blur=0, normalize=None)
+    dataset = IndexedDataset(Digits(transform)) if indexed else Digits(transform)
+    return DataLoader(dataset, batch_size=batch_size, shuffle=True, drop_last=True)
 
 
 class SimCLR(pl.LightningModule):
@@ -84,22 +94,19 @@ def all_callbacks(adversary: AdversarialViewGenerator, pixels: torch.Tensor) -> 
 
 def train(every: bool, epochs: int = 1, max_steps: int = -1, batch_size: int = 128) -> pl.Trainer:
     pl.seed_everything(0)
-    dataset = Digits(SimCLRTransform(input_size=32, min_scale=0.5, hf_prob=0.0, gaussian_blur=0.0))
-    # lightly's views are normalised: mean and std keep the radius in pixels of [0, 1].
-    adversary = AdversarialViewGenerator(Linf(8 / 255), steps=5, **IMAGENET_NORMALIZE)  # +
+    loader = digits(batch_size=batch_size, indexed=every)  # ClusterFit needs the index
+    adversary = AdversarialViewGenerator(Linf(0.1), steps=5)  # +
     callbacks = [AdversarialViews(adversary)]  # +
     if every:
-        callbacks = all_callbacks(adversary, torch.tensor(dataset.images, dtype=torch.float32))
-        dataset = IndexedDataset(dataset)  # for ClusterFit
+        pixels = torch.tensor(loader.dataset.images, dtype=torch.float32)
+        callbacks = all_callbacks(adversary, pixels)
     trainer = pl.Trainer(
         max_epochs=epochs,
         max_steps=max_steps,
-        accelerator="auto",
         logger=False,
         enable_checkpointing=False,
         callbacks=callbacks,  # +
     )
-    loader = DataLoader(dataset, batch_size=batch_size, shuffle=True, drop_last=True)
     trainer.fit(SimCLR(), loader)
     return trainer
 

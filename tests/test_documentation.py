@@ -6,6 +6,8 @@ import doctest
 import importlib
 import importlib.util
 import re
+import shlex
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from test_architecture import ORDER
 from torch import nn
 
 import advssl
+from advssl import cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -46,15 +49,41 @@ def test_the_readmes_python_blocks_run_in_order():
         "loader": [views],
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
     }
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 2
+    blocks = code("python")
+    assert len(blocks) == 3  # the second has a test of its own below
     exec(blocks[0], scope)
     assert not torch.equal(model[1].weight, before)
     t1, t2 = views
     scope |= {"t1": t1, "t2": t2, "z1": model(t1), "z2": model(t2), "z_hard": model(scope["hard"])}
     model.zero_grad()
-    exec(blocks[1], scope)
+    exec(blocks[2], scope)
     assert model[1].weight.grad.abs().max() > 0
+
+
+def section(title: str) -> str:
+    return README.split(f"## {title}\n")[1].split("\n## ")[0]
+
+
+def code(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+@pytest.mark.filterwarnings("ignore:.*(many workers|LeafSpec|logging interval|TensorBoard)")
+def test_ten_lines_make_a_robust_simclr(monkeypatch, tmp_path):
+    ten = section("Ten lines")
+    (install, evaluate), (script,) = code("console", ten), code("python", ten)
+    typed = [line for line in (script + evaluate).splitlines() if line]
+    assert install.startswith("pip install")
+    assert len(typed) + 1 <= 10
+
+    monkeypatch.syspath_prepend(str(ROOT))  # as python does with the folder it is started in
+    monkeypatch.chdir(tmp_path)
+    lightning = importlib.import_module("pytorch_lightning")
+    quick = partial(lightning.Trainer, limit_train_batches=2, enable_progress_bar=False)
+    monkeypatch.setattr(lightning, "Trainer", lambda **asked: quick(**{**asked, "max_epochs": 1}))
+    exec(script, {})
+    cli.main([*shlex.split(evaluate)[1:], "--num-images", "10"])
+    assert "PGD-20" in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
 
 
 def test_the_readme_marks_three_lines():

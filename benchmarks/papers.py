@@ -2,6 +2,8 @@
 
     python benchmarks/papers.py digits               # three seeds, in about an hour on two cores
     python benchmarks/papers.py cifar --data folder:data/cifar10
+    python benchmarks/papers.py precision_digits     # the attack in float32 and in bf16
+    python benchmarks/papers.py precision_cifar --data folder:data/cifar10 --epochs 5
 
 Each run is one of ``examples/papers/reproduce.py``, ``--workers`` at a time, each in a process of
 its own; finished ones are read back, so that a run which was killed goes on.
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-REPRODUCE = HERE.parent / "examples" / "papers" / "reproduce.py"
+REPRODUCE = HERE / "precision.py"  # examples/papers/reproduce.py and two methods more
 
 # What a row is called, and what reproduce.py is told.
 DIGITS = {
@@ -41,30 +43,43 @@ DIGITS = {
     "ACL-DS, 80 epochs": "acl --epochs 80",
 }
 CIFAR = {"SimCLR": "simclr", "AdvCL": "advcl", "GSA-RSL": "gsa_rsl"}
+PRECISION = {
+    "float32": "simclr --adversarial --precision 32-true",
+    "attack in bf16": "attack_bf16 --adversarial --precision 32-true",
+    "bf16, attack in float32": "attack_float32 --adversarial --precision bf16-mixed",
+    "bf16": "simclr --adversarial --precision bf16-mixed",
+}
+ROWS = {
+    "digits": DIGITS,
+    "cifar": CIFAR,
+    "precision_digits": PRECISION,
+    "precision_cifar": {row: f"{words} --limit 4000" for row, words in PRECISION.items()},
+}
 
 
 def main() -> None:
     """Run, read back and gather."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("what", choices=["digits", "cifar"])
+    add("what", choices=list(ROWS))
     add("--data", default="digits")
-    add("--seeds", type=int, help="default: 3 for digits, 1 for cifar")
+    add("--seeds", type=int, help="default: 3 on digits, 1 otherwise")
     add("--epochs", type=int, help="default: those of the preset")
     add("--workers", type=int, default=os.cpu_count(), help="runs at a time, of one thread each")
     add("--out", type=Path, default=Path("runs/papers"))
     options = parser.parse_args()
-    rows = DIGITS if options.what == "digits" else CIFAR
-    seeds = range(options.seeds or (3 if options.what == "digits" else 1))
+    rows = ROWS[options.what]
+    seeds = range(options.seeds or (3 if options.data == "digits" else 1))
     jobs = [(row, words, seed) for seed in seeds for row, words in rows.items()]
     with ThreadPoolExecutor(options.workers) as pool:
         records = list(pool.map(lambda job: run(*job, options), jobs))
+    name = options.what if options.what.startswith("precision") else f"papers_{options.what}"
     gathered = {
-        "name": f"papers_{options.what}",
+        "name": name,
         "rows": list(rows),
         "runs": [{"row": row, **r} for (row, _, _), r in zip(jobs, records, strict=True)],
     }
-    path = HERE / "results" / f"papers_{options.what}.json"
+    path = HERE / "results" / f"{name}.json"
     path.write_text(json.dumps(gathered, indent=1, ensure_ascii=False) + "\n")
     print(f"wrote {path.name}; `make tables` brings it into the README and docs")
 

@@ -1,7 +1,8 @@
 """The terms of GSA-RSL on top of another method: one function, and two hosts.
 
 The paper's Table 1 adds them to AdvCL and its Table 2 to ACL. A host needs no change: it names its
-clean ``pair`` of views, and how its loss weighs them (see ``gsa_rsl.py``).
+clean ``pair`` of views, how its loss weighs them (``pair_weight``), their term if it has one
+(``clean_term``), and the width of its embeddings.
 """
 
 from __future__ import annotations
@@ -13,6 +14,20 @@ from acl import ACL
 from advcl import AdvCL
 from gsa_rsl import GlobalAndSharp, GSASettings
 from harness.method import Method
+
+
+class OnHost(GlobalAndSharp):
+    """Adds to the host's views what the two terms compare."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        benign = self.clouds[0] if self.settings.critic else ()
+        return tuple(dict.fromkeys((*self.pair, *benign, *super().names)))
+
+    @property
+    def clouds(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        attacked = tuple(n for n in super().names if n.endswith("d") and n not in self.headless)
+        return tuple(name.removesuffix("d") for name in attacked), attacked
 
 
 def extended(host: type[Method], **defaults: object) -> type[Method]:
@@ -33,7 +48,7 @@ def extended(host: type[Method], **defaults: object) -> type[Method]:
     )
     return type(
         f"{host.__name__}GSA",
-        (GlobalAndSharp, host),
+        (OnHost, host),
         {
             "title": f"{host.title} + GSA",
             "paper": f"GSA-RSL, on top of {host.paper}",

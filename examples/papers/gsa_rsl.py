@@ -7,9 +7,6 @@ adversarial embeddings:
     adversary   max over δ of  NT(p, q + δ) + λ_global · div_D(z̃ ‖ z)               Eq. 18
     critic      max over D of  div_D(z̃ ‖ z)                                          Eq. 19
     encoder     min of  NT(p, q + δ) + λ_benign · NT(p, q) at θ + e + λ_global · div  Eq. 20
-
-``GlobalAndSharp`` is the two terms that the paper adds; it stands before a contrastive host method
-in the order of inheritance, as in ``GSARSL`` here and in ``extended.py``.
 """
 
 from __future__ import annotations
@@ -19,7 +16,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from advssl import GlobalDivergenceCritic, MultiViewNTXentLoss, SAMWrapper
 from advssl.losses import unit
@@ -27,7 +24,7 @@ from advssl.modes import widen
 from harness.data import Batch
 from harness.heads import projection
 from harness.method import IMAGENET, Differs, Method, Recipe, Seen, Settings, Terms, Views
-from harness.schedules import WarmupCosine, step_apart
+from harness.schedules import WarmupCosine, optimizer, step_apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +42,14 @@ class GSASettings(Settings):
 
 
 class GlobalAndSharp(Method):
-    """A critic between benign and adversarial embeddings, and the benign term at θ + e.
-
-    The host says which clean views are a ``pair``, how its loss weighs them (``pair_weight``) and,
-    if it has a term for them already, that term's name (``clean_term``), which is replaced.
-    """
+    """The paper's two terms on top of a contrastive loss: ``GSARSL``'s, or ``extended.py``'s."""
 
     settings: GSASettings
+    clouds: tuple[tuple[str, ...], tuple[str, ...]]  # views for the critic: benign, adversarial
+    embedding: int  # width of what it reads
+    pair: tuple[str, str]  # the clean views
+    pair_weight: float  # in the loss
+    clean_term: str  # the name of the pair's term, which is replaced if the loss has it already
     attack_in_train_mode = False  # the release attacks in eval mode, whatever the host does
     differences = (
         Differs("adaptive", True, False, "the release has ASAM, the text says SAM"),
@@ -70,46 +68,39 @@ class GlobalAndSharp(Method):
         super().__init__(*args, **kwargs)
         s = self.settings
         self.flat = SAMWrapper(self.encoder, self.head, rho=s.rho, adaptive=s.adaptive)
-        self.blind = False  # the adversary leaves the critic out
+        self.fooled = s.critic  # whether the adversary goes for the critic too
         if s.critic:
             self.critic = GlobalDivergenceCritic(self.embedding)
-            self.critic_optimizer = SGD(
-                self.critic.parameters(), s.critic_rate, momentum=0.9, weight_decay=1e-4
-            )
+            self.critic_optimizer = optimizer("sgd", self.critic.parameters(), s.critic_rate, 1e-4)
 
     def optimizers(self) -> dict[str, tuple[Optimizer, float]]:
-        if not self.settings.critic:
-            return {}
-        return {"critic": (self.critic_optimizer, self.settings.critic_rate)}
+        s = self.settings
+        return {"critic": (self.critic_optimizer, s.critic_rate)} if s.critic else {}
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        real = self.clouds[0] if self.settings.critic else ()
-        return tuple(dict.fromkeys((*self.pair, *real, *super().names)))
-
-    @property
-    def clouds(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The views whose embeddings the critic reads: benign, and adversarial."""
-        fake = tuple(n for n in super().names if n.endswith("d") and n not in self.headless)
-        return tuple(name.removesuffix("d") for name in fake), fake
+    def cloud(self, seen: Seen, names: tuple[str, ...]) -> Tensor:
+        return unit(widen(torch.cat([seen[name] for name in names])))
 
     def height(self, seen: Seen, batch: Batch) -> Tensor:  # Eq. 18
         height = super().height(seen, batch)
-        if not self.settings.critic or self.blind:
+        if not self.fooled:
             return height
         fake = self.cloud(seen, self.clouds[1])
         weight = self.settings.attack_factor * self.settings.global_weight
         return height + weight * self.critic.estimate(fake.detach(), fake)
 
     def search(self, views: Views, seen: Seen, batch: Batch) -> Views:
-        if self.settings.critic and self.settings.order == "4-step":
-            self.blind = True
+        if self.fooled and self.settings.order == "4-step":
+            self.fooled = False
             found = views | super().search(views, seen, batch)
-            self.blind = False
+            self.fooled = True
             with torch.no_grad():
-                now = self.see({name: found[name] for names in self.clouds for name in names})
+                now = self.see({name: found[name] for name in sum(self.clouds, ())})
             self.learn(now)
         return super().search(views, seen, batch)
+
+    def learn(self, seen: Seen) -> None:  # Eq. 19
+        loss = self.critic.loss(*(self.cloud(seen, names) for names in self.clouds))
+        step_apart(self.critic_optimizer, loss)
 
     def terms(self, seen: Seen, views: Views, batch: Batch) -> Terms:  # Eq. 20
         s, terms = self.settings, super().terms(seen, views, batch)
@@ -125,28 +116,27 @@ class GlobalAndSharp(Method):
             terms["global"] = s.global_weight * divergence
         return terms
 
-    def learn(self, seen: Seen) -> None:  # Eq. 19
-        loss = self.critic.loss(*(self.cloud(seen, names) for names in self.clouds))
-        step_apart(self.critic_optimizer, loss)
 
-    def cloud(self, seen: Seen, names: tuple[str, ...]) -> Tensor:
-        return unit(widen(torch.cat([seen[name] for name in names])))
+class GSARSL(GlobalAndSharp):
+    """NT-Xent between p and the attacked q, and the two terms."""
 
+    title, paper = "GSA-RSL", "Generalization bounds for robust contrastive learning"
+    settings_type = GSASettings
+    recipe = Recipe(500, 512, WarmupCosine(0.5, 10, floor=1e-8, per_epoch=True), "sgd", 1e-4)
+    probe = "gsa"
+    differences = (
+        *GlobalAndSharp.differences,
+        Differs("second_view", "weak", "strong", "the text draws both views from one pool"),
+    )
 
-class AdversarialPair(Method):
-    """The host of the paper: NT-Xent between p and the attacked q. Table 4's row without both."""
-
+    names, anchors = ("p", "q", "qd"), ("p",)
     branch_of = {"p": "clean", "q": "clean", "qd": "adversarial"}
     evaluated = ("adversarial", "clean")
+    pair, clean_term, pair_weight = ("p", "q"), "benign", 1.0
+    clouds, embedding = (("q",), ("qd",)), 128
     normalization = IMAGENET
     augmentation = {"blur_p": 0.5}
-    names, anchors = ("p", "q", "qd"), ("p",)
-    pair, clean_term, pair_weight = ("p", "q"), "benign", 1.0
-    embedding = 128
-
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self.contrast = MultiViewNTXentLoss(0.5, gather_distributed=True)
+    contrast = MultiViewNTXentLoss(0.5, gather_distributed=True)
 
     def make_head(self, features: int, classes: int) -> nn.Module:
         return projection(features, features, self.embedding)
@@ -159,14 +149,3 @@ class AdversarialPair(Method):
 
     def adversarial(self, seen: Seen, batch: Batch) -> Terms:
         return {"adversarial": self.contrast(seen["p"], seen["qd"])}
-
-
-class GSARSL(GlobalAndSharp, AdversarialPair):
-    title, paper = "GSA-RSL", "Generalization bounds for robust contrastive learning"
-    settings_type = GSASettings
-    recipe = Recipe(500, 512, WarmupCosine(0.5, 10, floor=1e-8, per_epoch=True), "sgd", 1e-4)
-    probe = "gsa"
-    differences = (
-        *GlobalAndSharp.differences,
-        Differs("second_view", "weak", "strong", "the text draws both views from one pool"),
-    )

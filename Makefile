@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BENCH ?= .venv-bench
 
-.PHONY: demo test test-all check tables docs clean
+.PHONY: demo test test-all check bench tables docs clean
 
 demo: $(READY)  ## three encoders on digits, attacked: under five minutes on two cores
 	$(BIN)/python examples/quickstart.py
@@ -20,7 +21,10 @@ check: $(READY)  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-tables: $(READY)  ## write the README's tables anew from benchmarks/results/
+bench: $(BENCH)/.ready  ## how fast, beside other libraries: under 15 minutes on two cores
+	$(BENCH)/bin/python benchmarks/speed.py
+
+tables: $(READY)  ## write the READMEs' and docs' tables anew from benchmarks/results/
 	$(BIN)/python benchmarks/tables.py
 
 docs: $(READY)  ## docs/_build/index.html
@@ -33,5 +37,13 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
+# torchattacks pins a requests of 2020; it runs without it.
+$(BENCH)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --upgrade pip
+	$(BENCH)/bin/python -m pip install --quiet --editable ".[all,bench]"
+	$(BENCH)/bin/python -m pip install --quiet --no-deps torchattacks
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(BENCH) runs

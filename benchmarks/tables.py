@@ -11,7 +11,7 @@ import runpy
 from dataclasses import replace
 from math import sqrt
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, quantiles, stdev
 from typing import Any
 
 from advssl.evaluation.records import Measurement, compare
@@ -146,8 +146,117 @@ def _small(m: Measurement) -> bool:
     )
 
 
+# --- speed ----------------------------------------------------------------------------------------
+
+
+def speed() -> str:
+    """Every row of the record, those of one machine together."""
+    path = RESULTS / "speed.json"
+    if not path.exists():
+        return "Nothing is recorded yet: `make bench` measures."
+    by_place: dict[str, list[dict[str, Any]]] = {}
+    for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
+        by_place.setdefault(place(row["machine"]), []).append(row)
+    return "\n\n".join(
+        f"**{where}**\n\n{speed_table(rows)}\n\n{_measured_with(rows)}"
+        for where, rows in by_place.items()
+    )
+
+
+def speed_table(rows: list[dict[str, Any]]) -> str:
+    """One line per claim; the ratios are medians over turns of ours over the other's."""
+    lines = [
+        "| what | against | goal | measured | quartiles | ours | other | met? |",
+        "|---|---|--:|--:|--:|--:|--:|---|",
+    ]
+    for row in rows:
+        for claim in row["claims"]:
+            lines.append(f"| {' | '.join(_line(claim, row['machine']['can']))} |")
+    return "\n".join(lines)
+
+
+def place(machine: dict[str, Any]) -> str:
+    """Rows are comparable where this is the same."""
+    if machine["device"] == "cuda":
+        return str(machine["gpu"])
+    return f"{machine['cpu']}, {machine['threads']} threads"
+
+
+def _line(claim: dict[str, Any], can: list[str]) -> list[str]:
+    values, unit = claim["values"], claim["unit"]
+    goal = ""
+    if claim["goal"] is not None:
+        goal = f"{'≥' if claim['at_least'] else '≤'} {claim['goal']:g}{_of(unit)}"
+    raw = [
+        "" if claim[side] is None else f"{_figure(claim[side])} {claim['of']}"
+        for side in ("ours", "other")
+    ]
+    note = f" ({claim['note']})" if claim["note"] else ""
+    against = f"{claim['against']}{note}".strip()
+    if not values:
+        return [claim["what"], against, goal, "", "", *raw, ""]
+    low, middle, high = _quartiles(values)
+    spread = f"{_figure(low)} to {_figure(high)}" if len(values) > 1 else "once"
+    return [
+        claim["what"],
+        against,
+        goal,
+        f"{_figure(middle)}{_of(unit)}",
+        spread,
+        *raw,
+        _met(claim, (low, middle, high), can),
+    ]
+
+
+def _met(claim: dict[str, Any], quartiles: tuple[float, float, float], can: list[str]) -> str:
+    if claim["goal"] is None:
+        return ""
+    low, middle, high = quartiles
+    if claim["at_least"]:
+        low, middle, high = -high, -middle, -low
+    goal = -claim["goal"] if claim["at_least"] else claim["goal"]
+    if claim["needs"] and claim["needs"] not in can:
+        return f"n/a here: no {claim['needs']}"
+    if middle <= goal:
+        return "yes"
+    return "within the spread" if low <= goal else "**no**"
+
+
+def _quartiles(values: list[float]) -> tuple[float, float, float]:
+    if len(values) == 1:
+        return (values[0],) * 3
+    low, middle, high = quantiles(values, n=4, method="inclusive")
+    return low, middle, high
+
+
+def _of(unit: str) -> str:
+    return "" if unit in ("×", "exponent") else f" {unit}"
+
+
+def _figure(value: float) -> str:
+    if value == 0 or 0.1 <= abs(value) < 100:
+        return f"{value:.2f}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2g}"
+
+
+def _measured_with(rows: list[dict[str, Any]]) -> str:
+    machines = [row["machine"] for row in rows]
+    turns = [len(times) for row in rows for times in row["times"].values()]
+    said = {
+        "commit": sorted({str(row["commit"])[:10] for row in rows}),
+        "torch": sorted({m["torch"] for m in machines}),
+        "batch of attacks and steps": sorted({row["sizes"]["batch"] for row in rows}),
+        "width of their ResNet-18": sorted({row["sizes"]["width"] for row in rows}),
+        "the machine has": sorted({thing for m in machines for thing in m["can"]}) or ["nothing"],
+    }
+    listed = "; ".join(f"{name} {', '.join(map(str, values))}" for name, values in said.items())
+    minutes = sum(row["seconds"] for row in rows) / 60
+    return f"{listed}. {min(turns)} to {max(turns)} turns, {minutes:.0f} minutes in all."
+
+
 TABLES = {
     "quickstart": quickstart,
+    "speed": speed,
     "papers_digits": lambda: papers("papers_digits"),
     "papers_cifar": lambda: papers("papers_cifar"),
 }
@@ -164,5 +273,6 @@ def filled(text: str) -> str:
 
 
 if __name__ == "__main__":
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    own = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+    for page in (*own, *(ROOT / "docs").glob("*.md")):
         page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import runpy
 from dataclasses import replace
 from itertools import permutations
-from pathlib import Path
 
 import pytest
 import torch
@@ -322,20 +319,3 @@ def test_unknown_names_are_refused():
         Strong(8, interpolation="area")
     with pytest.raises(ValueError, match=r"Weak\(8\) shifts images of that size"):
         Weak(8)(torch.rand(2, 3, 9, 9))
-
-
-# --- what it costs --------------------------------------------------------------------------------
-
-
-def test_the_benchmark_writes_what_it_prints(tmp_path, capsys):
-    benchmark = runpy.run_path(str(Path(__file__).parents[3] / "benchmarks" / "augmentation.py"))
-    out = tmp_path / "record.json"
-    benchmark["main"](["--batch", "4", "--size", "16", "--rounds", "2", "--out", str(out)])
-    record = json.loads(out.read_text(encoding="utf-8"))
-    assert record["settings"]["batch"] == 4
-    assert {name: len(times) for name, times in record["milliseconds"].items()} == {
-        "harness": 2,
-        "kornia": 2,
-        "lightly": 2,
-    }
-    assert benchmark["table"](record["milliseconds"]) in capsys.readouterr().out

@@ -1,0 +1,95 @@
+"""How cost grows: exponents of power laws; and what an import adds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+
+import torch
+
+from advssl import AdversarialViewGenerator, Linf, MultiViewNTXentLoss
+from rows.attacks import RADIUS, network, photographs
+from rows.clusters import ours, seeded, unit_features
+from rows.losses import embeddings, with_gradient
+from rows.measuring import Bench, Call, Claim, Row, exponent
+
+
+def imported(bench: Bench) -> Row:
+    """``import advssl`` beside the torch that it needs, in processes of their own."""
+    times: dict[str, list[float]] = {"import torch": [], "import torch, advssl": []}
+    for turn in range(bench.sizes.imports + 1):
+        for statement, spent in times.items():
+            begun = time.perf_counter()
+            subprocess.run([sys.executable, "-c", statement], check=True)
+            if turn:  # the first brings the files into memory
+                spent.append(1000 * (time.perf_counter() - begun))
+    alone, both = times.values()
+    more = [(b - a) / 1000 for a, b in zip(alone, both, strict=True)]
+    claim = Claim(
+        "import advssl", "import torch", more, 0.15, "s", ours=median(both), other=median(alone)
+    )
+    return Row([claim], times)
+
+
+def attack_steps(bench: Bench) -> Row:
+    """Time and memory of an attack in its steps, on a narrow encoder."""
+    narrow = Bench(bench.sizes, bench.device, bench.rounds, bench.budget)
+    model, images, loss = network(narrow, 128), photographs(bench), MultiViewNTXentLoss(0.5)
+    with torch.no_grad():
+        z = model(images)
+
+    def call(steps: int) -> Call:
+        adversary = AdversarialViewGenerator(Linf(RADIUS), steps, 2 * RADIUS / steps)
+        return lambda: adversary(images, lambda v: loss(model(v), z), freeze=model)
+
+    sizes = bench.sizes.attack_steps
+    row = grown(bench, "attack, time in its steps", sizes, call, 1.05)
+    row.memory = {str(steps): bench.peak(call(steps)) for steps in sizes}
+    slope = exponent(sizes, row.memory.values())
+    row.claims.append(
+        Claim(f"attack, peak memory in its steps {_to(sizes)}", "", [slope], 0.02, "exponent")
+    )
+    return row
+
+
+def nt_xent_batch(bench: Bench) -> Row:
+    def call(size: int) -> Call:
+        views = embeddings(bench, 2, size, bench.sizes.embeddings[1])
+        return with_gradient(lambda: MultiViewNTXentLoss(0.5)(*views), views)
+
+    return grown(bench, "NT-Xent of two views, time in B", bench.sizes.batches, call, 2.0)
+
+
+def nt_xent_views(bench: Bench) -> Row:
+    def call(count: int) -> Call:
+        views = embeddings(bench, count, *bench.sizes.embeddings)
+        return with_gradient(lambda: MultiViewNTXentLoss(0.5)(*views), views)
+
+    return grown(bench, "NT-Xent, time in V", bench.sizes.view_counts, call, 2.0)
+
+
+def k_means_clusters(bench: Bench) -> Row:
+    features = unit_features(bench)[: bench.sizes.points[0] // 4]
+    return grown(
+        bench,
+        "k-means, time in K",
+        bench.sizes.clusters,
+        lambda k: seeded(ours(features, k), []),
+        1.0,
+    )
+
+
+def grown(
+    bench: Bench, what: str, sizes: Sequence[int], call: Callable[[int], Call], goal: float
+) -> Row:
+    """The exponent of every turn's times; growing faster than ``goal`` says is a miss."""
+    turns = bench.turns({str(size): call(size) for size in sizes})
+    fitted = [exponent(sizes, spent) for spent in zip(*turns.times.values(), strict=True)]
+    return Row([Claim(f"{what} {_to(sizes)}", "", fitted, goal, "exponent")], turns.times)
+
+
+def _to(sizes: Sequence[int]) -> str:
+    return f"= {sizes[0]} to {sizes[-1]}"

@@ -26,11 +26,10 @@ BENCHMARKS = Path(__file__).parent
 RECORD = BENCHMARKS / "results" / "speed.json"
 sys.path.insert(0, str(BENCHMARKS.parent / "examples" / "papers"))
 
+from advssl.evaluation.records import commit, machine  # noqa: E402
 from rows import ROWS  # noqa: E402
 from rows.measuring import CPU, GPU, TINY, Bench, Disagreement, Sizes  # noqa: E402
 from tables import place, speed_table  # noqa: E402
-
-from advssl.evaluation.records import commit, machine  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> None:

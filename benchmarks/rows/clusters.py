@@ -29,10 +29,8 @@ def k_means(bench: Bench, k: int) -> Row:
     size, width = bench.sizes.points
     k = min(k, size // 4)
     features = unit_features(bench)
-    makers = dict(PEERS)
     held = size * k * width * 4
-    if held > _KORNIA_HOLDS:
-        del makers["kornia"]
+    makers = {name: m for name, m in PEERS.items() if name != "kornia" or held <= _KORNIA_HOLDS}
     made: dict[str, Fit | None] = {"advssl": ours(features, k)}
     made |= {name: installed(lambda m=make: m(features, k)) for name, make in makers.items()}
     labels: dict[str, list[Tensor]] = {name: [] for name, fit in made.items() if fit}
@@ -55,7 +53,7 @@ def k_means(bench: Bench, k: int) -> Row:
     if others:
         share = reached["advssl"] / min(others)
         claims.append(Claim(f"{what}, inertia", "the lowest of the others", [share], EQUAL))
-    if "kornia" not in makers:
+    if len(makers) < len(PEERS):
         claims.append(Claim(what, "kornia", [], note=f"would hold {held / 1e9:.0f} GB"))
     return Row(claims, turns.times, checks={"inertia": reached})
 

@@ -100,7 +100,7 @@ class AdvCL(Method):
     def make_head(self, features: int, classes: int) -> nn.Module:
         return projection(features, features, 128, batchnorm=True)
 
-    def prepare(self, features: Tensor) -> None:
+    def prepare(self, features: Tensor, before: Method | None = None) -> None:
         self.clusters.fit(features)
 
     def views(self, images: Tensor) -> Views:

@@ -29,7 +29,7 @@ from harness.schedules import Steps
 class ASCLSettings(Settings):
     steps: int = 10
     selection: Literal["global", "hard", "soft", "leaked"] = "leaked"
-    projection: Literal["none", "linear", "mlp"] = "none"  # to 128, or over 200 to 128
+    projection: Literal["none", "linear", "mlp"] = "none"  # p1 to 128; p2 over 200 to 128
     temperature: float = 0.07
     natural: float = 0.0
     scl: float = 1.0
@@ -44,6 +44,7 @@ class ASCL(Method):
     settings_type = ASCLSettings
     settings: ASCLSettings
     labelled = True
+    # Of ResNet-18 and WideResNet. Tables with ResNet-20 bring Adam, its weight decay not stated: 0.
     recipe = Recipe(200, 128, Steps(0.1, (100, 150), 200), "sgd", 5e-4)
     differences = (
         Differs("keep_twin", False, True, "the release drops a twin that is predicted otherwise"),
@@ -68,7 +69,7 @@ class ASCL(Method):
         self.project = {
             "none": nn.Identity(),
             "linear": nn.Linear(width, 128),
-            "mlp": projection(width, 200, 128),
+            "mlp": projection(width, 200, 128, bias=False),
         }[s.projection]
 
     def make_head(self, features: int, classes: int) -> nn.Module:

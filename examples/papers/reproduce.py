@@ -217,10 +217,9 @@ def _table(plan: Plan, found: Sequence[records.Measurement]) -> str:
 def dry_run(plan: Plan) -> str:
     """The plan, its cost in forwards per image, and how long it will take here."""
     data = chain.open_plan(plan)
-    method = chain.build(plan, METHODS[plan.method], data)
+    method, batch = chain.first_step(plan, METHODS, data)
     images = chain.training_images(method, data)
     steps = plan.recipe.epochs * chain.steps_per_epoch(plan, images)
-    batch = chain.first_batch(plan, method, images)
     few = batch._make(part[:_FEW] for part in batch)
     forwards = cost.forwards_per_image(method, few)
     seconds = cost.seconds_per_step(method, few, plan.precision) * len(batch[0]) / len(few[0])
@@ -255,7 +254,7 @@ def reproduce_table(options: argparse.Namespace, command: str) -> str:
     for row in table.rows:
         if row.unavailable:
             continue
-        plan = plan_of(row.method, options, row.flags)
+        plan = plan_of(row.method, options, row.flags, row.recipe)
         plan = replace(plan, protocols=row.protocols, branches="own")
         if options.preset == "paper":
             plan = replace(
@@ -282,11 +281,16 @@ def listing() -> str:
     return "\n".join([*lines, "", *presets])
 
 
-def plan_of(name: str, options: argparse.Namespace, flags: Mapping[str, Any]) -> Plan:
-    """What the options ask of a method, the preset's word where they are silent."""
+def plan_of(
+    name: str, options: argparse.Namespace, flags: Mapping[str, Any], own: Recipe | None = None
+) -> Plan:
+    """What the options ask of a method, the preset's word where they are silent.
+
+    ``own`` is the recipe for a preset without one, if not the method's.
+    """
     method = METHODS[name]
     preset = PRESETS[options.preset or ("quick" if options.data == "digits" else "look")]
-    recipe = preset.recipe or method.recipe
+    recipe = preset.recipe or own or method.recipe
     recipe = replace(
         recipe,
         epochs=recipe.epochs if options.epochs is None else options.epochs,

@@ -155,12 +155,13 @@ def pretrained(
         method.load_state_dict(kept["weights"])
         return Pretrained(method, kept["told"])
     if method.clusters_of is not None:  # labels of the plan's own images
-        teacher = replace(plan, method=method.clusters_of, flags=_shared(plan.flags))
-        found = pretrained(teacher, methods, data, out, memory_gb=memory_gb, **options)
+        found = pretrained(
+            _before(plan, method), methods, data, out, memory_gb=memory_gb, **options
+        )
         if found is None:
             return None
-        told["before"] = {"method": teacher.method, **found.told}
-        method.prepare(features(found.method, images))
+        told["before"] = {"method": method.clusters_of, **found.told}
+        method.prepare(features(found.method, images), found.method)
     seconds = pretrain(
         method,
         plan.recipe,
@@ -218,9 +219,9 @@ def _identity(plan: Plan, method: Method, images: Any) -> dict[str, Any]:
 def encoders(method: Method, branches: str = "all") -> dict[str, nn.Module]:
     """Plain encoders to measure, by BatchNorm branch; "" where there is only one BatchNorm."""
     if not method.branch_of:
-        return {"": copy.deepcopy(method.encoder)}
+        return {"": copy.deepcopy(method.measured)}
     names = method.evaluated if branches == "all" else method.evaluated[:1]
-    return {name: keep_branch(method.encoder, name) for name in names}
+    return {name: keep_branch(method.measured, name) for name in names}
 
 
 def measured(
@@ -290,24 +291,29 @@ def _attacked(
     return found
 
 
-def first_batch(plan: Plan, method: Method, images: Any) -> Batch:
-    """What the first training step is given, pseudo-labels made of noise: enough to count and time.
+def first_step(plan: Plan, methods: Mapping[str, type[Method]], data: Data) -> tuple[Method, Batch]:
+    """A method and its first batch, to count and time what a step costs.
 
-    The method is prepared with them, so it is good for nothing else.
+    What it is prepared with is noise, so it is good for nothing else.
     """
-    batch = next(iter(_loader(images, plan, 0.0, 0, 1)))
+    method = build(plan, methods[plan.method], data)
+    images = training_images(method, data)
     if method.clusters_of is not None:
-        method.prepare(torch.randn(len(images), 8))
-    return batch._replace(images=pixels(batch.images))
+        before = build(_before(plan, method), methods[method.clusters_of], data)
+        method.prepare(torch.randn(len(images), 8), before)
+    batch = next(iter(_loader(images, plan, 0.0, 0, 1)))
+    return method, batch._replace(images=pixels(batch.images))
 
 
 def features(method: Method, images: Any) -> Tensor:
-    """The encoder's features (N, D) of a training set, in its order, on its own branch."""
-    own = on_branch(method.encoder, method.evaluated[0]) if method.branch_of else nullcontext()
-    device = _device()
+    """The measured encoder's features (N, D) of a training set, in its order, on its own branch."""
+    encoder, device = method.measured, _device()
+    own = on_branch(encoder, method.evaluated[0]) if method.branch_of else nullcontext()
     method.to(device)
     with torch.no_grad(), evaluating(method), own:
-        return torch.cat([method.encode(x.to(device)).cpu() for x, _ in DataLoader(images, 256)])
+        return torch.cat(
+            [method.encode(x.to(device), encoder).cpu() for x, _ in DataLoader(images, 256)]
+        )
 
 
 def digest(content: Any) -> str:
@@ -330,9 +336,10 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _shared(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a method's flags, those that any method has."""
-    return {f.name: flags[f.name] for f in fields(Settings) if f.name in flags}
+def _before(plan: Plan, method: Method) -> Plan:
+    """Of the method that is trained first: with those of the flags that any method has."""
+    shared = {f.name: plan.flags[f.name] for f in fields(Settings) if f.name in plan.flags}
+    return replace(plan, method=method.clusters_of, flags=shared)
 
 
 def _attacked_images(plan: Plan, data: Data) -> list[tuple[Tensor, Tensor]]:

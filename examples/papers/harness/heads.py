@@ -8,13 +8,20 @@ from torch import nn
 
 
 def projection(
-    features: int, hidden: int, out: int, *, layers: int = 2, batchnorm: bool | str = False
+    features: int,
+    hidden: int,
+    out: int,
+    *,
+    layers: int = 2,
+    batchnorm: bool | str = False,
+    bias: bool = True,
 ) -> nn.Sequential:
     """Linear layers with ReLU between them.
 
     AdvCL's is ``projection(512, 512, 128, batchnorm=True)``, ACL's ``projection(512, 512, 512,
     layers=3, batchnorm="all")``, SimCLR's, SupCon's and GSA-RSL's ``projection(512, 512, 128)``,
-    RoCL's ``projection(512, 2048, 128)``. Losses bring embeddings to length one, not the head.
+    RoCL's ``projection(512, 2048, 128)``, ASCL's p2 ``projection(64, 200, 128, bias=False)``.
+    Losses bring embeddings to length one, not the head.
 
     Args:
         features: width of what comes in.
@@ -22,6 +29,7 @@ def projection(
         out: width of the embeddings.
         layers: linear layers.
         batchnorm: False, True (after every layer but the last) or "all".
+        bias: of linear layers without a BatchNorm behind them.
 
     Raises:
         ValueError: on another ``batchnorm``, or without a layer.
@@ -35,7 +43,7 @@ def projection(
     for depth, (inputs, width) in enumerate(pairwise(widths), start=1):
         last = depth == layers
         normed = batchnorm == "all" or (batchnorm is True and not last)
-        made.append(nn.Linear(inputs, width, bias=not normed))
+        made.append(nn.Linear(inputs, width, bias=bias and not normed))
         made += [nn.BatchNorm1d(width)] if normed else []
         made += [] if last else [nn.ReLU()]
     return nn.Sequential(*made)

@@ -29,7 +29,8 @@ class Settings:
     """What every method can be told; a method's own settings extend it, and all become flags."""
 
     radius: float = 8 / 255  # of the attack: ℓ∞, of pixels in [0, 1]
-    steps: int = 5  # of the attack, each a quarter of the radius: 2/255 at 8/255
+    steps: int = 5  # of the attack
+    relative_step: float = 0.25  # length of each, of the radius: 2/255 at 8/255
     second_view: Literal["strong", "weak"] = "strong"  # weak in GSA-RSL's release: a control
     exact_bn: bool = False  # the attack forwards all again and moves BatchNorm, as releases do
 
@@ -112,7 +113,7 @@ class Method(nn.Module):
     together = True  # views of one branch share a forward, and so their batch statistics
     start = "uniform"  # of the attack
     normalization: dict[str, tuple[float, ...]] | None = None  # of the encoder's input
-    clusters_of: str | None = None  # the method whose features' k-means labels ``prepare`` is given
+    clusters_of: str | None = None  # the method that is trained before, for ``prepare``
 
     def __init__(self, encoder: nn.Module, data: Data, size: int, settings: Settings) -> None:
         super().__init__()
@@ -128,7 +129,10 @@ class Method(nn.Module):
         self.strong = augmentation("strong", data, size, **self.augmentation)
         self.weak = augmentation("weak", data, size)
         self.adversary = AdversarialViewGenerator(
-            Linf(settings.radius), settings.steps, settings.radius / 4, start=self.start
+            Linf(settings.radius),
+            settings.steps,
+            settings.relative_step * settings.radius,
+            start=self.start,
         )
 
     # --- what a method writes ---------------------------------------------------------------------
@@ -162,8 +166,13 @@ class Method(nn.Module):
         features = self.encode(images)
         return features if name in self.headless else self.head(features)
 
-    def prepare(self, features: Tensor) -> None:
-        """Before training: features (N, D) of the training images from ``clusters_of``."""
+    @property
+    def measured(self) -> nn.Module:
+        """The encoder that is probed, attacked and exported: a momentum encoder, of some."""
+        return self.encoder
+
+    def prepare(self, features: Tensor, before: Method) -> None:
+        """Before training: features (N, D) of the training images from ``clusters_of``, trained."""
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         """Before each epoch, counted from 0: for schedules of augmentation and weights."""
@@ -245,14 +254,14 @@ class Method(nn.Module):
             return nullcontext()
         return on_branch(self, self.branch_of[name])
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Images in [0, 1] to features (B, D)."""
+    def encode(self, images: Tensor, encoder: nn.Module | None = None) -> Tensor:
+        """Images in [0, 1] to features (B, D), of ``encoder`` if not the method's own."""
         if self.normalization is not None:
             mean, std = (
                 images.new_tensor(self.normalization[k]).view(-1, 1, 1) for k in ("mean", "std")
             )
             images = (images - mean) / std
-        return self.encoder(images)
+        return (self.encoder if encoder is None else encoder)(images)
 
     @classmethod
     def settings_of(cls, mode: str, **changed: Any) -> Settings:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from advssl.evaluation.records import Measurement
+from harness.method import Recipe
+from harness.schedules import Steps
 
 Published: TypeAlias = Mapping[str, tuple[float | None, ...]]  # per cent, by finetuning protocol
 
@@ -35,6 +37,7 @@ class Row:
         method: its name in ``reproduce.METHODS``; None if the harness has none.
         flags: settings that differ from the method's own.
         backbone: the paper's, where it is not its ResNet-18.
+        recipe: how the paper trains in this table, where it is not the method's own way.
         unavailable: why the row cannot be run here; None if it can.
     """
 
@@ -43,6 +46,7 @@ class Row:
     method: str | None
     flags: Mapping[str, Any]
     backbone: str | None
+    recipe: Recipe | None
     unavailable: str | None
 
     @property
@@ -106,12 +110,21 @@ def lookup(table_id: str, data: str | None = None) -> Table:
             method=row.get("method"),
             flags={**row.get("flags", {}), **also},
             backbone=row.get("backbone", table.get("backbone")),
+            recipe=_recipe(row.get("recipe", table.get("recipe"))),
             unavailable=_content()["reasons"].get(row.get("unavailable")),
         )
         for row in table["rows"]
     )
     said = {key: table.get(key) for key in ("id", "paper", "caption", "metrics", "probe", "note")}
     return Table(**said, data=name, rows=rows)
+
+
+def _recipe(name: str | None) -> Recipe | None:
+    if name is None:
+        return None
+    told = dict(_content()["recipes"][name])
+    steps = Steps(told.pop("rate"), tuple(told.pop("divided_at")), told["epochs"])
+    return Recipe(schedule=steps, **told)
 
 
 def tables_of(method: str) -> list[Table]:

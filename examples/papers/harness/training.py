@@ -73,6 +73,10 @@ class Training(pl.LightningModule):
     def train_dataloader(self) -> Loader:
         return self.loader(self.global_rank, self.trainer.world_size)
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, loader: int) -> Batch:
+        moved = super().transfer_batch_to_device(batch, device, loader)
+        return moved._replace(index=batch.index)  # a head checks it, which elsewhere is a sync
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         learns = [p for n, p in self.named_parameters() if n not in self.apart and p.requires_grad]
         rate = self.recipe.schedule(0, self.steps_per_epoch, self.recipe.epochs)

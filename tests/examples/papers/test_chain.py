@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import ConcatDataset
 
+from advcl import AdvCL
 from advssl import keep_branch
 from advssl.evaluation import probes
 from advssl.evaluation.data import InMemory, open_data, targets
@@ -128,7 +128,20 @@ def test_other_images_are_another_run(tmp_path, monkeypatch):
         chain.pretrained(plan, METHODS, replace(data, train=other), tmp_path)
 
 
-def test_the_method_of_the_clusters_is_trained_first_and_once(tmp_path, monkeypatch):
+@pytest.fixture
+def given(monkeypatch):
+    """The methods that ``prepare`` is given, beside their features."""
+    found, prepare = [], AdvCL.prepare
+
+    def noted(self, features, before):
+        found.append(before)
+        prepare(self, features)
+
+    monkeypatch.setattr(AdvCL, "prepare", noted)
+    return found
+
+
+def test_the_method_of_the_clusters_is_trained_first_and_once(tmp_path, monkeypatch, given):
     trained, pretrain = [], chain.pretrain
 
     def noted(method, *args, **options):
@@ -140,11 +153,13 @@ def test_the_method_of_the_clusters_is_trained_first_and_once(tmp_path, monkeypa
     tiny.train(tiny.plan("gsa_advcl"), tmp_path)
     simclr = tiny.train(tiny.plan("simclr"), tmp_path)
     assert trained == ["SimCLR", "AdvCL", "AdvCLGSA"]
+    assert len(given) == 2
+    assert all(tiny.same(before.state_dict(), tiny.weights(simclr)) for before in given)
     assert found.told["before"] == {"method": "simclr", **simclr.told}
     # The labels are k-means of its features, in the order of the training images.
     data = chain.open_plan(tiny.plan("advcl"))
     method = chain.build(tiny.plan("advcl"), METHODS["advcl"], data)
-    method.prepare(chain.features(simclr.method, data.train))
+    method.prepare(chain.features(simclr.method, data.train), simclr.method)
     assert torch.equal(found.method.clusters.pseudo_labels, method.clusters.pseudo_labels)
 
 
@@ -227,11 +242,12 @@ def test_a_classifier_is_measured_with_its_own_head_too(tmp_path):
     assert names(plan, tmp_path) == [f"own head: {attack}" for attack in ["clean", *PGD]]
 
 
-def test_what_is_counted_is_the_first_step():
-    method, data = opened(tiny.plan("advcl"))
-    images = ConcatDataset([data.train, data.train])
-    batch = chain.first_batch(tiny.plan("advcl"), method, images)
+def test_what_is_counted_is_the_first_step(given):
+    plan = tiny.plan("advcl")
+    data = chain.open_plan(plan)
+    method, batch = chain.first_step(plan, METHODS, replace(data, unlabelled=data.train))
     assert batch.images.shape == (20, 3, 8, 8)
     assert batch.images.dtype == torch.float32
     assert method.clusters.pseudo_labels.shape == (120, 1)
+    assert [type(before) for before in given] == [METHODS["simclr"]]
     assert all(term.isfinite() for term in method(batch).values())

@@ -21,6 +21,7 @@ PAPERS = {
         dict(features=512, hidden=512, out=512, layers=3, batchnorm="all"),
         "Linear BatchNorm1d ReLU Linear BatchNorm1d ReLU Linear BatchNorm1d",
     ),
+    "ASCL, p2": (dict(features=64, hidden=200, out=128, bias=False), "Linear ReLU Linear"),
     "linear": (dict(features=64, hidden=0, out=128, layers=1), "Linear"),
 }
 
@@ -36,12 +37,13 @@ def test_layers_are_the_papers(paper):
     assert head(torch.rand(4, how["features"])).shape == (4, how["out"])
 
 
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("batchnorm", [False, True, "all"])
-def test_a_layer_has_a_bias_unless_batchnorm_brings_one(batchnorm):
-    head = list(projection(8, 8, 8, layers=3, batchnorm=batchnorm))
+def test_a_layer_has_a_bias_if_asked_for_unless_batchnorm_brings_one(batchnorm, bias):
+    head = list(projection(8, 8, 8, layers=3, batchnorm=batchnorm, bias=bias))
     for layer, after in zip(head, [*head[1:], None], strict=True):
         if isinstance(layer, nn.Linear):
-            assert (layer.bias is None) == isinstance(after, nn.BatchNorm1d)
+            assert (layer.bias is not None) == (bias and not isinstance(after, nn.BatchNorm1d))
 
 
 def test_losses_decide_the_length():

@@ -404,6 +404,14 @@ def test_a_base_temperature_of_seven_hundredths_is_a_factor():
     assert factor.item() == pytest.approx(7.142857, rel=1e-6)
 
 
+@pytest.mark.parametrize("name", ["simclr", "at", "advcl", "gsa_rsl", "gsa_acl"])
+def test_a_step_of_the_attack_is_a_share_of_the_radius(name):
+    of, _ = STEPS[name]
+    sizes = [of.settings_of("released", radius=0.01, **more) for more in ({}, {"relative_step": 1})]
+    found = [of(Small(), PHOTOS, SIZE, s).adversary.step_size for s in sizes]
+    assert found == [0.0025, 0.01]
+
+
 # --- AT, TRADES -----------------------------------------------------------------------------------
 
 
@@ -731,9 +739,13 @@ class Momentum(Method):
     def views(self, images):
         return {"t1": self.strong(images), "t2": self.second(images)}
 
+    @property
+    def measured(self):
+        return self.average[0]
+
     def represent(self, images, name):
         encoder, head = self.average if name[:2] == "t2" else (self.encoder, self.head)
-        return head(encoder(images))
+        return head(self.encode(images, encoder))
 
     def benign(self, seen, _):
         return {"clean": self.pair_weight * self.contrast(seen["t1"], seen["t2"])}
@@ -777,6 +789,23 @@ def test_a_host_with_momentum_encoder_and_schedules():
     method.after_step()
     expected = slow[0].body[0].weight + 0.01
     close(method.average[0].body[0].weight.detach(), expected.detach())
+
+
+class OneBatchNorm(Momentum):
+    branch_of: ClassVar = {}
+    head_branches, evaluated = False, ()
+
+
+@pytest.mark.parametrize("of", [Momentum, OneBatchNorm, extended(Momentum)])
+def test_the_momentum_encoder_is_what_is_measured(of):
+    method = build(of).float()
+    with torch.no_grad():
+        method.average[0].body[0].weight += 1
+    x = torch.rand(4, 3, SIZE, SIZE)
+    (encoder,) = chain.encoders(method).values()
+    assert torch.equal(encoder.body[0].weight, method.average[0].body[0].weight)
+    found = chain.features(method, [(image, 0) for image in x])
+    torch.testing.assert_close(found, encoder.eval()(x))
 
 
 def test_sam_moves_no_momentum_encoder():

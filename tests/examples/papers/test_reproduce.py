@@ -207,8 +207,7 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(tmp_path, monkeypatch,
     assert not list(tmp_path.iterdir())
     said = capsys.readouterr().out
     plan = tiny.plan("advcl", *small)
-    method = chain.build(plan, METHODS["advcl"], data := chain.open_plan(plan))
-    forwards = cost.forwards_per_image(method, chain.first_batch(plan, method, data.train))
+    forwards = cost.forwards_per_image(*chain.first_step(plan, METHODS, chain.open_plan(plan)))
     assert f"cost: {forwards:.1f} F per image and step" in said
     assert re.search(r"time: 16 steps of [\d.]+ s, [\d.]+ minutes of pretraining", said)
     assert "supervision simclr-10" in said
@@ -365,6 +364,7 @@ WRONG = {
     "simclr --precision 16": r"invalid choice: '16'",
     "--table advcl-4 --devices 2": r"a table runs on one device",
     "simclr --radius -0.1": r"radius must be positive",
+    "simclr --relative-step 0": r"step_size must be positive",
     "acl --kind a2b": r"--kind: invalid choice: 'a2b'",
     "simclr --attacks pgd,fgsm": r"attacks are pgd, pgd-l2, mpgd, aa, got fgsm",
     "simclr --protocol slf,lp": r"preset 'plain' has protocols .*, got 'lp'",

@@ -131,6 +131,24 @@ def test_flags_say_the_row():
         assert row.label == f"λ_SCL = {row.flags['scl']:.0f}, λ_VAT = {row.flags['vat']:.0f}"
 
 
+def test_how_a_table_s_rows_are_trained():
+    """Bui et al.: by Adam with ResNet-20, else by SGD, the baselines too; what is quoted, not."""
+
+    def rates(recipe):
+        return [recipe.schedule(epoch, 1, 200) for epoch in (0, 79, 80, 100, 120, 150, 160)]
+
+    for table_id in ("ascl-2", "ascl-4", "ascl-5", "ascl-7"):
+        for row in tables.lookup(table_id).rows:
+            assert (row.recipe.optimizer, row.recipe.epochs) == ("adam", 200)
+            assert rates(row.recipe) == pytest.approx([1e-3] * 2 + [1e-4] * 2 + [1e-5] * 2 + [1e-6])
+    for row in tables.lookup("ascl-6").rows:
+        own = row.recipe or METHODS[row.method].recipe
+        if row.method != "supcon":
+            assert (own.optimizer, own.epochs, own.weight_decay) == ("sgd", 200, 5e-4)
+            assert rates(own) == pytest.approx([0.1] * 3 + [0.01] * 2 + [0.001] * 2)
+    assert not any(row.recipe for row in tables.lookup("ascl-3").rows)
+
+
 def test_what_cannot_be_had_says_so():
     for row in tables.lookup("advcl-5").rows:
         assert bool(row.unavailable) == row.label.startswith("ImageNet")
@@ -144,9 +162,9 @@ def test_lookup():
     assert tables.lookup("advcl-1").data == "cifar10"
     assert tables.lookup("advcl-1", "cifar100").data == "cifar100"
     assert tables.lookup("advcl-1", "digits").data == "cifar10"  # what there is
-    radii = {row.flags.get("radius") for row in tables.lookup("ascl-2", "cifar100").rows}
-    assert radii == {0.01}
-    assert "radius" not in tables.lookup("ascl-2").rows[0].flags
+    for row in tables.lookup("ascl-2", "cifar100").rows:
+        assert row.flags["radius"] * row.flags["relative_step"] == 0.001
+    assert not {"radius", "relative_step"} & tables.lookup("ascl-2").rows[0].flags.keys()
     with pytest.raises(ValueError, match=r"no table 'advcl-9'; there are gsa-1, .*, ascl-7"):
         tables.lookup("advcl-9")
 
@@ -193,8 +211,16 @@ def test_ours_beside_theirs():
         data="cifar10",
         metrics={"SA": "clean", "RA": "pgd/10", "mPGD": "mpgd"},
         rows=(
-            Row("one", {"slf": (80.5, 40.25, 1.0), OWN: (70.0, None, 2.0)}, "x", {}, None, None),
-            Row("two", {"slf": (60.0, 30.0, 3.0)}, None, {}, None, "nobody knows how"),
+            Row(
+                "one",
+                {"slf": (80.5, 40.25, 1.0), OWN: (70.0, None, 2.0)},
+                "x",
+                {},
+                None,
+                None,
+                None,
+            ),
+            Row("two", {"slf": (60.0, 30.0, 3.0)}, None, {}, None, None, "nobody knows how"),
         ),
         probe=None,
         note="Theirs trained longer.",
@@ -230,7 +256,13 @@ def test_ours_beside_theirs():
 )
 def test_every_attack_of_the_chain_finds_its_column(attack, measure):
     table = Table(
-        "x-1", "", "", "", {"it": measure}, (Row("a", {"slf": (1.0,)}, "x", {}, None, None),), *"xy"
+        "x-1",
+        "",
+        "",
+        "",
+        {"it": measure},
+        (Row("a", {"slf": (1.0,)}, "x", {}, *[None] * 3),),
+        *"xy",
     )
     text = tables.render(table, {"a": [measured("slf", attack, 4)]}, "digits")
     assert "| a | slf | 1.0 | 50.0 |" in text
@@ -264,6 +296,15 @@ def test_the_papers_preset_takes_its_backbone_and_finetuning(plans):
     reproduce.main(["--table", "ascl-2", "--data", "cifar100:somewhere", "--preset", "paper"])
     assert {plan.backbone for plan in plans} == {"cifar:resnet20"}
     assert {plan.flags["radius"] for plan in plans} == {0.01}
+    assert {plan.recipe.optimizer for plan in plans} == {"adam"}
+    plans.clear()
+    reproduce.main(["--table", "ascl-2", "--preset", "paper", "--epochs", "7"])
+    assert {(plan.recipe.optimizer, plan.recipe.epochs) for plan in plans} == {("adam", 7)}
+    plans.clear()
+    reproduce.main(["--table", "ascl-2"])
+    assert {plan.recipe for plan in plans} == {reproduce.PRESETS["quick"].recipe}
+    plans.clear()
+    reproduce.main(["--table", "ascl-2", "--data", "cifar100:somewhere", "--preset", "paper"])
     assert {plan.protocols for plan in plans} == {()}
     plans.clear()
     reproduce.main(["--table", "advcl-3", "--preset", "paper"])

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from harness import chain
-from harness.training import LAST, check_identity, pretrain
+from harness.training import LAST, Training, check_identity, pretrain
 from reproduce import METHODS
 from simclr import SimCLR
 
@@ -141,6 +141,15 @@ def test_hooks_are_called_once_per_step_and_before_the_first_of_each_start(tmp_p
     assert [m.epochs for m in made] == [[(0, 2)]] * 3 + [[(1, 2)]] * 2
     whole = tiny.train(plan, tmp_path / "whole", methods=methods)
     assert (whole.method.steps, whole.method.epochs) == (6, [(0, 2), (1, 2)])
+
+
+def test_the_index_stays_on_the_cpu():
+    plan = tiny.plan("simclr")
+    method, batch = chain.first_step(plan, METHODS, chain.open_plan(plan))
+    training = Training(method, plan.recipe, None, 3, 0, {})
+    moved = training.transfer_batch_to_device(batch, torch.device("meta"), 0)
+    assert [part.device.type for part in moved] == ["meta", "meta", "cpu"]
+    assert torch.equal(moved.index, batch.index)
 
 
 def test_seconds_are_those_of_all_starts(tmp_path):

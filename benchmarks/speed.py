@@ -16,7 +16,9 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,17 @@ import torch
 
 BENCHMARKS = Path(__file__).parent
 RECORD = BENCHMARKS / "results" / "speed.json"
+BESIDE = (
+    "adversarial-robustness-toolbox",
+    "faiss-cpu",
+    "foolbox",
+    "kornia",
+    "lightly",
+    "pytorch-metric-learning",
+    "pytorch_optimizer",
+    "scikit-learn",
+    "torchattacks",
+)
 sys.path.insert(0, str(BENCHMARKS.parent / "examples" / "papers"))
 
 from advssl.evaluation.records import commit, machine  # noqa: E402
@@ -43,14 +56,21 @@ def main(arguments: list[str] | None = None) -> None:
     add("--budget", type=float, default=30.0, help="seconds of a row's turns, 3 at the least")
     add("--batch", type=int, help="images of an attack and of a whole step")
     add("--width", type=int, help="of the ResNet-18's first stage, 64 in full")
-    add("--tiny", action="store_true", help="as small as can be: does it run?")
-    add("--out", type=Path, default=RECORD, help="the record")
+    add("--tiny", action="store_true", help="does it run? As small as can be, and not recorded")
+    add("--out", type=Path, help=f"the record, {RECORD.relative_to(BENCHMARKS.parent)} by default")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     torch.set_num_threads(options.threads)
     os.environ["OMP_NUM_THREADS"] = str(options.threads)  # for libraries that are yet to come
     bench = Bench(_sizes(options, device), device, options.rounds, options.budget)
-    where = {**machine(), **_able(device), "device": device.type, "threads": options.threads}
+    where = {
+        **machine(),
+        "device": device.type,
+        "threads": options.threads,
+        "can": _able(device),
+        "beside": _versions(),
+    }
+    record = options.out or (None if options.tiny else RECORD)
     failed = {}
     for name in _chosen(options.rows, device):
         begun = time.perf_counter()
@@ -68,7 +88,8 @@ def main(arguments: list[str] | None = None) -> None:
             "machine": where,
         }
         entry = json.loads(json.dumps(entry), parse_float=lambda text: float(f"{float(text):.5g}"))
-        _keep(options.out, entry)
+        if record:
+            _keep(record, entry)
         print(f"{speed_table([entry])}\n", flush=True)
     if failed:
         raise SystemExit("\n".join(f"{name}: {why}" for name, why in failed.items()))
@@ -86,12 +107,25 @@ def _chosen(beginnings: str, device: torch.device) -> Iterable[str]:
     return [name for name in ROWS if name != "throughput" or device.type == "cuda"]
 
 
-def _able(device: torch.device) -> dict[str, list[str]]:
+def _able(device: torch.device) -> list[str]:
     """What goals may presuppose: matrix units for bfloat16, or a GPU."""
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    can = {"AVX512_BF16": "avx512_bf16" in flags, "AMX": "amx_bf16" in flags}
-    can["GPU"] = device.type == "cuda"
-    return {"can": [name for name, able in can.items() if able]}
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text(encoding="utf-8").split() if cpuinfo.exists() else []
+    can = {
+        "AVX512_BF16": "avx512_bf16" in flags,
+        "AMX": "amx_bf16" in flags,
+        "GPU": device.type == "cuda",
+    }
+    return [name for name, able in can.items() if able]
+
+
+def _versions() -> dict[str, str]:
+    """Of the libraries that are compared with and installed."""
+    found = {}
+    for name in BESIDE:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def _keep(path: Path, entry: Mapping[str, Any]) -> None:

@@ -247,9 +247,12 @@ def _measured_with(rows: list[dict[str, Any]]) -> str:
         "torch": sorted({m["torch"] for m in machines}),
         "batch of attacks and steps": sorted({row["sizes"]["batch"] for row in rows}),
         "width of their ResNet-18": sorted({row["sizes"]["width"] for row in rows}),
-        "the machine has": sorted({thing for m in machines for thing in m["can"]}) or ["nothing"],
+        "the machine has": sorted({thing for m in machines for thing in m["can"]}),
+        "beside": sorted({f"{n} {v}" for m in machines for n, v in m["beside"].items()}),
     }
-    listed = "; ".join(f"{name} {', '.join(map(str, values))}" for name, values in said.items())
+    listed = "; ".join(
+        f"{name} {', '.join(map(str, found))}" for name, found in said.items() if found
+    )
     minutes = sum(row["seconds"] for row in rows) / 60
     return f"{listed}. {min(turns)} to {max(turns)} turns, {minutes:.0f} minutes in all."
 

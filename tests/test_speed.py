@@ -19,7 +19,15 @@ from harness.data import Batch
 from rows import ROWS, attacks, clusters, growth, measuring, released, steps
 from rows.measuring import TINY, Bench, Claim, Disagreement, Row, agree, exponent, installed
 
-HERE = {"cpu": "a chip", "gpu": None, "torch": "2.5", "device": "cpu", "threads": 2, "can": []}
+HERE = {
+    "cpu": "a chip",
+    "gpu": None,
+    "torch": "2.5",
+    "device": "cpu",
+    "threads": 2,
+    "can": [],
+    "beside": {},
+}
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import median
 
 import torch
@@ -36,7 +37,7 @@ def imported(bench: Bench) -> Row:
 
 def attack_steps(bench: Bench) -> Row:
     """Time and memory of an attack in its steps, on a narrow encoder."""
-    narrow = Bench(bench.sizes, bench.device, bench.rounds, bench.budget)
+    narrow = replace(bench, sizes=replace(bench.sizes, width=max(bench.sizes.width // 4, 2)))
     model, images, loss = network(narrow, 128), photographs(bench), MultiViewNTXentLoss(0.5)
     with torch.no_grad():
         z = model(images)

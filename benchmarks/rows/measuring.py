@@ -30,7 +30,7 @@ class Disagreement(Exception):
 class Sizes:
     """How large is what the rows measure."""
 
-    batch: int = 8  # images of an attack and of a whole step
+    batch: int = 16  # images of an attack and of a whole step
     width: int = 64  # channels of the first stage of the ResNet-18
     pixels: int = 32  # height and width of the images of attacks, steps and augmentation
     views: tuple[tuple[int, int], ...] = ((512, 32), (64, 224))  # images and their size

@@ -25,8 +25,10 @@ from advssl.types import (
 
 _FITTED = ("pseudo_labels", "centroids", "fingerprint")  # what ``fit`` makes and checkpoints carry
 _BATCH_ELEMENTS = 2**21  # of the largest temporary: 8 MB stays near a CPU's cache
+_SAMPLE, _SAMPLE_PER_CLUSTER = 4096, 32  # rows on which k-means starts
 _MAX_ITERATIONS = 300
-_TOLERANCE = 1e-5  # the relative gain in mean cosine distance below which k-means ends
+# The relative gain in mean cosine distance below which k-means ends, on the sample and on all rows.
+_SAMPLE_TOLERANCE, _TOLERANCE = 1e-5, 1e-3
 _SAME = 1e-6  # a cosine distance that float32 cannot tell from 0
 
 
@@ -124,7 +126,8 @@ class ClusterFitHead(nn.Module):
 
         Lengths of features do not count, only directions. The features may come from any network:
         their D need not be ``in_features``. Beside them the memory needed is a few numbers per
-        example and some small batches.
+        example, some small batches and the sample (4096 rows, or 32 K if that is more) on which
+        k-means starts. It ends on all rows, when an iteration gains less than 0.1 %.
 
         With ``torch.distributed`` every rank must call this; rank 0 clusters, the others receive.
         They need the same N and D, no values: ``torch.empty(N, D, device="meta")`` will do there.
@@ -369,8 +372,18 @@ def _checksum(features: Tensor) -> int:
 
 
 def _k_means(features: Tensor, scale: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """Spherical k-means (Lloyd's iterations) until it converges: (N, D) -> (k, D) of length 1."""
-    centroids = _plus_plus(features, scale, k, generator)
+    """Spherical k-means on a sample, then from there on all rows: (N, D) -> (k, D) of length 1."""
+    order = torch.randperm(len(features), generator=generator, device=features.device)
+    drawn = order[: max(_SAMPLE, _SAMPLE_PER_CLUSTER * k)]
+    sample = features[drawn].float() * scale[drawn, None]
+    centroids = _plus_plus(sample, k, generator)
+    # Most iterations are spent finding the clusters, for which few rows will do.
+    centroids = _iterate(sample, scale[drawn].sign(), centroids, _SAMPLE_TOLERANCE)
+    return _iterate(features, scale, centroids, _TOLERANCE)
+
+
+def _iterate(features: Tensor, scale: Tensor, centroids: Tensor, tolerance: float) -> Tensor:
+    """Lloyd's iterations until they converge: (k, D) -> (k, D) of length 1."""
     before = float("inf")
     for _ in range(_MAX_ITERATIONS):
         sums, distances = _lloyd(features, scale, centroids)
@@ -380,7 +393,7 @@ def _k_means(features: Tensor, scale: Tensor, k: int, generator: torch.Generator
         # Points on top of a centroid are no place for another: k may exceed the distinct points.
         adrift = worst.indices[worst.values > _SAME]
         now = distances.mean().item()
-        if not len(adrift) and before - now <= _TOLERANCE * now:
+        if not len(adrift) and before - now <= tolerance * now:
             break
         before = now
         centroids = torch.where(lengths > 0, sums / lengths, centroids)
@@ -406,19 +419,16 @@ def _lloyd(features: Tensor, scale: Tensor, centroids: Tensor) -> tuple[Tensor, 
     return sums, scale.sign() - closest * scale
 
 
-def _plus_plus(features: Tensor, scale: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """Greedy k-means++ on a sample of the rows: (N, D) -> k of them, unit-length.
+def _plus_plus(x: Tensor, k: int, generator: torch.Generator) -> Tensor:
+    """Greedy k-means++: (N, D) of length 1 (or 0: never drawn) -> k of the rows.
 
     Of a few candidates, drawn in proportion to their distance from what is chosen already (among
     unit vectors the squared distance of k-means++), keep the one that lowers the sum most.
 
     Reference: Arthur & Vassilvitskii 2007, k-means++: the advantages of careful seeding.
     """
-    device = features.device
-    sample = torch.randperm(len(features), generator=generator, device=device)[: max(4096, 32 * k)]
-    x = features[sample].float() * scale[sample, None]
     candidates = min(2 + int(math.log(k)), len(x))
-    distances = x.norm(dim=1)  # 1, or 0 for a zero row: that is never drawn
+    distances = x.norm(dim=1)
     chosen = []
     for _ in range(k):
         # The largest of weight / exponential noise: draws by weight, and without a cumulative sum.

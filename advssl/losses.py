@@ -252,13 +252,15 @@ def contrastive(z: Embeddings, pairs: Pairs, temperature: float) -> PerExample:
                 f"{size} anchors need a bool mask of {name} of shape {(size, size)}, "
                 f"got {mask.dtype} of shape {tuple(mask.shape)}"
             )
-    logits = z @ z.T / temperature
-    # A finite floor, not -inf: a row with an empty denominator then has a zero gradient, not NaN.
-    floor = torch.finfo(logits.dtype).min
-    push = logits.masked_fill(~pairs.denominator, floor).logsumexp(dim=1)
-    count = pairs.positives.sum(dim=1)
-    pull = logits.masked_fill(~pairs.positives, 0).sum(dim=1)
-    push = torch.where(pairs.denominator.any(dim=1), push, 0)
+    logits = (z / temperature) @ z.T
+    # A row with an empty denominator is filled with 0, not -inf: its gradient is then 0, not NaN.
+    some = pairs.denominator.any(dim=1)
+    floor = torch.where(some, -torch.inf, 0.0).to(logits)[:, None]
+    # -inf and not a huge negative number, whose exp is several times as slow.
+    push = torch.where(pairs.denominator, logits, floor).logsumexp(dim=1)
+    positives = pairs.positives.to(logits.dtype)
+    pull, count = torch.linalg.vecdot(logits, positives), positives.sum(dim=1)
+    push = torch.where(some, push, 0)
     return torch.where(count > 0, push - pull / count.clamp_min(1), 0)
 
 

@@ -61,6 +61,36 @@ class TestKMeans:
             theirs.append(inertia(features, torch.from_numpy(other.labels_).long()))
         assert sum(ours) <= 1.03 * sum(theirs)
 
+    def test_equals_lloyds_iterations_written_slowly_from_the_same_start(self, monkeypatch):
+        features = blobs(300, 6, 5, spread=2.0)
+        unit = F.normalize(features.double())
+        centroids = unit[:7]
+        monkeypatch.setattr(advssl.heads, "_plus_plus", lambda *_: centroids.float())
+        # Negative: no gain is too small, and only the number of iterations ends it.
+        for name in ("_SAMPLE_TOLERANCE", "_TOLERANCE"):
+            monkeypatch.setattr(advssl.heads, name, -1.0)
+        monkeypatch.setattr(advssl.heads, "_MAX_ITERATIONS", 3)
+        head = fitted(features, num_clusters=(7,))
+        for _ in range(6):  # three on the sample, which is all rows here, and three on all rows
+            labels = torch.tensor([int((centroids @ x).argmax()) for x in unit])
+            centroids = F.normalize(torch.stack([unit[labels == k].sum(0) for k in range(7)]))
+        labels = torch.tensor([int((centroids @ x).argmax()) for x in unit])
+        assert torch.equal(head.pseudo_labels[:, 0], labels)
+        torch.testing.assert_close(head.centroids.double(), centroids, rtol=0, atol=1e-6)
+        assert inertia(features, head.pseudo_labels[:, 0]) == inertia(features, labels)
+
+    def test_rows_outside_the_sample_move_the_centroids(self, monkeypatch):
+        monkeypatch.setattr(advssl.heads, "_SAMPLE", 100)
+        monkeypatch.setattr(advssl.heads, "_SAMPLE_PER_CLUSTER", 10)
+        features = blobs(4000, 6, 5, spread=2.0)
+        head = fitted(features, num_clusters=(5,))
+        labels = head.pseudo_labels[:, 0]
+        means = torch.stack([F.normalize(features)[labels == k].mean(0) for k in range(5)])
+        assert F.cosine_similarity(means, head.centroids).min() > 0.999
+        monkeypatch.setattr(advssl.heads, "_SAMPLE", 4000)
+        whole = fitted(features, num_clusters=(5,)).pseudo_labels[:, 0]
+        assert inertia(features, labels) <= 1.02 * inertia(features, whole)
+
     def test_finds_separate_groups_exactly(self):
         groups = torch.arange(60) % 5
         features = torch.eye(5, 7)[groups] + 0.01 * blobs(60, 7, 1)

@@ -626,3 +626,12 @@ class TestContrastive:
     def test_unit_gives_length_one_and_leaves_zero(self):
         z = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.0, -1e-15]])
         assert unit(z).tolist() == [[pytest.approx(0.6), pytest.approx(0.8)], [0, 0], [0, -1]]
+
+    def test_an_empty_row_beside_full_ones_keeps_both_derivatives(self):
+        # Filled with -inf, the empty row would put NaN into everybody's gradient.
+        z = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+        denominator = ~torch.eye(4, dtype=torch.bool)
+        denominator[1] = False
+        pairs = Pairs(torch.eye(4, dtype=torch.bool).roll(1, 0), denominator)
+        assert torch.autograd.gradcheck(lambda z: contrastive(z, pairs, 0.3), (z,))
+        assert torch.autograd.gradgradcheck(lambda z: contrastive(z, pairs, 0.3), (z,))

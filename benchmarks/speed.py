@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib import metadata
@@ -59,6 +59,8 @@ def main(arguments: list[str] | None = None) -> None:
     add("--tiny", action="store_true", help="does it run? As small as can be, and not recorded")
     add("--out", type=Path, help=f"the record, {RECORD.relative_to(BENCHMARKS.parent)} by default")
     options = parser.parse_args(arguments)
+    if not _chosen(options.rows, torch.device(options.device)):
+        parser.error(f"no row begins with {options.rows!r}; there are {', '.join(ROWS)}")
     device = torch.device(options.device)
     torch.set_num_threads(options.threads)
     os.environ["OMP_NUM_THREADS"] = str(options.threads)  # for libraries that are yet to come
@@ -101,7 +103,7 @@ def _sizes(options: argparse.Namespace, device: torch.device) -> Sizes:
     return replace(sizes, **{name: value for name, value in told.items() if value})
 
 
-def _chosen(beginnings: str, device: torch.device) -> Iterable[str]:
+def _chosen(beginnings: str, device: torch.device) -> list[str]:
     if beginnings:
         return [name for name in ROWS if name.startswith(tuple(beginnings.split(",")))]
     return [name for name in ROWS if name != "throughput" or device.type == "cuda"]

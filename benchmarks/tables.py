@@ -216,7 +216,7 @@ def _met(claim: dict[str, Any], quartiles: tuple[float, float, float], can: list
         low, middle, high = -high, -middle, -low
     goal = -claim["goal"] if claim["at_least"] else claim["goal"]
     if claim["needs"] and claim["needs"] not in can:
-        return f"n/a here: no {claim['needs']}"
+        return f"{'yes, even' if middle <= goal else 'n/a here:'} without {claim['needs']}"
     if middle <= goal:
         return "yes"
     return "within the spread" if low <= goal else "**no**"

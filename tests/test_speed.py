@@ -88,6 +88,12 @@ def test_a_cpu_is_not_asked_for_the_rows_of_a_gpu():
     ]
 
 
+def test_a_name_without_a_row_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        speed.main(["--rows", "kmeans"])
+    assert "no row begins with 'kmeans'; there are pgd5, pgd10" in capsys.readouterr().err
+
+
 def test_a_row_replaces_itself_and_no_other(tmp_path):
     path = tmp_path / "speed.json"
     first = {"row": "sam", "machine": HERE, "seconds": 1}
@@ -268,8 +274,12 @@ def rendered(**claim) -> list[str]:
             ["≤ 0.5", "0.70", "0.65 to 0.75", "", "", "**no**"],
         ),
         (
+            {"values": [0.6], "goal": 0.5, "needs": "GPU"},
+            ["≤ 0.5", "0.60", "once", "", "", "n/a here: without GPU"],
+        ),
+        (
             {"values": [0.01], "goal": 0.5, "needs": "GPU"},
-            ["≤ 0.5", "0.01", "once", "", "", "n/a here: no GPU"],
+            ["≤ 0.5", "0.01", "once", "", "", "yes, even without GPU"],
         ),
         (
             {"values": [0.3, 0.42, 0.46], "goal": 0.4, "at_least": True},

@@ -59,7 +59,7 @@ def sup_con(views: list[Tensor]) -> Callable[[], Tensor]:
 
 
 def local_selection(bench: Bench) -> Row:
-    """The "leaked" selection beside SupCon on the same pairs."""
+    """The "leaked" selection beside SupCon on the same pairs, which both find in the classes."""
     size, width = bench.sizes.local
     views = embeddings(bench, 2, size, width)
     labels, predictions, of_twins = torch.randint(10, (3, size), device=bench.device)

@@ -28,7 +28,7 @@ _BATCH_ELEMENTS = 2**21  # of the largest temporary: 8 MB stays near a CPU's cac
 _SAMPLE, _SAMPLE_PER_CLUSTER = 4096, 32  # rows on which k-means starts
 _MAX_ITERATIONS = 300
 # The relative gain in mean cosine distance below which k-means ends, on the sample and on all rows.
-_SAMPLE_TOLERANCE, _TOLERANCE = 1e-5, 1e-3
+_SAMPLE_TOLERANCE, _TOLERANCE = 1e-5, 1e-4
 _SAME = 1e-6  # a cosine distance that float32 cannot tell from 0
 
 
@@ -127,7 +127,7 @@ class ClusterFitHead(nn.Module):
         Lengths of features do not count, only directions. The features may come from any network:
         their D need not be ``in_features``. Beside them the memory needed is a few numbers per
         example, some small batches and the sample (4096 rows, or 32 K if that is more) on which
-        k-means starts. It ends on all rows, when an iteration gains less than 0.1 %.
+        k-means starts. It ends on all rows, when an iteration gains less than 0.01 %.
 
         With ``torch.distributed`` every rank must call this; rank 0 clusters, the others receive.
         They need the same N and D, no values: ``torch.empty(N, D, device="meta")`` will do there.

@@ -270,7 +270,7 @@ def _log_sum_exp(anchors: Tensor, others: Tensor, places: Tensor, temperature: f
 
 def _logits(anchors: Tensor, others: Tensor, places: Tensor, temperature: float) -> Tensor:
     """z·z_a / τ, minus infinity where an anchor meets itself."""
-    return (anchors @ others.T / temperature).scatter(1, places[:, None], -torch.inf)
+    return (anchors / temperature @ others.T).scatter_(1, places[:, None], -torch.inf)
 
 
 class _BlockedLogPartition(torch.autograd.Function):

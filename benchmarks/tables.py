@@ -9,6 +9,7 @@ import json
 import re
 import runpy
 from dataclasses import replace
+from functools import partial
 from math import sqrt
 from pathlib import Path
 from statistics import fmean, quantiles, stdev
@@ -59,6 +60,12 @@ _T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 
 # --- the papers' methods --------------------------------------------------------------------------
 
+_PRECISIONS = [
+    ("float32", "attack in bf16"),
+    ("float32", "bf16, attack in float32"),
+    ("bf16, attack in float32", "bf16"),
+    ("float32", "bf16"),
+]
 _COMPARED = {
     "papers_digits": [
         ("SimCLR", "SimCLR + adversarial view"),
@@ -74,23 +81,28 @@ _COMPARED = {
         ("AdvCL", "AdvCL, weak second view"),
     ],
     "papers_cifar": [("SimCLR", "AdvCL"), ("SimCLR", "GSA-RSL"), ("AdvCL", "GSA-RSL")],
+    "precision_digits": _PRECISIONS,
+    "precision_cifar": _PRECISIONS,
 }
 
 
 def papers(name: str) -> str:
     """Accuracies of every row, the paired comparisons, and where they came from."""
-    record = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return "Not measured yet."
+    record = json.loads(path.read_text(encoding="utf-8"))
     by_row: dict[str, list[dict[str, Any]]] = {row: [] for row in record["rows"]}
     for run in record["runs"]:
         by_row[run["row"]].append(run)
-    lines = [
-        "| accuracy (%) | clean | PGD-20 | multi-targeted | other branch | PGD-20 | minutes |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-    ]
+    measured = {row: _measured(runs) for row, runs in by_row.items()}
+    branches = any(other for _, other in measured.values())
+    heads = ["clean", "PGD-20", "multi-targeted", *["other branch", "PGD-20"] * branches, "minutes"]
+    lines = [f"| accuracy (%) | {' | '.join(heads)} |", f"|---|{'--:|' * len(heads)}"]
     for row, runs in by_row.items():
-        own, other = _measured(runs)
+        own, other = measured[row]
         cells = [_cell(found) for found in [*own, [], []][:3]]
-        cells += [_cell(found) for found in [*other, [], []][:2]]
+        cells += [_cell(found) for found in [*other, [], []][:2]] * branches
         cells.append(f"{fmean(run['seconds']['pretraining'] for run in runs) / 60:.1f}")
         lines.append(f"| {' | '.join([row, *cells])} |")
     verdicts = [f"- {compare(*(_named(by_row, row) for row in pair))}" for pair in _COMPARED[name]]
@@ -120,20 +132,25 @@ def _cell(found: list[Measurement]) -> str:
     return f"{fmean(values):.1f}{spread}" if values else ""
 
 
+_OTHER = "The other branch is the method's second BatchNorm. "
+
+
 def _under(record: dict[str, Any]) -> str:
     run = record["runs"][-1]
     plan, machine = run["plan"], run["machine"]
     seeds = sorted({r["plan"]["seed"] for r in record["runs"]})
+    precisions = {r["plan"]["precision"] for r in record["runs"]}
+    precision = precisions.pop() if len(precisions) == 1 else "training in the precision named"
     commits = sorted({r["commit"][:10] for r in record["runs"]})
     n = run["measurements"][0]["n"]
     spread = f"mean ± standard deviation over seeds {seeds}" if len(seeds) > 1 else "one seed"
     return (
         f"{plan['backbone']} at {plan['image_size']} pixels, {run['presentations']:,} image "
-        f"presentations each, {plan['precision']}, linear probe on the frozen encoder (last "
+        f"presentations each, {precision}, linear probe on the frozen encoder (last "
         f"epoch), {spread}; {n:,} test images, ℓ∞ radius {run['settings']['radius']:.3g}, PGD "
-        "with steps of a quarter of it, multi-targeted PGD-20 on the first seed alone. The other "
-        "branch is the method's second BatchNorm. Minutes are of pretraining on one core, beside "
-        "other work. Record: "
+        "with steps of a quarter of it, multi-targeted PGD-20 on the first seed alone. "
+        f"{_OTHER * any(_measured([r])[1] for r in record['runs'])}Minutes are of pretraining on "
+        "one core, beside other work. Record: "
         f"`benchmarks/results/{record['name']}.json`, commit {', '.join(commits)}, "
         f"{machine['cpu']}, torch {machine['torch']}."
     )
@@ -260,8 +277,7 @@ def _measured_with(rows: list[dict[str, Any]]) -> str:
 TABLES = {
     "quickstart": quickstart,
     "speed": speed,
-    "papers_digits": lambda: papers("papers_digits"),
-    "papers_cifar": lambda: papers("papers_cifar"),
+    **{name: partial(papers, name) for name in _COMPARED},
 }
 
 

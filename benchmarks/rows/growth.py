@@ -58,7 +58,7 @@ def attack_steps(bench: Bench) -> Row:
 
 def nt_xent_batch(bench: Bench) -> Row:
     def call(size: int) -> Call:
-        views = embeddings(bench, 2, size, bench.sizes.embeddings[1])
+        views = embeddings(bench, 2, size, bench.sizes.dim)
         return with_gradient(lambda: MultiViewNTXentLoss(0.5)(*views), views)
 
     return grown(bench, "NT-Xent of two views, time in B", bench.sizes.batches, call, 2.0)
@@ -66,7 +66,7 @@ def nt_xent_batch(bench: Bench) -> Row:
 
 def nt_xent_views(bench: Bench) -> Row:
     def call(count: int) -> Call:
-        views = embeddings(bench, count, *bench.sizes.embeddings)
+        views = embeddings(bench, count, bench.sizes.nt_xent[0], bench.sizes.dim)
         return with_gradient(lambda: MultiViewNTXentLoss(0.5)(*views), views)
 
     return grown(bench, "NT-Xent, time in V", bench.sizes.view_counts, call, 2.0)

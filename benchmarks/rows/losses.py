@@ -13,9 +13,9 @@ from advssl import LocalSelectionSupCon, MultiViewNTXentLoss
 from rows.measuring import Bench, Call, Claim, Disagreement, Row, agree, installed
 
 
-def nt_xent(bench: Bench, count: int) -> Row:
-    """NT-Xent of ``count`` views, forward and backward."""
-    size, width = bench.sizes.embeddings
+def nt_xent(bench: Bench, count: int, which: int) -> Row:
+    """NT-Xent of ``count`` views, forward and backward, at one of the sizes."""
+    size, width = bench.sizes.nt_xent[which], bench.sizes.dim
     views = embeddings(bench, count, size, width)
     ours = MultiViewNTXentLoss(0.5)
     calls = {"advssl": with_gradient(lambda: ours(*views), views)}
@@ -58,9 +58,9 @@ def sup_con(views: list[Tensor]) -> Callable[[], Tensor]:
     return lambda: loss(torch.cat(views), labels)
 
 
-def local_selection(bench: Bench) -> Row:
+def local_selection(bench: Bench, which: int) -> Row:
     """The "leaked" selection beside SupCon on the same pairs, which both find in the classes."""
-    size, width = bench.sizes.local
+    size, width = bench.sizes.local[which], bench.sizes.dim
     views = embeddings(bench, 2, size, width)
     labels, predictions, of_twins = torch.randint(10, (3, size), device=bench.device)
     ours = LocalSelectionSupCon()
@@ -126,7 +126,7 @@ def compared(
 
 def blocked_nt_xent(bench: Bench) -> Row:
     """NT-Xent whose matrix of similarities does not fit: once, and exact on some anchors."""
-    rows, width = bench.sizes.blocked, 128
+    rows, width = bench.sizes.blocked, bench.sizes.dim
     views = embeddings(bench, 2, rows // 2, width)
     loss = MultiViewNTXentLoss(0.5, reduction="none")
     begun = time.perf_counter()

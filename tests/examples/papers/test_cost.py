@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,6 +65,21 @@ def test_a_step_costs_the_least(name):
 @pytest.mark.parametrize(("name", "flags", "cost"), MORE)
 def test_what_is_asked_for_costs_what_is_documented(name, flags, cost):
     assert forwards_per_image(*prepared(name, **flags)) == pytest.approx(cost, rel=0.02)
+
+
+def test_the_page_of_costs_has_these():
+    page = (Path(__file__).parents[3] / "docs" / "costs.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| ([\w ,+()-]+?) \| \d+ F \| (\d+) F \|$", page, re.MULTILINE))
+    assert {title: int(cost) for title, cost in rows.items()} == {
+        "SimCLR, SupCon": LEAST["simclr"],
+        "AT": LEAST["at"],
+        "TRADES": LEAST["trades"],
+        "ACL (DS)": LEAST["acl"],
+        "AdvCL": LEAST["advcl"],
+        "GSA-RSL": LEAST["gsa_rsl"],
+        "AdvCL + GSA": LEAST["gsa_advcl"],
+        "supervised ASCL": LEAST["ascl_local"],
+    }
 
 
 def test_measuring_leaves_no_trace():

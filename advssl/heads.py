@@ -27,8 +27,7 @@ _FITTED = ("pseudo_labels", "centroids", "fingerprint")  # what ``fit`` makes an
 _BATCH_ELEMENTS = 2**21  # of the largest temporary: 8 MB stays near a CPU's cache
 _SAMPLE, _SAMPLE_PER_CLUSTER = 4096, 32  # rows on which k-means starts
 _MAX_ITERATIONS = 300
-# The relative gain in mean cosine distance below which k-means ends, on the sample and on all rows.
-_SAMPLE_TOLERANCE, _TOLERANCE = 1e-5, 1e-4
+_TOLERANCE = 1e-4  # the relative gain in mean cosine distance below which k-means ends
 _SAME = 1e-6  # a cosine distance that float32 cannot tell from 0
 
 
@@ -378,11 +377,11 @@ def _k_means(features: Tensor, scale: Tensor, k: int, generator: torch.Generator
     sample = features[drawn].float() * scale[drawn, None]
     centroids = _plus_plus(sample, k, generator)
     # Most iterations are spent finding the clusters, for which few rows will do.
-    centroids = _iterate(sample, scale[drawn].sign(), centroids, _SAMPLE_TOLERANCE)
-    return _iterate(features, scale, centroids, _TOLERANCE)
+    centroids = _iterate(sample, scale[drawn].sign(), centroids)
+    return _iterate(features, scale, centroids)
 
 
-def _iterate(features: Tensor, scale: Tensor, centroids: Tensor, tolerance: float) -> Tensor:
+def _iterate(features: Tensor, scale: Tensor, centroids: Tensor) -> Tensor:
     """Lloyd's iterations until they converge: (k, D) -> (k, D) of length 1."""
     before = float("inf")
     for _ in range(_MAX_ITERATIONS):
@@ -393,7 +392,7 @@ def _iterate(features: Tensor, scale: Tensor, centroids: Tensor, tolerance: floa
         # Points on top of a centroid are no place for another: k may exceed the distinct points.
         adrift = worst.indices[worst.values > _SAME]
         now = distances.mean().item()
-        if not len(adrift) and before - now <= tolerance * now:
+        if not len(adrift) and before - now <= _TOLERANCE * now:
             break
         before = now
         centroids = torch.where(lengths > 0, sums / lengths, centroids)

@@ -67,8 +67,7 @@ class TestKMeans:
         centroids = unit[:7]
         monkeypatch.setattr(advssl.heads, "_plus_plus", lambda *_: centroids.float())
         # Negative: no gain is too small, and only the number of iterations ends it.
-        for name in ("_SAMPLE_TOLERANCE", "_TOLERANCE"):
-            monkeypatch.setattr(advssl.heads, name, -1.0)
+        monkeypatch.setattr(advssl.heads, "_TOLERANCE", -1.0)
         monkeypatch.setattr(advssl.heads, "_MAX_ITERATIONS", 3)
         head = fitted(features, num_clusters=(7,))
         for _ in range(6):  # three on the sample, which is all rows here, and three on all rows

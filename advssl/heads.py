@@ -25,7 +25,7 @@ from advssl.types import (
 
 _FITTED = ("pseudo_labels", "centroids", "fingerprint")  # what ``fit`` makes and checkpoints carry
 _BATCH_ELEMENTS = 2**21  # of the largest temporary: 8 MB stays near a CPU's cache
-_SAMPLE, _SAMPLE_PER_CLUSTER = 4096, 32  # rows on which k-means starts
+_SAMPLE, _SAMPLE_PER_CLUSTER = 4096, 8  # rows on which k-means starts
 _MAX_ITERATIONS = 300
 _TOLERANCE = 1e-4  # the relative gain in mean cosine distance below which k-means ends
 _SAME = 1e-6  # a cosine distance that float32 cannot tell from 0
@@ -125,7 +125,7 @@ class ClusterFitHead(nn.Module):
 
         Lengths of features do not count, only directions. The features may come from any network:
         their D need not be ``in_features``. Beside them the memory needed is a few numbers per
-        example, some small batches and the sample (4096 rows, or 32 K if that is more) on which
+        example, some small batches and the sample (4096 rows, or 8 K if that is more) on which
         k-means starts. It ends on all rows, when an iteration gains less than 0.01 %.
 
         With ``torch.distributed`` every rank must call this; rank 0 clusters, the others receive.

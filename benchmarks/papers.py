@@ -80,7 +80,7 @@ def main() -> None:
         "runs": [{"row": row, **r} for (row, _, _), r in zip(jobs, records, strict=True)],
     }
     path = HERE / "results" / f"{name}.json"
-    path.write_text(json.dumps(gathered, indent=1, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(gathered, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"wrote {path.name}; `make tables` brings it into the README and docs")
 
 

@@ -39,7 +39,7 @@ BESIDE = (
 )
 sys.path.insert(0, str(BENCHMARKS.parent / "examples" / "papers"))
 
-from advssl.evaluation.records import commit, machine  # noqa: E402
+from advssl.evaluation.records import commit, machine, replacing  # noqa: E402
 from rows import ROWS  # noqa: E402
 from rows.measuring import CPU, GPU, TINY, Bench, Disagreement, Sizes  # noqa: E402
 from tables import place, speed_table  # noqa: E402
@@ -137,9 +137,8 @@ def _keep(path: Path, entry: Mapping[str, Any]) -> None:
     rows = [r for r in rows if (r["row"], place(r["machine"])) != same]
     rows = sorted([*rows, entry], key=lambda r: list(ROWS).index(r["row"]))
     record = {"name": "speed", "rows": rows}
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(path)
+    with replacing(path) as part:
+        part.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

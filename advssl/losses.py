@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from advssl.distributed import gather, rank
 from advssl.modes import full_precision, widen
@@ -100,21 +100,16 @@ class MultiViewNTXentLoss(nn.Module):
             # Where the anchors stand among the others, to leave each out of its own softmax.
             first = rank() * size if self.gather_distributed else 0
             places = (first + torch.arange(size, device=pull.device)) * count
-            push = self._log_partition(
+            push, _ = _LogPartition.apply(
                 anchors.flatten(0, 1),
                 others.flatten(0, 1),
                 torch.cat([places + v for v in range(count)]),
-            ).view(count, size)
+                self.temperature,
+            )
+            push = push.view(count, size)
             if self.positives == "mean":
                 return reduce(push - pull / (count - 1), self.reduction)
             return reduce(push * (count - 1) - pull, self.reduction)
-
-    def _log_partition(self, anchors: Tensor, others: Tensor, places: Tensor) -> PerExample:
-        """log Σ exp(z·z_a / τ) over all others but the anchor itself, in blocks of rows."""
-        rows = max(1, _BLOCK // len(others))
-        if len(anchors) <= rows:
-            return _log_sum_exp(anchors, others, places, self.temperature)
-        return _BlockedLogPartition.apply(anchors, others, places, self.temperature, rows)
 
     def extra_repr(self) -> str:
         return (
@@ -264,8 +259,54 @@ def contrastive(z: Embeddings, pairs: Pairs, temperature: float) -> PerExample:
     return torch.where(count > 0, push - pull / count.clamp_min(1), 0)
 
 
-def _log_sum_exp(anchors: Tensor, others: Tensor, places: Tensor, temperature: float) -> Tensor:
-    return _logits(anchors, others, places, temperature).logsumexp(dim=1)
+class _LogPartition(torch.autograd.Function):
+    """log Σ exp(z·z_a / τ) over all others but the anchor itself, and the softmax if it is kept.
+
+    One matrix of N × N, made in place and kept for backward, which then needs no other; or none,
+    where it is larger than a block.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        anchors: Tensor, others: Tensor, places: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor | None]:
+        partitions = []
+        softmax = None
+        for a, p in _blocks(others, anchors, places):
+            logits = _logits(a, others, p, temperature)
+            peak = logits.amax(dim=1, keepdim=True)
+            softmax = logits.sub_(peak).exp_()
+            total = softmax.sum(dim=1, keepdim=True)
+            softmax.div_(total)
+            partitions.append((peak + total.log()).squeeze(1))
+        return torch.cat(partitions), softmax if len(partitions) == 1 else None
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        *tensors, ctx.temperature = inputs
+        _, softmax = output
+        if softmax is not None:
+            ctx.mark_non_differentiable(softmax)
+        ctx.save_for_backward(*tensors, softmax)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        anchors, others, places, kept = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            kept = None  # for a gradient of this gradient the softmax must know where it is from
+        of_anchors, of_others = [], torch.zeros_like(others)
+        slope = gradient[:, None] / ctx.temperature
+        with full_precision(gradient.device):
+            for a, p, g in _blocks(others, anchors, places, slope):
+                # d log Σ exp / d logits is the softmax.
+                softmax = kept
+                if kept is None:
+                    softmax = _logits(a, others, p, ctx.temperature).softmax(dim=1)
+                of_anchors.append(softmax @ others * g)
+                of_others = of_others + softmax.T @ (a * g)
+        return torch.cat(of_anchors), of_others, None, None
 
 
 def _logits(anchors: Tensor, others: Tensor, places: Tensor, temperature: float) -> Tensor:
@@ -273,30 +314,7 @@ def _logits(anchors: Tensor, others: Tensor, places: Tensor, temperature: float)
     return (anchors / temperature @ others.T).scatter_(1, places[:, None], -torch.inf)
 
 
-class _BlockedLogPartition(torch.autograd.Function):
-    """:func:`_log_sum_exp` with never more than ``rows`` rows of logits at once, either way."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, anchors: Tensor, others: Tensor, places: Tensor, temperature: float, rows: int
-    ) -> Tensor:
-        blocks = zip(torch.split(anchors, rows), torch.split(places, rows), strict=True)
-        partition = torch.cat([_log_sum_exp(a, others, p, temperature) for a, p in blocks])
-        ctx.save_for_backward(anchors, others, places, partition)
-        ctx.temperature, ctx.rows = temperature, rows
-        return partition
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        anchors, others, *_ = ctx.saved_tensors
-        of_anchors, of_others = [], torch.zeros_like(others)
-        columns = [torch.split(t, ctx.rows) for t in (anchors, *ctx.saved_tensors[2:], gradient)]
-        with full_precision(gradient.device):
-            for a, places, partition, g in zip(*columns, strict=True):
-                # d log Σ exp / d logits is the softmax.
-                softmax = (_logits(a, others, places, ctx.temperature) - partition[:, None]).exp_()
-                weighted = softmax.mul_(g[:, None] / ctx.temperature)
-                of_anchors.append(weighted @ others)
-                of_others.addmm_(weighted.T, a)
-        return torch.cat(of_anchors), of_others, None, None, None
+def _blocks(others: Tensor, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """``columns``, of one row per anchor, so many rows at a time as their similarities fit."""
+    rows = max(1, _BLOCK // len(others))
+    return zip(*[torch.split(column, rows) for column in columns], strict=True)

@@ -295,14 +295,43 @@ class TestBlocks:
             with_gradient(MultiViewNTXentLoss(), *views)
         assert meter.largest == largest
 
-    def test_no_similarity_is_kept_for_backward(self, views, monkeypatch):
-        monkeypatch.setattr(losses, "_BLOCK", 512)
+    @pytest.mark.parametrize(("block", "matrices"), [(4096, 1), (4095, 0)])
+    def test_one_matrix_is_kept_for_backward_where_it_fits_a_block(
+        self, views, block, matrices, monkeypatch
+    ):
+        monkeypatch.setattr(losses, "_BLOCK", block)
         saved = []
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t: saved.append(t.numel()) or t, lambda t: t
         ):
             MultiViewNTXentLoss()(*views.requires_grad_())
-        assert 0 < sum(saved) < 4096
+        assert saved.count(4096) == matrices
+        assert 0 < sum(saved) < 4096 * (matrices + 1)
+
+    @pytest.mark.parametrize("block", [losses._BLOCK, 40])
+    def test_gradients_have_gradients(self, views, block, monkeypatch):
+        monkeypatch.setattr(losses, "_BLOCK", block)
+        first, second, *_ = views[:, :5].requires_grad_()
+        loss = MultiViewNTXentLoss(0.3)
+        assert torch.autograd.gradcheck(loss, (first, second))
+        assert torch.autograd.gradgradcheck(loss, (first, second))
+
+    @pytest.mark.parametrize("block", [losses._BLOCK, 512])
+    def test_a_graph_can_be_gone_through_twice(self, views, block, monkeypatch):
+        monkeypatch.setattr(losses, "_BLOCK", block)
+        value = MultiViewNTXentLoss()(*views.requires_grad_())
+        once = torch.autograd.grad(value, views, retain_graph=True)
+        assert_same(torch.autograd.grad(value, views), once, rtol=0, atol=0)
+
+    @pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap of scatter_
+    @pytest.mark.parametrize("block", [losses._BLOCK, 512])
+    def test_function_transforms_go_through(self, views, block, monkeypatch):
+        monkeypatch.setattr(losses, "_BLOCK", block)
+        loss, (first, *rest) = MultiViewNTXentLoss(), views
+        _, (wanted, *_) = with_gradient(loss, *views)
+        torch.testing.assert_close(torch.func.grad(loss)(first, *rest), wanted)
+        several = torch.func.vmap(torch.func.grad(loss), (0, *[None] * 3))(first[None], *rest)
+        torch.testing.assert_close(several[0], wanted)
 
 
 class Row(NamedTuple):

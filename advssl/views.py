@@ -54,9 +54,8 @@ class _FrequencyView(IntensityAugmentationBase2D):
             return input
         with full_precision(input.device):
             pixels = widen(input).contiguous()  # torch 2.5's FFT refuses an expanded tensor
-            spectrum = torch.fft.rfft2(pixels)
-            kept = spectrum * self._mask(spectrum, pixels)
-            view = torch.fft.irfft2(kept, s=pixels.shape[-2:])
+            low = self._low(pixels)
+            view = pixels - low if self._keeps_high else low
         return view.to(input.dtype, memory_format=_memory_format(input))
 
     def extra_repr(self) -> str:
@@ -70,14 +69,19 @@ class _FrequencyView(IntensityAugmentationBase2D):
         # kornia's repr lists what it draws at random and knows nothing of extra_repr.
         return f"{type(self).__name__}({self.extra_repr()})"
 
+    def _low(self, pixels: Tensor) -> Tensor:
+        # Columns beyond the radius are high whatever their row: they are cut off, not masked.
+        spectrum = torch.fft.rfft(pixels)
+        mask = self._mask(spectrum, pixels)
+        columns = torch.fft.fft(spectrum[..., : mask.shape[1]], dim=-2) * mask
+        return torch.fft.irfft(torch.fft.ifft(columns, dim=-2), n=pixels.shape[-1])
+
     def _mask(self, spectrum: Tensor, pixels: Tensor) -> Tensor:
         # Neither a compiler's trace nor a fake or wrapped tensor may reach the cache.
         plain = type(spectrum) is Tensor and not torch.compiler.is_compiling()
         make = _cached_mask if plain else _new_mask
         height, width = pixels.shape[-2:]
-        return make(
-            height, width, self.radius, self.unit, self._keeps_high, pixels.device, pixels.dtype
-        )
+        return make(height, width, self.radius, self.unit, pixels.device, pixels.dtype)
 
 
 class HighFreqView(_FrequencyView):
@@ -162,21 +166,20 @@ def _new_mask(
     width: int,
     radius: float,
     unit: Unit,
-    keeps_high: bool,
     device: torch.device,
     dtype: torch.dtype,
 ) -> Tensor:
-    """1 where ``rfft2`` of (height, width) images holds a coefficient to keep, 0 elsewhere."""
+    """1 where ``rfft2`` of images holds a low coefficient, only as wide as those reach."""
     exact = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
     # Unshifted: rows count up to Nyquist and back down, columns stop there.
     rows = torch.arange(height, device=device)
     rows = torch.minimum(rows, height - rows).to(exact)
-    columns = torch.arange(width // 2 + 1, device=device).to(exact)
+    reach = math.ceil(radius * (width if unit == "pixel" else 1))
+    columns = torch.arange(min(max(reach, 1), width // 2 + 1), device=device).to(exact)
     if unit == "pixel":
         rows, columns = rows / height, columns / width
     # A coefficient at the radius itself is high, whichever way its distance was rounded.
-    high = torch.hypot(rows[:, None], columns) >= radius * (1 - 1e-9)
-    return (high if keeps_high else ~high).to(dtype)
+    return (torch.hypot(rows[:, None], columns) < radius * (1 - 1e-9)).to(dtype)
 
 
 @lru_cache(maxsize=_MASKS_KEPT)

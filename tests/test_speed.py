@@ -218,6 +218,20 @@ def test_the_released_advcl_moves_batchnorm_at_every_step(bench):
     assert seen == {"ours": 1, "released": 6}
 
 
+def test_a_contestant_that_is_to_be_compiled_is(bench):
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]):
+        graphs.append(graph)
+        return graph.forward
+
+    method = steps.prepared(bench, steps.SimCLR)
+    steps.ours_quick(bench, method)()
+    assert not graphs
+    steps.ours_quick(bench, method, compiler={"backend": backend})()
+    assert graphs
+
+
 def test_inertia_is_that_of_the_definition():
     x, labels = torch.nn.functional.normalize(torch.randn(30, 5), dim=1), torch.arange(30) % 3
     means = torch.stack([x[labels == i].mean(dim=0) for i in range(3)])

@@ -57,10 +57,19 @@ def on_device(bench: Bench, batch: Batch) -> Batch:
 
 
 def contestant(
-    step: Step, bench: Bench, method: Method, layout: torch.memory_format = torch.contiguous_format
+    step: Step,
+    bench: Bench,
+    method: Method,
+    layout: torch.memory_format = torch.contiguous_format,
+    compiler: dict[str, Any] | None = None,
 ) -> Call:
     """``step`` on a batch from the training set, for a copy of the method."""
     method = copy.deepcopy(method).to(memory_format=layout)
+    if compiler is not None:  # as ``examples/papers/reproduce.py --compile`` trains
+        torch._dynamo.reset()
+        torch._dynamo.config.cache_size_limit = 64  # a graph per branch, mode and kind of gradient
+        torch._functorch.config.donated_buffer = False  # SAM goes through a graph twice
+        method.encoder.compile(**compiler)  # a copy of it would not be compiled
     apart = [
         p for o, _ in method.optimizers().values() for g in o.param_groups for p in g["params"]
     ]
@@ -260,7 +269,7 @@ def throughput(bench: Bench) -> Row:
         for how in HOW if bench.device.type == "cuda" else ("eager",):
             name = f"{of.title} step, {QUICK}, {how}"
             try:
-                spent = bench.turns({name: ours_quick(bench, compiled(method, HOW[how]))}).times
+                spent = bench.turns({name: ours_quick(bench, method, compiler=HOW[how])}).times
             except RuntimeError as error:  # CUDA graphs do not hold every step
                 failed[name] = str(error).splitlines()[0]
                 claims.append(Claim(name, "", [], note="fails"))
@@ -278,14 +287,3 @@ def throughput(bench: Bench) -> Row:
                 claims.append(Claim(f"{name}, an epoch", "", epoch, 12.0, "s", needs="GPU"))
     checks = {"TFLOP/s of a bf16 product": rate / 1e9, "failed": failed}
     return Row(claims, times, checks=checks)
-
-
-def compiled(method: Method, options: dict[str, Any] | None) -> Method:
-    """A copy with a compiled encoder, as ``examples/papers/reproduce.py --compile`` trains."""
-    method = copy.deepcopy(method)
-    if options is not None:
-        torch._dynamo.reset()
-        torch._dynamo.config.cache_size_limit = 64  # a graph per branch, mode and kind of gradient
-        torch._functorch.config.donated_buffer = False  # SAM goes through a graph twice
-        method.encoder.compile(**options)
-    return method

@@ -9,6 +9,7 @@ from rows.measuring import Bench, Row
 ROWS: dict[str, Callable[[Bench], Row]] = {
     "pgd5": partial(attacks.floor, steps=5),
     "pgd10": partial(attacks.floor, steps=10),
+    "signs": attacks.signs,
     "cross_entropy5": partial(attacks.cross_entropy, steps=5),
     "cross_entropy10": partial(attacks.cross_entropy, steps=10),
     "advcl": steps.advcl,

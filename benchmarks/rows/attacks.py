@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from advssl import AdversarialViewGenerator, Linf, MultiViewNTXentLoss
 from advssl.integrations.timm import backbone
-from rows.measuring import Bench, Call, Disagreement, Row, agree, installed
+from advssl.modes import uphill
+from rows.measuring import Bench, Call, Claim, Disagreement, Row, agree, installed
 
 RADIUS, STEP = 8 / 255, 2 / 255
 CLASSES = 10
@@ -63,6 +64,36 @@ def floor(bench: Bench, steps: int) -> Row:
         raise Disagreement(f"the bare loop finds another view, {same:.1%} of its pixels are ours")
     claim = turns.claim(f"PGD-{steps} view, fp32", "advssl", "bare loop", 1.03)
     return Row([claim], turns.times, checks={"pixels alike": same})
+
+
+def signs(bench: Bench) -> Row:
+    """In how many pixels an attack's first step goes the same way in half precision.
+
+    In train mode, as AdvCL attacks: with batch statistics more depends on rounding.
+    """
+    model, images = network(bench, 128).train(), photographs(bench)
+    loss = MultiViewNTXentLoss(0.5)
+    with torch.no_grad():
+        z = model(images)
+    view = (images + torch.empty_like(images).uniform_(-RADIUS, RADIUS)).requires_grad_()
+
+    def step(precision: torch.dtype) -> Tensor:
+        half = precision != torch.float32
+        with torch.autocast(bench.device.type, precision if half else None, enabled=half):
+            (gradient,) = uphill(loss(model(view), z), [view])
+        return gradient.sign()
+
+    exact = step(torch.float32)
+    claims = [
+        Claim(
+            f"direction of an attack's first step, fresh encoder in train mode, {name}",
+            "fp32",
+            [(step(precision) == exact).float().mean().item()],
+            unit="of the pixels alike",
+        )
+        for name, precision in (("bf16", torch.bfloat16), ("fp16", torch.float16))
+    ]
+    return Row(claims)
 
 
 def cross_entropy(bench: Bench, steps: int) -> Row:

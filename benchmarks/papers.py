@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-REPRODUCE = HERE / "precision.py"  # examples/papers/reproduce.py and two methods more
+REPRODUCE = HERE.parent / "examples" / "papers" / "reproduce.py"
+PRECISIONS = HERE / "precision.py"  # the same with two methods more
 
 # What a row is called, and what reproduce.py is told.
 DIGITS = {
@@ -92,7 +93,8 @@ def run(row: str, words: str, seed: int, options: argparse.Namespace) -> dict[st
         shared += ["--epochs", str(options.epochs)]
     if options.data.startswith("folder:"):
         shared += ["--image-size", "32"]
-    command = [sys.executable, str(REPRODUCE), *words.split(), *shared, "--out", str(options.out)]
+    script = PRECISIONS if options.what.startswith("precision") else REPRODUCE
+    command = [sys.executable, str(script), *words.split(), *shared, "--out", str(options.out)]
     done = subprocess.run(
         command,
         capture_output=True,
@@ -103,7 +105,8 @@ def run(row: str, words: str, seed: int, options: argparse.Namespace) -> dict[st
         raise SystemExit(f"{row}, seed {seed}:\n{done.stdout}\n{done.stderr}")
     folder = done.stdout.rsplit("are in ", 1)[1].split("\n")[0]
     print(f"{row}, seed {seed}: done", flush=True)
-    return json.loads((Path(folder) / "record.json").read_text())
+    record = json.loads((Path(folder) / "record.json").read_text())
+    return {**record, "command": record["command"].replace(REPRODUCE.name, script.name, 1)}
 
 
 if __name__ == "__main__":

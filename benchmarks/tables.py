@@ -97,16 +97,19 @@ def papers(name: str) -> str:
         by_row[run["row"]].append(run)
     measured = {row: _measured(runs) for row, runs in by_row.items()}
     branches = any(other for _, other in measured.values())
-    heads = ["clean", "PGD-20", "multi-targeted", *["other branch", "PGD-20"] * branches, "minutes"]
+    timed = not name.startswith("precision")  # how fast a precision is, `speed` measures fairly
+    heads = ["clean", "PGD-20", "multi-targeted", *["other branch", "PGD-20"] * branches]
+    heads += ["minutes"] * timed
     lines = [f"| accuracy (%) | {' | '.join(heads)} |", f"|---|{'--:|' * len(heads)}"]
     for row, runs in by_row.items():
         own, other = measured[row]
         cells = [_cell(found) for found in [*own, [], []][:3]]
         cells += [_cell(found) for found in [*other, [], []][:2]] * branches
-        cells.append(f"{fmean(run['seconds']['pretraining'] for run in runs) / 60:.1f}")
+        minutes = fmean(run["seconds"]["pretraining"] for run in runs) / 60
+        cells += [f"{minutes:.1f}"] * timed
         lines.append(f"| {' | '.join([row, *cells])} |")
     verdicts = [f"- {compare(*(_named(by_row, row) for row in pair))}" for pair in _COMPARED[name]]
-    return "\n".join([*lines, "", _under(record), "", "PGD-20, paired by image:", "", *verdicts])
+    return "\n".join([*lines, "", _under(record, timed), "", "PGD-20, paired by image:", "", *verdicts])
 
 
 def _measured(runs: list[dict[str, Any]]) -> list[list[list[Measurement]]]:
@@ -133,9 +136,10 @@ def _cell(found: list[Measurement]) -> str:
 
 
 _OTHER = "The other branch is the method's second BatchNorm. "
+_MINUTES = "Minutes are of pretraining on one core, beside other work. "
 
 
-def _under(record: dict[str, Any]) -> str:
+def _under(record: dict[str, Any], timed: bool) -> str:
     run = record["runs"][-1]
     plan, machine = run["plan"], run["machine"]
     seeds = sorted({r["plan"]["seed"] for r in record["runs"]})
@@ -149,8 +153,7 @@ def _under(record: dict[str, Any]) -> str:
         f"presentations each, {precision}, linear probe on the frozen encoder (last "
         f"epoch), {spread}; {n:,} test images, ℓ∞ radius {run['settings']['radius']:.3g}, PGD "
         "with steps of a quarter of it, multi-targeted PGD-20 on the first seed alone. "
-        f"{_OTHER * any(_measured([r])[1] for r in record['runs'])}Minutes are of pretraining on "
-        "one core, beside other work. Record: "
+        f"{_OTHER * any(_measured([r])[1] for r in record['runs'])}{_MINUTES * timed}Record: "
         f"`benchmarks/results/{record['name']}.json`, commit {', '.join(commits)}, "
         f"{machine['cpu']}, torch {machine['torch']}."
     )

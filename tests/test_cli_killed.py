@@ -26,7 +26,7 @@ COMMAND = [
     *(
         "evaluate",
         "--backbone",
-        "timm:test_resnet",
+        "timm:test_byobnet",
         "--data",
         "folder:images",
         "--preset",

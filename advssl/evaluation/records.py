@@ -160,7 +160,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield partial
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
-        partial.replace(path)
+        os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 

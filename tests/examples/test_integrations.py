@@ -37,7 +37,7 @@ def test_lightning_callback(every):
     assert all(math.isfinite(value) for value in metrics.values())
 
 
-@pytest.mark.parametrize(("name", "patch"), [("test_resnet", 0), ("test_vit", 8)])
+@pytest.mark.parametrize(("name", "patch"), [("test_byobnet", 0), ("test_vit", 8)])
 def test_timm_backbone(name, patch):
     history = load("timm_backbone").train(name, patch, max_steps=3, batch_size=32)
     assert len(history) == 3

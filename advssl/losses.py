@@ -37,7 +37,8 @@ class MultiViewNTXentLoss(nn.Module):
 
     With two views it is SimCLR's loss and equals ``lightly.loss.NTXentLoss``. Computed in float32
     (float64 stays), also under autocast. Beyond 2²⁶ similarities the matrix is made and remade in
-    blocks of rows, so that memory grows as V·B and not as its square; the result is the same.
+    blocks of rows, so that memory grows as V·B and not as its square; the result is the same. The
+    gradient has a gradient, which holds the whole matrix; there is no forward-mode derivative.
 
     Args:
         temperature: τ > 0, in cosine units. 0.5 is SimCLR's for CIFAR-10.
@@ -260,7 +261,7 @@ def contrastive(z: Embeddings, pairs: Pairs, temperature: float) -> PerExample:
 
 
 class _LogPartition(torch.autograd.Function):
-    """log Σ exp(z·z_a / τ) over all others but the anchor itself, and the softmax if it is kept.
+    """log Σ exp(z·z_a / τ) over all others but the anchor itself, and the softmax where it is kept.
 
     One matrix of N × N, made in place and kept for backward, which then needs no other; or none,
     where it is larger than a block.
@@ -271,39 +272,40 @@ class _LogPartition(torch.autograd.Function):
     @staticmethod
     def forward(
         anchors: Tensor, others: Tensor, places: Tensor, temperature: float
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor]:
         partitions = []
-        softmax = None
-        for a, p in _blocks(others, anchors, places):
-            logits = _logits(a, others, p, temperature)
-            peak = logits.amax(dim=1, keepdim=True)
-            softmax = logits.sub_(peak).exp_()
-            total = softmax.sum(dim=1, keepdim=True)
-            softmax.div_(total)
+        blocks = list(_blocks(others, anchors, places))
+        kept = others.new_empty(0)
+        for a, p in blocks:
+            weights = _logits(a, others, p, temperature)
+            peak = weights.amax(dim=1, keepdim=True)
+            total = weights.sub_(peak).exp_().sum(dim=1, keepdim=True)
             partitions.append((peak + total.log()).squeeze(1))
-        return torch.cat(partitions), softmax if len(partitions) == 1 else None
+            if len(blocks) == 1:
+                kept = weights.div_(total)
+        return torch.cat(partitions), kept
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         *tensors, ctx.temperature = inputs
         _, softmax = output
-        if softmax is not None:
-            ctx.mark_non_differentiable(softmax)
+        ctx.mark_non_differentiable(softmax)
+        ctx.set_materialize_grads(False)  # else zeros would be made for the softmax
         ctx.save_for_backward(*tensors, softmax)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+        if gradient is None:
+            return None, None, None, None
         anchors, others, places, kept = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            kept = None  # for a gradient of this gradient the softmax must know where it is from
+        # For a gradient of this gradient the softmax must know where it is from.
+        again = torch.is_grad_enabled() or kept.ndim == 1
         of_anchors, of_others = [], torch.zeros_like(others)
         slope = gradient[:, None] / ctx.temperature
         with full_precision(gradient.device):
             for a, p, g in _blocks(others, anchors, places, slope):
                 # d log Σ exp / d logits is the softmax.
-                softmax = kept
-                if kept is None:
-                    softmax = _logits(a, others, p, ctx.temperature).softmax(dim=1)
+                softmax = _logits(a, others, p, ctx.temperature).softmax(dim=1) if again else kept
                 of_anchors.append(softmax @ others * g)
                 of_others = of_others + softmax.T @ (a * g)
         return torch.cat(of_anchors), of_others, None, None

@@ -41,7 +41,7 @@ def check_positive(name: str, value: float) -> None:
 
 
 def check_embeddings(**named: Tensor) -> None:
-    """Raise unless every tensor is a floating (B, D) and all have the first one's shape."""
+    """Raise unless every tensor is a floating (B, D), B ≥ 1, and all have the first one's shape."""
     first, *_ = named.values()
     for name, z in named.items():
         if z.ndim != 2 or not z.is_floating_point():
@@ -49,6 +49,8 @@ def check_embeddings(**named: Tensor) -> None:
                 f"{name} must be floating point embeddings of shape (B, D), "
                 f"got {z.dtype} of shape {tuple(z.shape)}; flatten(1) a feature map first"
             )
+        if len(z) == 0:
+            raise ValueError(f"{name} must hold one embedding at least, got shape {tuple(z.shape)}")
         if z.shape != first.shape:
             raise ValueError(
                 f"all embeddings must have one shape, got {name} {tuple(z.shape)} "

@@ -69,6 +69,8 @@ def main() -> None:
     add("--workers", type=int, default=os.cpu_count(), help="runs at a time, of one thread each")
     add("--out", type=Path, default=Path("runs/papers"))
     options = parser.parse_args()
+    if options.what.endswith("cifar") == (options.data == "digits"):
+        parser.error(f"{options.what} is not of {options.data}; name its images with --data")
     rows = ROWS[options.what]
     seeds = range(options.seeds or (3 if options.data == "digits" else 1))
     jobs = [(row, words, seed) for seed in seeds for row, words in rows.items()]

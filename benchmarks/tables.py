@@ -109,7 +109,8 @@ def papers(name: str) -> str:
         cells += [f"{minutes:.1f}"] * timed
         lines.append(f"| {' | '.join([row, *cells])} |")
     verdicts = [f"- {compare(*(_named(by_row, row) for row in pair))}" for pair in _COMPARED[name]]
-    return "\n".join([*lines, "", _under(record, timed), "", "PGD-20, paired by image:", "", *verdicts])
+    under = _under(record, timed)
+    return "\n".join([*lines, "", under, "", "PGD-20, paired by image:", "", *verdicts])
 
 
 def _measured(runs: list[dict[str, Any]]) -> list[list[list[Measurement]]]:

@@ -113,6 +113,13 @@ def test_what_disagrees_is_named_and_not_written(tmp_path, monkeypatch):
     assert not path.exists()
 
 
+def test_a_peer_that_attacks_nothing_is_refused(bench, monkeypatch):
+    idle = {"idle": lambda _, images, *__: lambda: images}
+    monkeypatch.setattr(attacks, "PEERS", idle)
+    with pytest.raises(Disagreement, match="cross-entropy that idle gains: 0, expected"):
+        attacks.cross_entropy(bench, 5)
+
+
 # --- instruments ----------------------------------------------------------------------------------
 
 
@@ -228,8 +235,10 @@ def test_a_contestant_that_is_to_be_compiled_is(bench):
     method = steps.prepared(bench, steps.SimCLR)
     steps.ours_quick(bench, method)()
     assert not graphs
+    usual = torch._dynamo.config.cache_size_limit
     steps.ours_quick(bench, method, compiler={"backend": backend})()
     assert graphs
+    assert torch._dynamo.config.cache_size_limit == usual
 
 
 def test_inertia_is_that_of_the_definition():

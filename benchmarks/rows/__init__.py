@@ -32,6 +32,7 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
     "growth_attack": growth.attack_steps,
     "growth_nt_xent_batch": growth.nt_xent_batch,
     "growth_nt_xent_views": growth.nt_xent_views,
+    "growth_nt_xent_blocks": growth.nt_xent_blocks,
     "growth_k_means": growth.k_means_clusters,
     "throughput": steps.throughput,
 }

@@ -10,7 +10,7 @@ from statistics import median
 
 import torch
 
-from advssl import AdversarialViewGenerator, Linf, MultiViewNTXentLoss
+from advssl import AdversarialViewGenerator, Linf, MultiViewNTXentLoss, losses
 from rows.attacks import RADIUS, network, photographs
 from rows.clusters import ours, seeded, unit_features
 from rows.losses import embeddings, with_gradient
@@ -69,6 +69,24 @@ def nt_xent_views(bench: Bench) -> Row:
         return with_gradient(lambda: MultiViewNTXentLoss(0.5)(*views), views)
 
     return grown(bench, "NT-Xent, time in V", bench.sizes.view_counts, call, 2.0)
+
+
+def nt_xent_blocks(bench: Bench) -> Row:
+    """Memory of NT-Xent whose similarities come in blocks, smaller ones than it takes by itself."""
+    sizes = bench.sizes.blocked_views
+
+    def peak(rows: int) -> float:
+        views = embeddings(bench, 2, rows // 2, bench.sizes.dim)
+        return bench.peak(with_gradient(lambda: MultiViewNTXentLoss(0.5)(*views), views))
+
+    usual, losses._BLOCK = losses._BLOCK, sizes[0] ** 2 // 4
+    try:
+        memory = {str(rows): peak(rows) for rows in sizes}
+    finally:
+        losses._BLOCK = usual
+    what = f"NT-Xent in blocks, peak memory in V·B {_to(sizes)}"
+    claim = Claim(what, "", [exponent(sizes, memory.values())], 1.05, "exponent")
+    return Row([claim], memory=memory)
 
 
 def k_means_clusters(bench: Bench) -> Row:

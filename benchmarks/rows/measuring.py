@@ -44,6 +44,7 @@ class Sizes:
     attack_steps: tuple[int, ...] = (1, 2, 5, 10, 20)  # of the growth rows, like what follows
     batches: tuple[int, ...] = (64, 128, 256, 512, 1024)
     view_counts: tuple[int, ...] = (2, 3, 4, 5, 6)
+    blocked_views: tuple[int, ...] = (2048, 4096, 8192, 16_384)
     clusters: tuple[int, ...] = (10, 30, 100, 300)
     square: int = 1024  # of the matrices whose product gives the device's rate
 
@@ -65,6 +66,7 @@ TINY = Sizes(
     attack_steps=(1, 2, 4),
     batches=(4, 8, 16),
     view_counts=(2, 3, 4),
+    blocked_views=(16, 32, 64),
     clusters=(2, 4, 8),
     square=32,
 )

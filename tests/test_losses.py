@@ -159,8 +159,6 @@ class TestMultiViewNTXent:
         )
         assert_same(everywhere, here, rtol=0, atol=0)
 
-    # Dynamo of torch 2.5 makes an instance of every autograd.Function.
-    @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
     @pytest.mark.parametrize("block", [losses._BLOCK, 100])
     def test_compiled_in_one_graph_equals_eager(self, block, monkeypatch):
         monkeypatch.setattr(losses, "_BLOCK", block)

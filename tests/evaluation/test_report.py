@@ -1338,13 +1338,13 @@ class TestWriting:
     def test_whoever_reads_meanwhile_finds_the_old_or_the_new(self, folder, monkeypatch):
         record = write(report(bare(), title="first"), folder)["record"]
         seen = []
-        replace = Path.replace
+        replace = os.replace
 
-        def watched(self, target):
-            seen.append((read(record).title, self.parent == record.parent))
-            return replace(self, target)
+        def watched(source, target):
+            seen.append((read(record).title, Path(source).parent == record.parent))
+            return replace(source, target)
 
-        monkeypatch.setattr(Path, "replace", watched)
+        monkeypatch.setattr(os, "replace", watched)
         write(report(bare(), title="second"), folder)
         assert seen == [("first", True), ("second", True), ("second", True)]
 

@@ -15,6 +15,7 @@ from .lightly_methods import METHODS, assert_same, fit, made, state
 pytestmark = pytest.mark.filterwarnings("ignore:.*(many workers|LeafSpec|weight_norm)")
 
 ADVERSARY = AdversarialViewGenerator(Linf(8 / 255), steps=3)
+PATIENT = AdversarialViewGenerator(Linf(8 / 255), steps=10)  # three long steps can also overshoot
 
 
 def still(steps: int) -> AdversarialViews:
@@ -40,8 +41,8 @@ class TestMethods:
             return trainer.logger.metrics[0]["train_loss"]
 
         clean = first_loss()
-        assert clean < first_loss(AdversarialViews(ADVERSARY))
-        assert clean < first_loss(AdversarialViews(ADVERSARY, "all"))
+        assert clean < first_loss(AdversarialViews(PATIENT))
+        assert clean < first_loss(AdversarialViews(PATIENT, "all"))
 
     def test_trains_and_is_given_back(self, method):
         module = made(method)

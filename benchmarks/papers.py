@@ -2,8 +2,8 @@
 
     python benchmarks/papers.py digits               # three seeds, in about an hour on two cores
     python benchmarks/papers.py cifar --data folder:data/cifar10
-    python benchmarks/papers.py precision_digits     # the attack in float32 and in bf16
-    python benchmarks/papers.py precision_cifar --data folder:data/cifar10 --epochs 10
+    python benchmarks/papers.py precision_digits --seeds 6   # the attack in float32 and in bf16
+    python benchmarks/papers.py precision_cifar --data folder:data/cifar10 --epochs 10 --seeds 2
 
 Each run is one of ``examples/papers/reproduce.py``, ``--workers`` at a time, each in a process of
 its own; finished ones are read back, so that a run which was killed goes on.

@@ -20,6 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from advssl.evaluation.records import replacing
+
 HERE = Path(__file__).parent
 REPRODUCE = HERE.parent / "examples" / "papers" / "reproduce.py"
 PRECISIONS = HERE / "precision.py"  # the same with two methods more
@@ -83,7 +85,8 @@ def main() -> None:
         "runs": [{"row": row, **r} for (row, _, _), r in zip(jobs, records, strict=True)],
     }
     path = HERE / "results" / f"{name}.json"
-    path.write_text(json.dumps(gathered, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with replacing(path) as part:
+        part.write_text(json.dumps(gathered, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"wrote {path.name}; `make tables` brings it into the README and docs")
 
 
@@ -107,8 +110,7 @@ def run(row: str, words: str, seed: int, options: argparse.Namespace) -> dict[st
         raise SystemExit(f"{row}, seed {seed}:\n{done.stdout}\n{done.stderr}")
     folder = done.stdout.rsplit("are in ", 1)[1].split("\n")[0]
     print(f"{row}, seed {seed}: done", flush=True)
-    record = json.loads((Path(folder) / "record.json").read_text())
-    return {**record, "command": record["command"].replace(REPRODUCE.name, script.name, 1)}
+    return json.loads((Path(folder) / "record.json").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ class AttackInBF16(AttackInFloat32):
 
 
 reproduce.METHODS |= {"attack_float32": AttackInFloat32, "attack_bf16": AttackInBF16}
+reproduce.SCRIPT = Path(__file__).name
 
 if __name__ == "__main__":
     reproduce.main()

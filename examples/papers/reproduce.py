@@ -71,6 +71,7 @@ class Preset:
 
 # To see what a step costs, of a batch that would take longer than that:
 _FEW, _PATIENCE = 16, 10.0  # images, seconds
+SCRIPT = "reproduce.py"  # what records and messages call it
 _GOES_ON = "the same command goes on where it was"
 
 PRESETS = {
@@ -98,7 +99,7 @@ PRESETS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """One method, one table, or the list of what there is."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    command = shlex.join(["reproduce.py", *map(_without_place, words)])
+    command = shlex.join([SCRIPT, *map(_without_place, words)])
     options = parse(words)
     try:
         if options.list:
@@ -109,9 +110,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             plan = plan_of(options.method, options, given(options, METHODS[options.method]))
             print(dry_run(plan) if options.dry_run else run(plan, options, command)["table"])
     except (ValueError, ImportError) as error:
-        raise SystemExit(f"reproduce.py: {error}") from error
+        raise SystemExit(f"{SCRIPT}: {error}") from error
     except KeyboardInterrupt:
-        raise SystemExit(f"reproduce.py: interrupted; {_GOES_ON}") from None
+        raise SystemExit(f"{SCRIPT}: interrupted; {_GOES_ON}") from None
 
 
 def run(plan: Plan, options: argparse.Namespace, command: str) -> dict[str, Any]:
@@ -326,7 +327,7 @@ def plan_of(
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """The options, with the settings of the method that is named as flags."""
     parser = _Parser(
-        prog="reproduce.py",
+        prog=SCRIPT,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -371,7 +372,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
             own.add_argument(flag, default=argparse.SUPPRESS, help=told, **how)
     options, unknown = parser.parse_known_args(words)
     if unknown:
-        whose = f"reproduce.py {name} --help" if name else "reproduce.py --help"
+        whose = f"{SCRIPT} {name} --help" if name else f"{SCRIPT} --help"
         parser.error(f"unknown: {' '.join(unknown)}; {whose} lists what there is")
     if sum(map(bool, (options.method, options.table, options.list))) != 1:
         parser.error("name one of METHOD, --table ID and --list")
@@ -394,7 +395,7 @@ def _differences(method: type[Method]) -> str | None:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line, without the whole usage before it."""
-        self.exit(2, f"reproduce.py: {message}\n")
+        self.exit(2, f"{SCRIPT}: {message}\n")
 
 
 def _at_least(low: int) -> Callable[[str], int]:

@@ -111,6 +111,27 @@ def test_a_chain_leaves_a_record_and_its_encoders(name, chains):
     }
 
 
+BENCHMARKS = REPRODUCE.parents[2] / "benchmarks"
+
+
+@pytest.mark.parametrize(
+    ("words", "refusal"),
+    [
+        (["precision.py", "attack_bf16", "--no-such-flag"], "precision.py: "),
+        (["papers.py", "precision_cifar"], "precision_cifar is not of digits; name its images"),
+        (["papers.py", "digits", "--data", "cifar10"], "digits is not of cifar10; name its images"),
+    ],
+)
+def test_the_benchmarks_scripts_refuse_under_their_own_names(words, refusal, tmp_path):
+    script, *rest = words
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / script, *rest], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert refusal in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_command_that_is_repeated_reads_all_of_it_back(chains, monkeypatch, capsys):
     out = chains("advcl")
     capsys.readouterr()

@@ -88,10 +88,7 @@ _COMPARED = {
 
 def papers(name: str) -> str:
     """Accuracies of every row, the paired comparisons, and where they came from."""
-    path = RESULTS / f"{name}.json"
-    if not path.exists():
-        return "Not measured yet."
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     by_row: dict[str, list[dict[str, Any]]] = {row: [] for row in record["rows"]}
     for run in record["runs"]:
         by_row[run["row"]].append(run)
@@ -109,7 +106,7 @@ def papers(name: str) -> str:
         cells += [f"{minutes:.1f}"] * timed
         lines.append(f"| {' | '.join([row, *cells])} |")
     verdicts = [f"- {compare(*(_named(by_row, row) for row in pair))}" for pair in _COMPARED[name]]
-    under = _under(record, timed)
+    under = _under(record, _OTHER * branches + _MINUTES * timed)
     return "\n".join([*lines, "", under, "", "PGD-20, paired by image:", "", *verdicts])
 
 
@@ -140,7 +137,7 @@ _OTHER = "The other branch is the method's second BatchNorm. "
 _MINUTES = "Minutes are of pretraining on one core, beside other work. "
 
 
-def _under(record: dict[str, Any], timed: bool) -> str:
+def _under(record: dict[str, Any], columns: str) -> str:
     run = record["runs"][-1]
     plan, machine = run["plan"], run["machine"]
     seeds = sorted({r["plan"]["seed"] for r in record["runs"]})
@@ -153,8 +150,8 @@ def _under(record: dict[str, Any], timed: bool) -> str:
         f"{plan['backbone']} at {plan['image_size']} pixels, {run['presentations']:,} image "
         f"presentations each, {precision}, linear probe on the frozen encoder (last "
         f"epoch), {spread}; {n:,} test images, ℓ∞ radius {run['settings']['radius']:.3g}, PGD "
-        "with steps of a quarter of it, multi-targeted PGD-20 on the first seed alone. "
-        f"{_OTHER * any(_measured([r])[1] for r in record['runs'])}{_MINUTES * timed}Record: "
+        f"with steps of a quarter of it, multi-targeted PGD-20 on the first seed alone. {columns}"
+        "Record: "
         f"`benchmarks/results/{record['name']}.json`, commit {', '.join(commits)}, "
         f"{machine['cpu']}, torch {machine['torch']}."
     )

@@ -15,6 +15,7 @@ from advssl import losses
 from advssl.losses import LocalSelectionSupCon, MultiViewNTXentLoss, contrastive, unit
 from advssl.modes import uphill
 from advssl.selection import Pairs, global_pairs
+from rows.measuring import TINY, Bench
 
 REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 
@@ -311,6 +312,12 @@ class TestBlocks:
             MultiViewNTXentLoss()(*views.requires_grad_())
         assert saved.count(4096) == matrices
         assert 0 < sum(saved) < 4096 * (matrices + 1)
+
+    def test_no_more_than_two_matrices_are_held_at_once(self):
+        views = torch.randn(2, 256, 2)  # few features: all else is small beside 512 x 512
+        bench = Bench(TINY, views.device)
+        peak = bench.peak(lambda: with_gradient(MultiViewNTXentLoss(), *views))
+        assert 1e-6 * 512**2 * 4 < peak < 2.2e-6 * 512**2 * 4
 
     @pytest.mark.parametrize("block", [losses._BLOCK, 40])
     def test_gradients_have_gradients(self, views, block, monkeypatch):

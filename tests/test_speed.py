@@ -15,7 +15,7 @@ from torch.optim import SGD
 
 import speed
 import tables
-from advssl import ClusterFitHead
+from advssl import ClusterFitHead, losses
 from harness.data import Batch
 from rows import ROWS, attacks, clusters, growth, measuring, released, steps
 from rows.measuring import TINY, Bench, Claim, Disagreement, Row, agree, exponent, installed
@@ -112,6 +112,19 @@ def test_what_disagrees_is_named_and_not_written(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="pgd5: the bare loop finds another view"):
         speed.main(["--tiny", "--threads", "1", "--rows", "pgd5", "--out", str(path)])
     assert not path.exists()
+
+
+def test_a_direction_of_nothing_is_refused(bench, monkeypatch):
+    monkeypatch.setattr(attacks.nn.init, "ones_", torch.nn.init.zeros_)
+    with pytest.raises(Disagreement, match="100% of the gradient is zero"):
+        attacks.signs(bench)
+
+
+def test_memory_is_that_of_nt_xent_in_blocks(bench):
+    sizes = replace(bench.sizes, blocked_views=(256, 512, 1024), dim=2)
+    (claim,) = growth.nt_xent_blocks(replace(bench, sizes=sizes)).claims
+    assert claim.values[0] < 1.05  # of the whole matrix it would be 2
+    assert losses._BLOCK == 2**26
 
 
 def test_a_peer_that_attacks_nothing_is_refused(bench, monkeypatch):

@@ -78,7 +78,7 @@ class Network(nn.Module):
         self.encoder = backbone("cifar:resnet18:8")
         branch_batchnorm(self.encoder, ("clean", "adversarial", "pseudo"))
         self.width = self.encoder.num_features
-        self.head = nn.Sequential(nn.Linear(self.width, self.width), nn.ReLU(), nn.Linear(64, 64))
+        self.head = nn.Sequential(nn.Linear(self.width, 64), nn.ReLU(), nn.Linear(64, 64))
 
     def features(self, x, branch):
         with on_branch(self.encoder, branch):

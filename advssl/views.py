@@ -15,7 +15,7 @@ from advssl.types import Images
 
 Unit: TypeAlias = Literal["image", "pixel"]
 
-_MASKS_KEPT = 32  # a mask of 224 x 224 images takes 0.1 MB in float32
+_MASKS_KEPT = 32  # a mask of 224 x 224 images takes 0.1 MB in float32 at the most
 
 
 class _FrequencyView(IntensityAugmentationBase2D):
@@ -175,7 +175,8 @@ def _new_mask(
     rows = torch.arange(height, device=device)
     rows = torch.minimum(rows, height - rows).to(exact)
     reach = math.ceil(radius * (width if unit == "pixel" else 1))
-    columns = torch.arange(min(max(reach, 1), width // 2 + 1), device=device).to(exact)
+    reach = min(max(reach, 1), width // 2 + 1)  # 1, because torch 2.5 cannot transform 0 columns
+    columns = torch.arange(reach, device=device).to(exact)
     if unit == "pixel":
         rows, columns = rows / height, columns / width
     # A coefficient at the radius itself is high, whichever way its distance was rounded.

@@ -313,11 +313,11 @@ class TestBlocks:
         assert saved.count(4096) == matrices
         assert 0 < sum(saved) < 4096 * (matrices + 1)
 
-    def test_no_more_than_two_matrices_are_held_at_once(self):
+    def test_one_matrix_is_held_at_once(self):
         views = torch.randn(2, 256, 2)  # few features: all else is small beside 512 x 512
         bench = Bench(TINY, views.device)
         peak = bench.peak(lambda: with_gradient(MultiViewNTXentLoss(), *views))
-        assert 1e-6 * 512**2 * 4 < peak < 2.2e-6 * 512**2 * 4
+        assert 1 <= peak / (1e-6 * 512**2 * 4) < 1.2
 
     @pytest.mark.parametrize("block", [losses._BLOCK, 40])
     def test_gradients_have_gradients(self, views, block, monkeypatch):

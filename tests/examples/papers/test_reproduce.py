@@ -125,7 +125,11 @@ BENCHMARKS = REPRODUCE.parents[2] / "benchmarks"
 def test_the_benchmarks_scripts_refuse_under_their_own_names(words, refusal, tmp_path):
     script, *rest = words
     done = subprocess.run(
-        [sys.executable, BENCHMARKS / script, *rest], capture_output=True, text=True, cwd=tmp_path
+        [sys.executable, BENCHMARKS / script, *rest],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=60,  # it would train
     )
     assert done.returncode == 2
     assert refusal in done.stderr

@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 
 from advssl.balls import Ball, Linf
 from advssl.modes import frozen, random_state_kept, seeded_state, uphill, widen
-from advssl.types import Images, Objective, Perturbation, check_positive
+from advssl.types import Images, Objective, Perturbation, positive
 
 _GAUSSIAN_START = 0.001  # standard deviation, TRADES
 _OUTSIDE = 1e-4  # what rounding may put outside the bounds
@@ -80,7 +80,7 @@ class AdversarialViewGenerator(nn.Module):
             raise ValueError(f"steps must not be negative, got {steps}")
         if step_size is None:
             step_size = 2.5 * ball.radius / max(steps, 1)
-        check_positive("step_size", step_size)
+        step_size = positive("step_size", step_size)
         if 0 < steps * step_size < ball.radius:
             warnings.warn(
                 f"{steps} steps of {step_size:.3g} cannot reach the edge of a ball of radius "

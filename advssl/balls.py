@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Generator, Tensor
 
-from advssl.types import Images, PerExample, Perturbation, check_positive
+from advssl.types import Images, PerExample, Perturbation, positive
 
 
 @runtime_checkable
@@ -53,7 +53,7 @@ class Linf:
     radius: float
 
     def __post_init__(self) -> None:
-        check_positive("radius", self.radius)
+        object.__setattr__(self, "radius", positive("radius", self.radius))
 
     def sample(self, images: Images, generator: Generator | None = None) -> Perturbation:
         """Uniform in the ball."""
@@ -81,7 +81,7 @@ class L2:
     radius: float
 
     def __post_init__(self) -> None:
-        check_positive("radius", self.radius)
+        object.__setattr__(self, "radius", positive("radius", self.radius))
 
     def sample(self, images: Images, generator: Generator | None = None) -> Perturbation:
         """Uniform in the ball: a uniform direction, and U^(1/d) of the radius."""

@@ -18,8 +18,8 @@ from advssl.types import (
     Reduction,
     check_embeddings,
     check_indices,
-    check_positive,
     check_reduction,
+    positive,
     reduce,
 )
 
@@ -67,7 +67,7 @@ class MultiViewNTXentLoss(nn.Module):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
-        check_positive("temperature", temperature)
+        positive("temperature", temperature)
         check_reduction(reduction)
         if positives not in ("mean", "sum"):
             raise ValueError(f'positives must be "mean" or "sum", got {positives!r}')
@@ -150,7 +150,7 @@ class LocalSelectionSupCon(nn.Module):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
-        check_positive("temperature", temperature)
+        positive("temperature", temperature)
         check_reduction(reduction)
         if not callable(selection) and selection not in SELECTIONS:
             raise ValueError(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, TypeAlias, get_args
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral, Real
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Images: TypeAlias = Tensor  # (B, C, H, W), floating point
 Perturbation: TypeAlias = Tensor  # the shape of the images it is added to
@@ -34,20 +35,93 @@ def check_reduction(reduction: str) -> None:
         raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
 
 
-def check_positive(name: str, value: float) -> None:
-    """Raise unless ``value`` is a finite number above zero."""
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{name} must be positive and finite, got {value}")
+def number(name: str, value: Any) -> float:
+    """``value`` as a plain float, whether Python, numpy or torch gave it; else raise."""
+    plain = _plain(value)
+    if isinstance(plain, bool) or not isinstance(plain, Real):
+        raise ValueError(f"{name} must be a number, got {described(value)}")
+    return float(plain)
+
+
+def whole(name: str, value: Any, least: int) -> int:
+    """``value`` as a plain int of at least ``least``, whoever gave it; else raise."""
+    plain = _plain(value)
+    if isinstance(plain, bool) or not isinstance(plain, Integral):
+        raise ValueError(f"{name} must be a whole number, got {described(value)}")
+    if plain < least:
+        raise ValueError(f"{name} must be at least {least}, got {plain}")
+    return int(plain)
+
+
+def positive(name: str, value: Any) -> float:
+    """``value`` as a plain, finite float above zero; else raise."""
+    plain = number(name, value)
+    if not 0 < plain < float("inf"):
+        raise ValueError(f"{name} must be positive and finite, got {plain}")
+    return plain
+
+
+def modules_of(name: str, value: Any) -> list[nn.Module]:
+    """The modules given, one or several; raise on anything else, such as parameters."""
+    members = [value] if isinstance(value, nn.Module) else value
+    if not isinstance(members, Iterable) or isinstance(members, str):
+        raise ValueError(f"{name} takes a module or several, got {described(value)}")
+    members = list(members)
+    for one in members:
+        if not isinstance(one, nn.Module):
+            raise ValueError(
+                f"{name} takes modules, got {described(one)}; give the module itself, not its "
+                "parameters, name or state dict"
+            )
+    return members
+
+
+def embeddings_of(name: str, answer: Any) -> Embeddings:
+    """What an encoder answered, as (B, D) in float32 or float64, where it has one meaning.
+
+    That is a floating (B, D), or (B, D, 1, 1) as pooling leaves it, alone or as the only tensor of
+    a tuple, a mapping or an output with named fields.
+
+    Raises:
+        ValueError: on anything else, saying what was seen.
+    """
+    seen = described(answer)
+    while not isinstance(answer, Tensor):
+        held = list(answer.values() if isinstance(answer, Mapping) else _items(answer))
+        held = [one for one in held if one is not None]
+        if len(held) != 1:
+            raise ValueError(f"{name} must answer one tensor of embeddings (B, D), got {seen}")
+        (answer,) = held
+    flat = answer.flatten(1) if answer.ndim > 2 and answer.shape[2:].numel() == 1 else answer
+    if flat.ndim != 2 or not flat.is_floating_point():
+        raise ValueError(
+            f"{name} must answer floating point embeddings (B, D), got {seen}; pool a feature map, "
+            "take the class token or the mean of a sequence"
+        )
+    return flat if flat.dtype == torch.float64 else flat.float()
+
+
+def described(value: Any) -> str:
+    """For messages: the types in it, and the shapes of its tensors."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype} of shape {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        entries = _listed(f"{key}: {described(one)}" for key, one in value.items())
+        return f"{type(value).__name__} of {{{entries}}}"
+    if isinstance(value, tuple | list):
+        return f"{type(value).__name__} of [{_listed(map(described, value))}]"
+    plain = value is None or isinstance(value, str | bool | int | float)
+    return repr(value)[:60] if plain else f"a {type(value).__name__}"
 
 
 def check_embeddings(**named: Tensor) -> None:
     """Raise unless every tensor is a floating (B, D), B ≥ 1, and all have the first one's shape."""
     first, *_ = named.values()
     for name, z in named.items():
-        if z.ndim != 2 or not z.is_floating_point():
+        if not isinstance(z, Tensor) or z.ndim != 2 or not z.is_floating_point():
             raise ValueError(
                 f"{name} must be floating point embeddings of shape (B, D), "
-                f"got {z.dtype} of shape {tuple(z.shape)}; flatten(1) a feature map first"
+                f"got {described(z)}; flatten(1) a feature map first"
             )
         if len(z) == 0:
             raise ValueError(f"{name} must hold one embedding at least, got shape {tuple(z.shape)}")
@@ -61,9 +135,29 @@ def check_embeddings(**named: Tensor) -> None:
 def check_indices(size: int, **named: Tensor) -> None:
     """Raise unless every tensor holds ``size`` integers: labels, predictions, dataset indices."""
     for name, values in named.items():
-        if values.shape != (size,) or values.is_floating_point() or values.dtype == torch.bool:
+        integers = isinstance(values, Tensor) and not (
+            values.is_floating_point() or values.is_complex() or values.dtype == torch.bool
+        )
+        if not integers or values.shape != (size,):
+            logits = isinstance(values, Tensor) and values.ndim == 2
             raise ValueError(
-                f"{name} must be {size} integers, one per embedding, "
-                f"got {values.dtype} of shape {tuple(values.shape)}"
-                + ("; pass logits.argmax(dim=1)" if values.ndim == 2 else "")
+                f"{name} must be {size} integers, one per embedding, in a tensor, got "
+                f"{described(values)}" + ("; pass logits.argmax(dim=1)" if logits else "")
             )
+
+
+def _plain(value: Any) -> Any:
+    """The one number of a numpy or torch value; anything else as it is."""
+    size = value.numel() if isinstance(value, Tensor) else getattr(value, "size", None)
+    return value.item() if size == 1 and hasattr(value, "item") else value
+
+
+def _items(value: Any) -> Iterable[Any]:
+    if isinstance(value, tuple | list):
+        return value
+    return vars(value).values() if hasattr(value, "__dataclass_fields__") else ()
+
+
+def _listed(parts: Iterable[str], most: int = 6) -> str:
+    shown = list(parts)
+    return ", ".join(shown[:most]) + (", ..." if len(shown) > most else "")

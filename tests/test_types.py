@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from advssl.types import (
     check_embeddings,
     check_indices,
-    check_positive,
     check_reduction,
+    embeddings_of,
+    modules_of,
+    number,
+    positive,
     reduce,
+    whole,
 )
 
 
@@ -35,12 +45,113 @@ class TestReduce:
 class TestPositive:
     @pytest.mark.parametrize("value", [1e-300, 0.07, 3, 1e300])
     def test_positive_and_finite_passes(self, value):
-        check_positive("radius", value)
+        assert positive("radius", value) == value
 
     @pytest.mark.parametrize("value", [0, -0.0, -1e-9, float("inf"), float("nan")])
     def test_anything_else_is_refused_by_name_and_value(self, value):
         with pytest.raises(ValueError, match=rf"radius must be positive and finite, got {value}"):
-            check_positive("radius", value)
+            positive("radius", value)
+
+
+PLAIN = [0.5, np.float32(0.5), np.float64(0.5), np.array([0.5]), torch.tensor(0.5), Fraction(1, 2)]
+WHOLE = [3, np.int64(3), np.uint8(3), np.array(3), torch.tensor(3), torch.tensor([3])]
+NO_NUMBER = [None, "0.5", [0.5], True, np.bool_(True), torch.ones(2), torch.tensor(True), object()]
+
+
+class TestNumbers:
+    @pytest.mark.parametrize("value", PLAIN, ids=lambda v: type(v).__name__)
+    def test_one_number_from_anywhere_becomes_a_plain_float(self, value):
+        for door in (number, positive):
+            assert type(door("radius", value)) is float
+            assert door("radius", value) == 0.5
+
+    @pytest.mark.parametrize("value", WHOLE, ids=lambda v: type(v).__name__)
+    def test_one_integer_from_anywhere_becomes_a_plain_int(self, value):
+        assert type(whole("steps", value, 0)) is int
+        assert whole("steps", value, 3) == 3
+
+    @pytest.mark.parametrize("value", NO_NUMBER, ids=lambda v: type(v).__name__)
+    @pytest.mark.parametrize("door", [number, positive, lambda n, v: whole(n, v, 0)])
+    def test_anything_else_is_refused_by_name(self, door, value):
+        with pytest.raises(ValueError, match="steps must be a"):
+            door("steps", value)
+
+    @pytest.mark.parametrize("value", [2.5, 5.0, torch.tensor(1.5)])
+    def test_a_fraction_is_no_whole_number(self, value):
+        with pytest.raises(ValueError, match="steps must be a whole number, got"):
+            whole("steps", value, 0)
+
+    def test_too_few_are_refused_with_the_least(self):
+        with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+            whole("steps", 0, 1)
+
+
+class TestModules:
+    def test_one_or_several_are_a_list(self):
+        one = nn.Sequential(nn.ReLU())
+        assert modules_of("freeze", one) == [one]
+        assert modules_of("freeze", iter((one, one))) == [one, one]
+        assert modules_of("freeze", ()) == []
+
+    @pytest.mark.parametrize("value", [None, 3, "encoder", nn.Linear(1, 1).state_dict(), [None]])
+    def test_anything_else_is_refused_by_name(self, value):
+        with pytest.raises(ValueError, match="freeze takes"):
+            modules_of("freeze", value)
+
+    def test_parameters_are_told_to_be_their_module(self):
+        with pytest.raises(ValueError, match=r"freeze takes modules, got torch.float32 .*module"):
+            modules_of("freeze", nn.Linear(1, 1).parameters())
+
+
+@dataclass
+class Output:
+    pooled: torch.Tensor
+    hidden: torch.Tensor | None = None
+
+
+Z = torch.arange(6.0).view(2, 3)
+
+
+class TestAnswers:
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            Z,
+            Z[..., None, None],
+            Z.half(),
+            Z.bfloat16(),
+            (Z,),
+            [Z],
+            {"z": Z},
+            Output(Z),
+            OrderedDict(pooled=Z, hidden=None),
+            {"features": (Z[..., None, None],)},
+        ],
+        ids=str,
+    )
+    def test_what_has_one_meaning_is_read_in_full_precision(self, answer):
+        torch.testing.assert_close(embeddings_of("the encoder", answer), Z, rtol=0, atol=0)
+
+    def test_float64_stays(self):
+        assert embeddings_of("the encoder", Z.double()).dtype == torch.float64
+
+    @pytest.mark.parametrize(
+        ("answer", "seen"),
+        [
+            (torch.ones(2, 4, 6, 6), r"\(2, 4, 6, 6\)"),
+            (torch.ones(2, 5, 3), r"\(2, 5, 3\)"),
+            (torch.ones(2), r"\(2,\)"),
+            (torch.ones(2, 3, dtype=torch.int64), "int64"),
+            ((Z, Z), "tuple of"),
+            ({"a": Z, "b": Z}, "dict of {a: torch.float32"),
+            (Output(Z, Z), "Output"),
+            (None, "None"),
+            ("z", "'z'"),
+        ],
+    )
+    def test_anything_else_is_refused_with_what_was_seen(self, answer, seen):
+        with pytest.raises(ValueError, match=f"the encoder must answer .*{seen}"):
+            embeddings_of("the encoder", answer)
 
 
 class TestEmbeddings:

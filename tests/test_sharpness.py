@@ -105,7 +105,8 @@ def test_equals_pytorch_optimizers_sam_when_it_is_the_only_term(images, adaptive
         theirs(x).square().mean().backward()
         other.second_step(zero_grad=True)
     for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-9)
+        # Theirs takes the gradient's length in float32 whatever the parameters are.
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
 
 
 def test_is_a_term_beside_others_whose_gradients_are_kept(images):

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+import copy
+import functools
+import types
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from itertools import islice
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
+from torch.nn.utils import parametrize
 
 from advssl.types import Scalar
+
+Module = TypeVar("Module", bound=nn.Module)
+
+# Whose objects are not looked into: the loop around the step, loggers, threads.
+_LOOP = {"torch", "lightning", "pytorch_lightning", "lightning_fabric"}
+_LOGGERS = {"logging", "wandb", "mlflow", "comet_ml", "neptune", "tensorboardX"}
+_FOREIGN = {*_LOOP, *_LOGGERS, "threading", "multiprocessing"}
+_CODE = (types.FunctionType, types.MethodType, types.ModuleType, type)
+_FEW = 1000  # what holds more is data, and no collection of modules
 
 
 def submodules(*modules: nn.Module) -> list[nn.Module]:
@@ -100,6 +115,158 @@ def _training_flags_kept(members: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for m, flag in zip(members, flags, strict=True):
             m.training = flag
+
+
+@contextmanager
+def weights_recomputed() -> Iterator[None]:
+    """Inside the block ``torch.nn.utils.parametrize.cached()`` knows no weight of the caller's.
+
+    Weights are computed anew there, from the parameters as they are there; on any exit the caller's
+    are remembered as before, with the graph that they had.
+    """
+    before = parametrize._cache
+    parametrize._cache = {}
+    try:
+        yield
+    finally:
+        parametrize._cache = before
+
+
+def copied(module: Module) -> Module:
+    """A deep copy, also of a module that Python cannot copy as it stands; that one is left alone.
+
+    A tensor that has a graph (the weight that ``nn.utils.weight_norm`` leaves behind, a feature map
+    that is remembered) is copied without it. What else cannot be copied (a lock, an open file, a
+    process group) is shared with the original. A function that is kept on the module and closes
+    over part of it, as an exchanged ``forward`` does, closes over the copy's part.
+    """
+    members = set(module.modules())
+    memo: dict[int, Any] = {}
+    closures: list[tuple[types.FunctionType, types.FunctionType]] = []
+    seen: dict[int, Any] = {}  # by id; as long as it is held, no other object has its id
+    pending: list[Any] = [module]
+    while pending:
+        value = pending.pop()
+        if id(value) in seen:
+            continue
+        seen[id(value)] = value
+        if isinstance(value, Tensor):
+            if not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+        elif isinstance(value, types.FunctionType):
+            cells = _cells(value)
+            if not members.isdisjoint(_modules_in(cells)):
+                memo[id(value)] = _with_empty_cells(value)
+                closures.append((value, memo[id(value)]))
+                pending += [*cells, vars(value)]
+        else:
+            try:
+                pending += _copied_with(value)
+            except Exception:  # whatever deepcopy would raise
+                memo[id(value)] = value
+    twin = copy.deepcopy(module, memo)
+    for old, new in closures:
+        vars(new).update(copy.deepcopy(vars(old), memo))
+        for before, after in zip(old.__closure__ or (), new.__closure__ or (), strict=True):
+            with suppress(ValueError):  # an empty one
+                after.cell_contents = copy.deepcopy(before.cell_contents, memo)
+    return twin
+
+
+def _copied_with(value: Any) -> list[Any]:
+    """What ``copy.deepcopy`` copies along with ``value``; raises if it cannot copy that."""
+    if isinstance(value, types.MethodType):
+        return [value.__self__]
+    if isinstance(value, torch.jit.ScriptModule):
+        return []  # all of it is torch's
+    if type(value) in (dict, list, tuple):
+        return list(value.values()) if isinstance(value, dict) else list(value)
+    if type(value) in copy._deepcopy_dispatch or isinstance(value, type):  # type: ignore[attr-defined]
+        return []
+    if hasattr(value, "__deepcopy__"):
+        return list(getattr(value, "__dict__", {}).values())
+    reduced = value.__reduce_ex__(4)
+    if isinstance(reduced, str):
+        return []
+    _, arguments, *rest = reduced
+    state, *items = [*rest, None][:3]
+    return [*arguments, state, *(one for several in items if several for one in several)]
+
+
+def modules_reached(function: Callable[..., Any]) -> list[nn.Module]:
+    """The modules that ``function`` may call: in its closure, its defaults, its object, by name.
+
+    They are found without running it, and without the global hooks that have compiled modules
+    compiled again. Looked into are collections and objects of the caller's own classes.
+    """
+    return submodules(*_modules_in([function]))
+
+
+def _modules_in(values: Iterable[Any]) -> list[nn.Module]:
+    found: list[nn.Module] = []
+    seen: dict[int, Any] = {}
+    pending = list(values)
+    while pending:
+        value = pending.pop()
+        if id(value) in seen:
+            continue
+        seen[id(value)] = value
+        if isinstance(value, nn.Module):
+            found.append(value)
+        elif isinstance(value, types.MethodType):
+            pending += [value.__self__, value.__func__]
+        elif isinstance(value, functools.partial):
+            pending += [value.func, value.args, value.keywords]
+        elif isinstance(value, types.FunctionType):
+            if not foreign(value):
+                pending += [*_cells(value), value.__defaults__, value.__kwdefaults__]
+                pending += _globals_of(value)
+        elif isinstance(value, Mapping):
+            pending += islice(value.values(), _FEW)
+        elif isinstance(value, list | tuple | set | frozenset | deque):
+            pending += islice(value, _FEW)
+        elif hasattr(value, "__dict__") and not (isinstance(value, _CODE) or foreign(value)):
+            pending += [vars(value), type(value).__call__ if callable(value) else None]
+    return found
+
+
+def _cells(function: types.FunctionType) -> list[Any]:
+    contents = []
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # an empty one
+            contents.append(cell.cell_contents)
+    return contents
+
+
+def _globals_of(function: types.FunctionType) -> list[Any]:
+    """What the function's code names outside it, ``models.teacher`` included."""
+    names, codes = set[str](), [function.__code__]
+    while codes:
+        code = codes.pop()
+        names.update(code.co_names)
+        codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
+    named = [function.__globals__[n] for n in names if n in function.__globals__]
+    own = [m for m in named if isinstance(m, types.ModuleType) and not _of_foreign(m.__name__)]
+    return named + [vars(m)[n] for m in own for n in names if n in vars(m)]
+
+
+def _with_empty_cells(function: types.FunctionType) -> types.FunctionType:
+    cells = tuple(types.CellType() for _ in function.__closure__ or ())
+    code, names = function.__code__, function.__globals__
+    new = types.FunctionType(code, names, function.__name__, function.__defaults__, cells)
+    new.__kwdefaults__ = function.__kwdefaults__
+    return new
+
+
+def foreign(value: Any) -> bool:
+    """Whether ``value`` is the loop's or a logger's: no part of what a step computes."""
+    if isinstance(value, types.FunctionType):
+        return _of_foreign(value.__module__ or "")
+    return any(_of_foreign(c.__module__) for c in type(value).__mro__)
+
+
+def _of_foreign(module: str) -> bool:
+    return module.partition(".")[0] in _FOREIGN
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:

@@ -101,6 +101,31 @@ def embeddings_of(name: str, answer: Any) -> Embeddings:
     return flat if flat.dtype == torch.float64 else flat.float()
 
 
+def height_of(name: str, answer: Any, size: int | None = None) -> PerExample | Scalar:
+    """What an objective or a training step answered, as (B,) or ().
+
+    Args:
+        name: whose answer it is, for the message.
+        answer: one floating point element of any shape, one per image where ``size`` is given, or a
+            mapping that holds either as "loss", as ``training_step`` may return.
+        size: B.
+
+    Raises:
+        ValueError: on anything else, saying what was seen.
+    """
+    value = answer.get("loss") if isinstance(answer, Mapping) else answer
+    if isinstance(value, Tensor) and value.is_floating_point():
+        if value.numel() == 1:
+            return value.reshape(())
+        if value.numel() == size == len(value):
+            return value.flatten()
+    wanted = "a scalar" if size is None else f"a scalar or one value per image ({size},)"
+    raise ValueError(
+        f'{name} must return {wanted}, in a floating point tensor or as "loss" in a mapping, got '
+        f"{described(answer)}"
+    )
+
+
 def described(value: Any) -> str:
     """For messages: the types in it, and the shapes of its tensors."""
     if isinstance(value, Tensor):

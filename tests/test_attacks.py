@@ -277,10 +277,12 @@ def test_attacks_views_jointly(encoder, images):
 
 
 def test_a_view_without_gradient_comes_back_as_it_was(encoder, images):
+    mirrored = images.flip(3)
     hard, same = AdversarialViewGenerator()(
-        (images, images.flip(3)), lambda a, _: encoder(a).square().sum(), freeze=encoder
+        (images, mirrored), lambda a, _: encoder(a).square().sum(), freeze=encoder
     )
-    assert torch.equal(same, images.flip(3))
+    assert torch.equal(same, mirrored)
+    assert same.data_ptr() != mirrored.data_ptr()  # a copy, as what is perturbed is
     assert not torch.equal(hard, images)
 
 

@@ -16,6 +16,7 @@ from advssl.types import (
     check_indices,
     check_reduction,
     embeddings_of,
+    height_of,
     modules_of,
     number,
     positive,
@@ -199,3 +200,29 @@ class TestIndices:
         with pytest.raises(ValueError, match="integers") as refusal:
             check_indices(3, labels=torch.rand(3))
         assert "argmax" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("size", [None, 3])
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (3,), (3, 1)])
+def test_a_height_is_one_element_or_one_per_image(size, shape):
+    value = torch.randn(shape)
+    if size is None and value.numel() > 1:
+        with pytest.raises(ValueError, match=r"objective must return a scalar, in .* got"):
+            height_of("objective", value)
+        return
+    wanted = value.flatten() if value.numel() > 1 else value.reshape(())
+    assert torch.equal(height_of("objective", value, size), wanted)
+    assert torch.equal(height_of("objective", {"loss": value, "z": 1}, size), wanted)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(None, 1.0, "high", torch.tensor(1), torch.ones(1, dtype=torch.complex64)),
+        *(torch.ones(1, 3), torch.ones(3, 2), torch.ones(0)),
+        *({"z": torch.ones(())}, (torch.ones(()),)),
+    ],
+)
+def test_what_is_no_height(answer):
+    with pytest.raises(ValueError, match=r"scalar or one value per image \(3,\).* got"):
+        height_of("objective", answer, 3)

@@ -10,7 +10,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advssl.modes import full_precision, wide_linear
+from advssl.modes import wide_linear, without_autocast
 from advssl.types import Embeddings, PerExample, Scalar
 
 # Every bound takes the logits of the benign and then of the adversarial embeddings.
@@ -94,7 +94,7 @@ class GlobalDivergenceCritic(nn.Module):
         return f"divergence={self.divergence!r}"
 
     def _bound(self, benign: Tensor, adversarial: Tensor, *, own_gradient: bool) -> Scalar:
-        with full_precision(benign.device):
+        with without_autocast(benign.device):
             return _BOUNDS[self.divergence](
                 self._logits(benign, own_gradient=own_gradient),
                 self._logits(adversarial, own_gradient=own_gradient),
@@ -106,7 +106,7 @@ class GlobalDivergenceCritic(nn.Module):
                 f"the critic reads embeddings of shape (B, {self.in_features}), "
                 f"got {tuple(z.shape)}; set in_features to their width"
             )
-        with full_precision(z.device):
+        with without_autocast(z.device):
             for depth, layer in enumerate(self.layers):
                 weight, bias = (p if own_gradient else p.detach() for p in layer.parameters())
                 z = wide_linear(z if depth == 0 else z.relu(), weight, bias)

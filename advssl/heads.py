@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from advssl.distributed import from_first_rank, gather, rank
-from advssl.modes import full_precision, wide_linear
+from advssl.modes import wide_linear, without_autocast
 from advssl.types import (
     Embeddings,
     Reduction,
@@ -102,7 +102,7 @@ class ClusterFitHead(nn.Module):
         _check_range(index, len(self.pseudo_labels))
         # .long(): PyTorch takes uint8 for a mask.
         labels = self.pseudo_labels[index.long().to(self.pseudo_labels.device)]
-        with full_precision(embeddings.device):
+        with without_autocast(embeddings.device):
             per_head = [
                 F.cross_entropy(logits, target, reduction="none")
                 for logits, target in zip(self.logits(embeddings), labels.unbind(1), strict=True)
@@ -117,7 +117,7 @@ class ClusterFitHead(nn.Module):
                 f"this head takes embeddings of size {self.in_features}, "
                 f"got shape {tuple(embeddings.shape)}; set in_features to the embeddings' size"
             )
-        with full_precision(embeddings.device):
+        with without_autocast(embeddings.device):
             return [wide_linear(embeddings, *head.parameters()) for head in self.heads]
 
     def fit(self, features: Tensor, *, seed: int = 0) -> None:
@@ -137,7 +137,7 @@ class ClusterFitHead(nn.Module):
         """
         _check_matrix(features)
         # Training cannot use tensors made in inference mode; leaving that mode enables gradients.
-        with torch.inference_mode(False), torch.no_grad(), full_precision(features.device):
+        with torch.inference_mode(False), torch.no_grad(), without_autocast(features.device):
             device = next(self.heads.parameters()).device
             size, dim = features.shape
             scale = _inverse_lengths(features) if rank() == 0 else None
@@ -166,7 +166,7 @@ class ClusterFitHead(nn.Module):
                 f"this head was fitted to features of size {self.centroids.shape[1]}, got shape "
                 f"{tuple(features.shape)}; take them from the network that fit was given"
             )
-        with full_precision(features.device):
+        with without_autocast(features.device):
             _check_finite(bool(_inverse_lengths(features).isfinite().all()))
             return self._nearest(features, self.centroids.to(features.device))
 

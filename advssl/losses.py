@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from advssl.distributed import gather, rank
-from advssl.modes import full_precision, widen
+from advssl.modes import widen, without_autocast
 from advssl.selection import SELECTIONS, Pairs, Selection, with_twins
 from advssl.types import (
     Embeddings,
@@ -92,7 +92,7 @@ class MultiViewNTXentLoss(nn.Module):
             raise ValueError(f"NT-Xent needs at least two views, got {len(views)}")
         check_embeddings(**{f"view {i}": z for i, z in enumerate(views)})
         count, size = len(views), len(views[0])
-        with full_precision(views[0].device):
+        with without_autocast(views[0].device):
             anchors = unit(torch.stack([widen(z) for z in views]))  # (V, B, D)
             mates = anchors.sum(dim=0) - anchors  # the sum of an anchor's positives
             pull = (anchors * mates).sum(dim=2) / self.temperature
@@ -190,7 +190,7 @@ class LocalSelectionSupCon(nn.Module):
         pairs = self.select(labels, predictions, predictions_adv)
         if len(labels) != len(z):
             raise ValueError(f"{len(z)} embeddings need as many labels, got {len(labels)}")
-        with full_precision(z.device):
+        with without_autocast(z.device):
             paid = contrastive(torch.cat([widen(z), widen(z_adv)]), pairs, self.temperature)
             return reduce(paid.view(2, -1).sum(dim=0), self.reduction)
 
@@ -302,7 +302,7 @@ class _LogPartition(torch.autograd.Function):
         again = torch.is_grad_enabled() or kept.ndim == 1
         of_anchors, of_others = [], torch.zeros_like(others)
         slope = gradient[:, None] / ctx.temperature
-        with full_precision(gradient.device):
+        with without_autocast(gradient.device):
             for a, p, g in _blocks(others, anchors, places, slope):
                 # d log Σ exp / d logits is the softmax.
                 softmax = _logits(a, others, p, ctx.temperature).softmax(dim=1) if again else kept

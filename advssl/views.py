@@ -10,7 +10,7 @@ import torch
 from kornia.augmentation import AugmentationBase2D, IntensityAugmentationBase2D
 from torch import Tensor
 
-from advssl.modes import full_precision, widen
+from advssl.modes import widen, without_autocast
 from advssl.types import Images
 
 Unit: TypeAlias = Literal["image", "pixel"]
@@ -52,7 +52,7 @@ class _FrequencyView(IntensityAugmentationBase2D):
         """Kornia's hook: the view of every image in the batch, whatever was drawn."""
         if len(input) == 0:
             return input
-        with full_precision(input.device):
+        with without_autocast(input.device):
             pixels = widen(input).contiguous()  # torch 2.5's FFT refuses an expanded tensor
             low = self._low(pixels)
             view = pixels - low if self._keeps_high else low

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from advssl.evaluation.data import InMemory, batches, open_data, stratified, targets
+from advssl.evaluation.data import InMemory, batches, open_data, read_image, stratified, targets
 
 
 def write_images(place, classes, count=4, size=(20, 30)):
@@ -93,6 +93,207 @@ def test_folders_can_be_named_apart(folder, tmp_path):
 def test_val_stands_for_test(folder):
     (folder / "test").rename(folder / "val")
     assert len(open_data(f"folder:{folder}", image_size=8).test) == 8
+
+
+# --- images as people have them -------------------------------------------------------------------
+
+RAMP = np.linspace(0, 1, 1024).reshape(32, 32)
+BYTES = (255 * RAMP).round().astype(np.uint8)
+SHORTS = (65535 * RAMP).round().astype(np.uint16)
+HALF_CLEAR = Image.fromarray(np.full((32, 32), 128, np.uint8))
+
+
+def grey(mode: str) -> Image.Image:
+    return Image.fromarray(BYTES).convert("RGB").convert(mode)
+
+
+def with_alpha(mode: str) -> Image.Image:
+    image = grey(mode)
+    image.putalpha(HALF_CLEAR)
+    return image
+
+
+def lab() -> Image.Image:
+    from PIL import ImageCms
+
+    profiles = (ImageCms.createProfile(name) for name in ("sRGB", "LAB"))
+    return ImageCms.profileToProfile(grey("RGB"), *profiles, outputMode="LAB")
+
+
+def as_float(low: float = 0.0, high: float = 1.0) -> Image.Image:
+    return Image.fromarray((low + (high - low) * RAMP).astype(np.float32))
+
+
+BIG_ENDIAN = Image.frombytes("I;16B", (32, 32), SHORTS.astype(">u2").tobytes())
+RAMPS = {
+    **{f"16-bit.{end}": (Image.fromarray(SHORTS), {}) for end in ("png", "tif", "pgm", "jp2")},
+    "big-endian.tif": (BIG_ENDIAN, {}),
+    "big-endian.png": (BIG_ENDIAN, {}),
+    "float.TIFF": (as_float(), {}),
+    **{f"grey.{end}": (grey("L"), {}) for end in ("png", "bmp", "tif", "gif", "pgm", "jp2")},
+    **{f"colour.{end}": (grey("RGB"), {}) for end in ("PNG", "bmp", "tiff", "ppm", "jp2")},
+    **{f"lossy.{end}": (grey("RGB"), {"quality": 98}) for end in ("jpg", "JPEG", "jfif", "webp")},
+    **{f"alpha-{mode}.png": (with_alpha(mode), {}) for mode in ("LA", "RGBA")},
+    "premultiplied.tif": (with_alpha("RGBA"), {}),
+    "palette.png": (grey("L").convert("P"), {}),
+    "a-clear-colour.png": (grey("L").convert("P"), {"transparency": 5}),
+    "clear-colours.png": (grey("L").convert("P"), {"transparency": bytes(range(256))}),
+    "a-clear-grey.png": (grey("L"), {"transparency": 5}),
+    "a-clear-rgb.png": (grey("RGB"), {"transparency": (5, 5, 5)}),
+    "printed.tif": (grey("CMYK"), {}),
+    "printed.jpg": (grey("CMYK"), {"quality": 98}),
+    "luma.tif": (grey("YCbCr"), {}),
+    "lab.tif": (lab(), {}),
+    "moving.gif": (grey("L"), {"save_all": True, "append_images": [Image.new("L", (32, 32))]}),
+    "pages.tif": (grey("L"), {"save_all": True, "append_images": [Image.new("L", (32, 32))]}),
+    "mit Leerzeichen, größer 图.png": (grey("L"), {}),
+}
+
+
+@pytest.mark.parametrize("name", RAMPS)
+def test_what_is_read_is_what_was_stored(name, folder):
+    """A ramp from black to white, in every form in which people keep images."""
+    image, settings = RAMPS[name]
+    image.save(folder / "test" / "cat" / name, **settings)
+    test = open_data(f"folder:{folder}", image_size=32).test
+    (place,) = [i for i, (path, _) in enumerate(test.samples) if path.endswith(name)]
+    pixels, label = test[place]
+    assert (pixels.dtype, label) == (torch.float32, 0)
+    wanted = torch.from_numpy(RAMP).float().expand(3, -1, -1)
+    torch.testing.assert_close(pixels, wanted, atol=3 / 255, rtol=0)
+
+
+def test_two_greys_are_read_as_black_and_white(tmp_path):
+    grey("1").save(tmp_path / "fax.png")
+    pixels = read_image(tmp_path / "fax.png")
+    assert torch.equal(pixels[0], torch.from_numpy(255 * np.array(grey("1"), dtype=np.uint8)))
+
+
+@pytest.mark.parametrize(("mode", "end"), [("RGB", "jpg"), ("L", "png"), ("L", "tif")])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_stands_upright(orientation, mode, end, tmp_path):
+    exif = Image.Exif()
+    exif[274] = orientation
+    grey(mode).save(tmp_path / f"phone.{end}", exif=exif)
+    turned = [
+        *(RAMP, RAMP[:, ::-1], RAMP[::-1, ::-1], RAMP[::-1]),
+        *(RAMP.T, np.rot90(RAMP, -1), RAMP[::-1, ::-1].T, np.rot90(RAMP)),
+    ]
+    wanted = torch.from_numpy(255 * turned[orientation - 1])
+    pixels = read_image(tmp_path / f"phone.{end}")[0].double()
+    torch.testing.assert_close(pixels, wanted, atol=3, rtol=0)
+
+
+def saved(image: Image.Image, path, **settings) -> None:
+    image.save(path, **settings)
+
+
+def cut(image: Image.Image, path) -> None:
+    image.save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+NOT_A_NUMBER = as_float(0.0, float("nan"))
+REFUSED = {
+    "levels.tif": (lambda p: saved(as_float(0, 255), p), r"lie in \[0, 1\], got \[0, 255\]"),
+    "normalised.tif": (lambda p: saved(as_float(-1, 1), p), r"lie in \[0, 1\], got \[-1, 1\]"),
+    "holes.tif": (lambda p: saved(NOT_A_NUMBER, p), "got .nan, nan"),
+    "int.tif": (
+        lambda p: saved(Image.fromarray(SHORTS.astype(np.int32)), p),
+        "32-bit integers from 0 to 65535",
+    ),
+    "icon.png": (
+        lambda p: saved(Image.merge("LA", [Image.new("L", (32, 32)), grey("L")]), p),
+        "its picture is in its transparency alone",
+    ),
+    "strip.png": (lambda p: saved(Image.new("L", (1000, 2)), p), "1000 x 2 pixels"),
+    "page.jpg": (lambda p: p.write_text("<html>404</html>"), "is no image"),
+    "empty.png": (lambda p: p.write_bytes(b""), "is no image"),
+    "pointer.png": (lambda p: p.write_text("version https://git-lfs"), "is no image"),
+    "gone.png": (lambda p: p.symlink_to(p.parent / "nowhere"), "cannot be read"),
+    "new.heic": (lambda p: p.write_bytes(b"\0\0\0\x18ftypheic"), "is no image"),
+    **{f"cut.{end}": (lambda p: cut(grey("RGB"), p), "cannot be read") for end in ("png", "bmp")},
+    "cut-deep.png": (lambda p: cut(Image.fromarray(SHORTS), p), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_read_is_refused_by_its_name(name, folder):
+    write, message = REFUSED[name]
+    write(folder / "test" / "dog" / name)
+    test = open_data(f"folder:{folder}", image_size=32).test
+    with pytest.raises(ValueError, match=message) as refused:
+        batches(test, 4)
+    assert name in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (90, 1)])
+def test_small_and_narrow_images_are_images(size, folder):
+    Image.new("RGB", size, (255, 0, 128)).save(folder / "test" / "cat" / "a.png")
+    pixels, _ = open_data(f"folder:{folder}", image_size=8).test[0]
+    wanted = torch.tensor([1.0, 0.0, 128 / 255]).view(3, 1, 1).expand(3, 8, 8)
+    torch.testing.assert_close(pixels, wanted)
+
+
+@pytest.mark.parametrize("name", [".ipynb_checkpoints", ".thumbnails", "__MACOSX", "@eaDir"])
+@pytest.mark.parametrize("below", [".", "cat", "cat/deeper"])
+@pytest.mark.parametrize("empty", [True, False])
+def test_hidden_folders_are_no_classes_and_hold_no_images(name, below, empty, folder):
+    for part in ("train", "test"):
+        (folder / part / below / name).mkdir()
+        if not empty:
+            grey("L").save(folder / part / below / name / "0.png")
+    data = open_data(f"folder:{folder}", image_size=8)
+    assert (data.classes, len(data.test)) == (("cat", "dog"), 8)
+
+
+@pytest.mark.parametrize(
+    "name", [".DS_Store", "._0.png", "Thumbs.db", "desktop.ini", "notes.txt", ".0.png.swp"]
+)
+@pytest.mark.parametrize("place", [".", "cat", "cat/deeper"])
+def test_other_files_are_no_images(name, place, folder):
+    (folder / "test" / place / name).write_bytes(b"\0\5\x16\7")
+    data = open_data(f"folder:{folder}", image_size=8)
+    assert (data.classes, len(data.test)) == (("cat", "dog"), 8)
+    batches(data.test, 4)
+
+
+def test_a_class_without_images_is_refused_by_its_name(folder):
+    for part in ("train", "test"):
+        (folder / part / "fox").mkdir()
+        (folder / part / "fox" / "._0.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"class 'fox' has no image in .*train"):
+        open_data(f"folder:{folder}")
+
+
+def test_images_without_a_class_are_refused(tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        grey("L").save(tmp_path / part / "0.png")
+    with pytest.raises(ValueError, match="train has no folder of a class"):
+        open_data(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize("part", ["test", "validation"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_training_images_are_never_measured_on(part, linked, folder, tmp_path):
+    place = folder / "train"
+    if linked:
+        place = tmp_path / "links"
+        place.mkdir()
+        (place / "cat").symlink_to(folder / "train" / "cat")
+        write_images(place, ["dog"])
+    with pytest.raises(ValueError, match=f"train and {part} must be other images.*train/cat"):
+        open_data(f"folder:{folder}", **{part: str(place)})
+
+
+def test_with_one_image_per_class_nothing_is_validated_on(tmp_path):
+    for part in ("train", "test"):
+        write_images(tmp_path / part, ("cat", "dog"), count=1)
+    data = open_data(f"folder:{tmp_path}", image_size=8)
+    assert [len(p) for p in (data.train, data.validation, data.test)] == [2, 0, 2]
+    assert (targets(data.validation), batches(data.validation, 4)) == ([], [])
 
 
 def test_classes_that_differ_are_refused_with_the_difference(folder):
@@ -183,9 +384,98 @@ def test_batches_keep_the_order():
     torch.testing.assert_close(torch.cat([x for x, _ in parts]).flatten(), torch.arange(5) / 255)
 
 
+# --- images and labels in memory ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        (torch.full((4, 3, 2, 2), 51, dtype=torch.uint8), torch.arange(4)),
+        (np.full((4, 3, 2, 2), 51, np.uint8), [0, 1, 2, 3]),
+        (np.full((4, 2, 2, 3), 51, np.uint8).transpose(0, 3, 1, 2), np.arange(4, dtype=np.uint8)),
+        *(
+            (torch.full((4, 3, 2, 2), 0.2, dtype=kind), torch.arange(4, dtype=torch.int32))
+            for kind in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+        ),
+        (np.full((4, 3, 2, 2), 0.2), np.arange(4)),
+    ],
+)
+def test_pixels_and_labels_of_all_kinds_become_plain(images, labels):
+    dataset = InMemory(images, labels)
+    ((pixels, classes),) = batches(dataset, 4)
+    assert pixels.dtype == torch.float32
+    torch.testing.assert_close(pixels, torch.full((4, 3, 2, 2), 0.2), atol=1e-3, rtol=0)
+    assert torch.equal(classes, torch.arange(4))
+    assert targets(dataset) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (
+            torch.rand(4, 3, 2, 2) * 255,
+            [0] * 4,
+            r"lie in \[0, 1\].*divide grey levels",
+        ),
+        (torch.randn(4, 3, 9, 9), [0] * 4, r"lie in \[0, 1\]"),
+        (torch.full((4, 3, 2, 2), torch.nan), [0] * 4, "got .nan, nan"),
+        (torch.zeros(4, 3, 2, 2, dtype=torch.int64), [0] * 4, "torch.int64.*to.torch.uint8"),
+        (torch.zeros(4, 2, 2), [0] * 4, r"\(N, C, H, W\), got .*images\[:, None\]"),
+        (torch.zeros(4, 8, 8, 3), [0] * 4, r"permute\(0, 3, 1, 2\)"),
+        ([["a"]], [0], "images must be numbers|got torch"),
+        (torch.zeros(4, 3, 2, 2), [0] * 3, "labels must be 4 integers"),
+        (torch.zeros(4, 3, 2, 2), [0.0] * 4, "labels must be 4 integers.*float64"),
+        (torch.zeros(4, 3, 2, 2), ["cat"] * 4, "labels must be"),
+        (torch.zeros(4, 3, 2, 2), [0, -100, 1, -1], "-1 for none, got -100"),
+    ],
+)
+def test_other_pixels_and_labels_are_refused(images, labels, message):
+    with pytest.raises(ValueError, match=message):
+        InMemory(images, labels)
+
+
+def test_a_label_of_none_is_no_class_to_split_by():
+    with pytest.raises(ValueError, match="classes from 0 on, got a label of -1"):
+        stratified(torch.tensor([0, 0, -1, 1, 1]), seed=0)
+    with pytest.raises(ValueError, match="got none"):
+        stratified([], seed=0)
+
+
+def test_labels_are_found_through_parts_of_datasets():
+    whole = InMemory(torch.zeros(6, 1, 2, 2), range(6))
+    parts = torch.utils.data.ConcatDataset([torch.utils.data.Subset(whole, [4, 1]), whole])
+    assert targets(parts) == [4, 1, 0, 1, 2, 3, 4, 5]
+    with pytest.raises(ValueError, match=r"labels as \.targets, got a TensorDataset"):
+        targets(torch.utils.data.TensorDataset(torch.zeros(2)))
+
+
+@pytest.mark.parametrize("spec", ["digits", "stl10", "folder"])
+def test_torchs_defaults_have_no_say(spec, request):
+    """Neither a default device nor a default type, nor is a random number drawn."""
+    place = f":{request.getfixturevalue(spec)}" if spec != "digits" else ""
+    random_state = torch.random.get_rng_state()
+
+    def opened():
+        data = open_data(f"{spec}{place}", image_size=8)
+        return batches(data.test, 7) + batches(data.validation, 7), targets(data.train)
+
+    wanted = opened()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            found = opened()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(found, wanted, atol=0, rtol=0)
+    assert torch.equal(torch.random.get_rng_state(), random_state)
+
+
 @pytest.mark.parametrize(
     ("spec", "settings", "message"),
     [
+        ("digits:here", {}, "got 'digits:here'"),
+        ("folder:", {}, "folder:PATH needs a path"),
+        *(("digits", {"image_size": size}, "image-size must be") for size in (0, -1, 8.5, "8")),
         ("mnist", {}, "one of \"digits\", .* got 'mnist'"),
         ("digits", {"train": "x"}, "--train, --val and --test name folders beside folder:PATH"),
         ("cifar10:nowhere", {}, "no CIFAR-10 under nowhere; unpack cifar-10-python.tar.gz"),

@@ -317,7 +317,8 @@ class IndexedDataset(Dataset[Any]):
         >>> views, label, name, index = dataset[2]
         >>> def collate(batch):
         ...     return [name for views, label, name in batch]
-        >>> loader = DataLoader(dataset, batch_size=3, collate_fn=dataset.with_index(collate))
+        >>> keeping = dataset.with_index(collate)
+        >>> loader = torch.utils.data.DataLoader(dataset, batch_size=3, collate_fn=keeping)
         >>> names, index = next(iter(loader))
         >>> index
         tensor([0, 1, 2])

@@ -16,29 +16,40 @@ All passes start from one state of the module and draw the same random numbers.
 
 from __future__ import annotations
 
-import functools
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
-from itertools import count
+from itertools import count, islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import torch
-import torch.nn.functional as F
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler, Subset
 
 from advssl.attacks import AdversarialViewGenerator
 from advssl.critics import GlobalDivergenceCritic
 from advssl.distributed import average, from_first_rank
-from advssl.heads import ClusterFitHead, IndexedDataset
+from advssl.heads import ClusterFitHead, IndexedDataset, IndexedSample, without_index
 from advssl.integrations.snapshots import Snapshot
-from advssl.modes import evaluating, widen
+from advssl.losses import unit
+from advssl.modes import evaluating
 from advssl.sharpness import SAMWrapper
-from advssl.types import Embeddings, Images, Scalar
+from advssl.types import (
+    Embeddings,
+    Images,
+    Scalar,
+    check_indices,
+    described,
+    embeddings_of,
+    height_of,
+    number,
+    whole,
+)
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningModule, Trainer
@@ -64,6 +75,7 @@ Output: TypeAlias = Any  # what a training_step returns: a loss, a dict that hol
 Step: TypeAlias = Callable[[Batch], Output]
 Calls: TypeAlias = list[Embeddings]  # what a submodule returned, call by call
 
+_CLUSTERED = 64  # images at a time, where the caller does not say
 _SHARDED = ("FSDP", "DeepSpeed", "ModelParallel")
 
 
@@ -79,7 +91,8 @@ class _Bolt(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         bolts = _bolts(trainer)
         if bolts[0] is self and self._release is None:
-            self._release = _wrapped(pl_module, _TrainingStep(trainer, pl_module, bolts))
+            step = _WrappedStep(pl_module, _TrainingStep(trainer, pl_module, bolts))
+            self._release = step.release
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._give_back()
@@ -145,10 +158,14 @@ class AdversarialViews(_Bolt):
     def __init__(
         self, adversary: AdversarialViewGenerator, views: Sequence[int] | Literal["all"] = (0,)
     ) -> None:
-        if views != "all" and (isinstance(views, str | int) or not views):
-            raise ValueError(f'views must be "all" or numbers such as (0,), got {views!r}')
+        _check_kind("adversary", adversary, AdversarialViewGenerator)
+        chosen = [] if isinstance(views, str) or not isinstance(views, Iterable) else list(views)
+        if not chosen and views != "all":
+            raise ValueError(f'views must be "all" or numbers such as (0,), got {described(views)}')
         self.adversary = adversary
-        self.views = views
+        self.views: tuple[int, ...] | Literal["all"] = (
+            tuple(whole("each of views", i, -sys.maxsize) for i in chosen) or "all"
+        )
         self._draws: torch.Generator | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -169,7 +186,7 @@ class AdversarialViews(_Bolt):
         if size == 0:
             raise ValueError(
                 "the batch holds no floating point tensor of shape (B, C, H, W) to attack, it is "
-                f"{_described(batch)}"
+                f"{described(batch)}"
             )
         if self.views == "all":
             return list(range(size))
@@ -200,8 +217,9 @@ class SharpnessAware(_Bolt):
     """
 
     def __init__(self, rho: float = 0.05, adaptive: bool = False) -> None:
-        SAMWrapper(nn.Identity(), rho=rho)  # refuses here what it would refuse in the first step
-        self.rho = rho
+        # Refuses here what it would refuse in the first step.
+        SAMWrapper(nn.Identity(), rho=rho, adaptive=adaptive)
+        self.rho = number("rho", rho)
         self.adaptive = adaptive
 
 
@@ -217,8 +235,17 @@ class _Term(_Bolt):
     compares = False  # with the clean pass
 
     def __init__(self, network: nn.Module, on: str, weight: float, optimizer: Optimizer) -> None:
+        _check_kind("on", on, str)
+        _check_kind("optimizer", optimizer, Optimizer)
+        weight = number("weight", weight)
         if not 0 <= weight < float("inf"):
-            raise ValueError(f"weight must not be negative, got {weight}")
+            raise ValueError(f"weight must be finite and not negative, got {weight}")
+        steps = {p for group in optimizer.param_groups for p in group["params"]}
+        if not steps <= set(network.parameters()):
+            raise ValueError(
+                f"optimizer must be of the parameters of this {type(network).__name__} alone; give "
+                "one made of its parameters(), the module's own trains the module"
+            )
         self.network = network
         self.on = on
         self.weight = weight
@@ -262,13 +289,12 @@ class _Term(_Bolt):
 
     def embeddings(self, calls: list[Any]) -> Calls:
         """What was heard, as (B, D) in full precision."""
-        if not calls or not all(isinstance(z, Tensor) and z.ndim >= 2 for z in calls):
-            seen = [_described(z) for z in calls] or "no call of it"
+        if not calls:
             raise ValueError(
-                f"{self.on!r} must return embeddings (B, D) in training_step, got {seen}; "
-                "name the submodule, as it is called there, whose output they are"
+                f"{self.on!r} is not called in training_step, so it has no embeddings to add a "
+                "term for; name a submodule that is, module(x) and not module.forward(x)"
             )
-        return [widen(z).flatten(1) for z in calls]
+        return [embeddings_of(f"the submodule on={self.on!r}", z) for z in calls]
 
     def term(self, clean: Calls, seen: Calls) -> Scalar:
         """What the module's loss is added; it gives the network no gradient."""
@@ -281,12 +307,19 @@ class _Term(_Bolt):
     def improve(self, clean: Calls, seen: Calls) -> None:
         parameters = [p for p in self.network.parameters() if p.requires_grad]
         gradients = average(torch.autograd.grad(self.own_loss(clean, seen), parameters))
-        # A step that overflowed in float16 is skipped by the gradient scaler; so it is here.
-        finite = torch.stack([g.isfinite().all() for g in gradients]).all()
+        # A step that overflowed in float16 is skipped by the gradient scaler; so it is here, and on
+        # all ranks, whose average it is.
+        if not _all_finite(gradients):
+            return
         for p, g in zip(parameters, gradients, strict=True):
-            p.grad = torch.where(finite, g, 0)
+            p.grad = g
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if not _all_finite(parameters):
+            raise ValueError(
+                f"the step of {type(self).__name__}'s own optimizer made weights that are not "
+                f"finite; give optimizer= a smaller learning rate, it is {self.optimizer}"
+            )
 
 
 class GlobalDivergence(_Term):
@@ -298,7 +331,8 @@ class GlobalDivergence(_Term):
     The estimate is logged as "global_divergence", in nats for "js" and "kl".
 
     Args:
-        critic: of the width of the submodule's output, flattened.
+        critic: of the width of the submodule's output: (B, D), or (B, D, 1, 1), alone or the only
+            tensor of a tuple, dict or named output.
         on: name of the submodule, such as "projection_head". Not a momentum encoder's: that has no
             gradient.
         weight: the paper's 0.1.
@@ -318,8 +352,10 @@ class GlobalDivergence(_Term):
         weight: float = 0.1,
         optimizer: Optimizer | None = None,
     ) -> None:
-        default = torch.optim.SGD(critic.parameters(), lr=0.2, momentum=0.9)
-        super().__init__(critic, on, weight, optimizer or default)
+        _check_kind("critic", critic, GlobalDivergenceCritic)
+        if optimizer is None:
+            optimizer = torch.optim.SGD(critic.parameters(), lr=0.2, momentum=0.9)
+        super().__init__(critic, on, weight, optimizer)
         self.critic = critic
 
     def check(self, trainer: Trainer, module: LightningModule) -> None:
@@ -347,13 +383,20 @@ class ClusterFit(_Term):
     times its loss joins the module's. It is logged as "cluster_fit", in nats.
 
     Args:
-        head: its ``in_features`` is the width of the submodule's output, flattened.
+        head: its ``in_features`` is the width of the submodule's output, as a critic's.
         extractor: images (B, C, H, W) to features (B, D'); runs in eval mode.
-        images: the dataset's images in its order, in batches: ``DataLoader(dataset)`` without
-            shuffling. Of a tuple the first entry is taken.
+        images: the dataset that is trained on, without augmentation: a ``DataLoader`` of it, which
+            is read whole and in the dataset's order whatever its sampler does, the dataset itself,
+            or batches in that order. Of a batch that is no tensor the first image is taken.
         on: name of the submodule that is trained to classify, such as "backbone".
         weight: AdvCL's 0.2.
         optimizer: of the head's parameters; None is ``Adam(lr=0.001)``.
+
+    Raises:
+        ValueError: where labels and images do not belong together: a training dataset of another
+            length than the head's labels, images whose clusters are not what a fitted head says of
+            them, images that come in an order that nobody knows; several training loaders; a
+            collate function that cannot take the index.
 
     Reference: Fan et al. 2021, Eqs. 9 and 10, https://arxiv.org/abs/2111.01124
     """
@@ -370,7 +413,14 @@ class ClusterFit(_Term):
         weight: float = 0.2,
         optimizer: Optimizer | None = None,
     ) -> None:
-        super().__init__(head, on, weight, optimizer or torch.optim.Adam(head.parameters()))
+        _check_kind("head", head, ClusterFitHead)
+        if extractor is not None:
+            _check_kind("extractor", extractor, Callable)
+        if images is not None:
+            _check_kind("images", None if isinstance(images, str) else images, Iterable | Dataset)
+        if optimizer is None:
+            optimizer = torch.optim.Adam(head.parameters())
+        super().__init__(head, on, weight, optimizer)
         self.head = head
         self.extractor = extractor
         self.images = images
@@ -379,29 +429,82 @@ class ClusterFit(_Term):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)
-        if self.head.pseudo_labels is None:
-            if self.extractor is None or self.images is None:
-                raise ValueError(
-                    "the head is not fitted; give ClusterFit an extractor and the dataset's "
-                    "images, or call head.fit(features) before"
-                )
-            self.head.fit(_features(self.extractor, self.images))
+        if self.head.pseudo_labels is not None:
+            now = Snapshot(pl_module)  # of the random state, which looking at images may move
+            try:
+                self._check_labels(self.head.pseudo_labels)
+            finally:
+                now.restore()
+            return
+        if self.extractor is None or self.images is None:
+            raise ValueError(
+                "the head is not fitted; give ClusterFit an extractor and the dataset's "
+                "images, or call head.fit(features) before"
+            )
+        self.head.fit(_features(self.extractor, self.images))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        data = getattr(trainer.train_dataloader, "dataset", None)
+        loader = trainer.train_dataloader
+        data = getattr(loader, "dataset", None)
+        while isinstance(data, Subset):  # the indices are those of the whole
+            data = data.dataset
         if not isinstance(data, IndexedDataset):
             raise ValueError(
-                "ClusterFit needs each example's index: the training DataLoader's dataset must be "
-                f"an advssl.IndexedDataset, got {type(data).__name__}"
+                "ClusterFit needs each example's index: the one training DataLoader's dataset must "
+                f"be an advssl.IndexedDataset, got {described(loader if data is None else data)}; "
+                "of several loaders or datasets give one, of IndexedDataset(ConcatDataset([...]))"
+            )
+        assert self.head.pseudo_labels is not None
+        size = len(self.head.pseudo_labels)
+        if size != len(data):
+            raise ValueError(
+                f"the head has pseudo-labels of {size} images, the training dataset has length "
+                f"{len(data)}: they are not the same images in the same order; cluster the very "
+                "dataset that IndexedDataset wraps, whole, or fit a fresh head"
             )
         now = Snapshot(pl_module)
-        self._bare = not isinstance(data.dataset[0], tuple)  # then the sample was no tuple before
-        now.restore()
+        try:
+            self._look_at_a_sample(loader)
+        finally:
+            now.restore()
 
     def without_index(self, batch: Batch) -> Batch:
         """The batch as it would be without IndexedDataset; its index is kept for the term."""
-        *rest, self._index = batch
-        return rest[0] if self._bare else rest
+        batch, index = without_index(batch, alone=self._bare)
+        index = torch.as_tensor(index)
+        check_indices(index.numel(), index=index)
+        self._index = index
+        return batch
+
+    def _look_at_a_sample(self, loader: Any) -> None:
+        sample = loader.dataset[0]
+        self._bare = isinstance(sample, IndexedSample)
+        if getattr(loader, "batch_sampler", None) is None:
+            return
+        error = _failure(loader.collate_fn, sample)
+        if error is not None and _failure(loader.collate_fn, without_index(sample)[0]) is None:
+            raise ValueError(
+                "the training DataLoader's collate_fn fails on samples that hold their index "
+                f"({error}); write collate_fn=dataset.with_index(collate_fn), dataset being the "
+                "IndexedDataset"
+            ) from error
+
+    def _check_labels(self, labels: Tensor) -> None:
+        """Raise if the first images' clusters are, more likely than not, not what the head says."""
+        if self.extractor is None or self.images is None or isinstance(self.images, Iterator):
+            return
+        found = self.head.assign(_features(self.extractor, self.images, batches=1)).to(labels)
+        own = labels[: len(found)]
+        shares = [label.bincount() / len(labels) for label in labels.T]
+        chance = sum(float(share.square().sum()) for share in shares) / len(shares)
+        agree = float((found == own).float().mean()) if len(own) == len(found) else 0
+        if agree < (1 + chance) / 2:
+            raise ValueError(
+                f"the head is fitted already, and to other images or in another order: of the "
+                f"labels that it has for the first {len(found)} images {agree:.0%} are those of "
+                "their clusters; give a fresh head, or the images, extractor and order that it "
+                "was fitted with, without augmentation or shuffling"
+            )
 
     def term(self, clean: Calls, seen: Calls) -> Scalar:
         weights = {name: p.detach() for name, p in self.head.named_parameters()}
@@ -557,26 +660,41 @@ class _Clouds:
         return [c for c, _, r in calls if r], [s for _, s, r in calls if r]
 
 
-def _wrapped(module: LightningModule, around: _TrainingStep) -> Callable[[], None]:
-    """Wrap the module's training step; returns what unwraps it."""
-    own: Any = module.training_step
-    before = vars(module).get("training_step")  # torch.compile leaves one there
+class _WrappedStep:
+    """A module's ``training_step`` as it stands in the module's own dictionary during ``fit``.
 
-    @functools.wraps(own)
-    def training_step(batch: Batch, *args: Any, **kwargs: Any) -> Output:
-        return around(lambda b: own(b, *args, **kwargs), batch)
+    A copy of the module, by ``deepcopy`` or ``pickle``, has its own plain one in this one's place.
+    """
 
-    # Lightning reads the arguments' names here, and looks no deeper than one level.
-    training_step.__wrapped__ = getattr(own, "__wrapped__", own)
-    vars(module)["training_step"] = training_step
+    __slots__ = ("__wrapped__", "around", "before", "module", "own")
 
-    def release() -> None:
-        if before is None:
-            vars(module).pop("training_step", None)
+    def __init__(self, module: LightningModule, around: _TrainingStep) -> None:
+        self.module = module
+        self.around = around
+        self.own: Any = module.training_step
+        self.before = vars(module).get("training_step")  # torch.compile leaves one there
+        # Lightning reads the arguments' names here, and looks no deeper than one level.
+        self.__wrapped__ = getattr(self.own, "__wrapped__", self.own)
+        vars(module)["training_step"] = self
+
+    def __call__(self, batch: Batch, *args: Any, **kwargs: Any) -> Output:
+        return self.around(lambda b: self.own(b, *args, **kwargs), batch)
+
+    def release(self) -> None:
+        if self.before is None:
+            vars(self.module).pop("training_step", None)
         else:
-            vars(module)["training_step"] = before
+            vars(self.module)["training_step"] = self.before
 
-    return release
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A compiled step holds the module that it was compiled of: a copy goes back to its class's.
+        if self.before is None or hasattr(self.before, "_torchdynamo_orig_callable"):
+            return getattr, (self.module, "training_step")
+        return _same, (self.before,)
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 @contextmanager
@@ -612,13 +730,23 @@ class _Mute:
         return self
 
 
+def _check_kind(name: str, value: Any, kind: Any) -> None:
+    if not isinstance(value, kind):
+        wanted = getattr(kind, "__name__", str(kind))
+        raise ValueError(f"{name} must be of type {wanted}, got {described(value)}")
+
+
+def _all_finite(tensors: Sequence[Tensor]) -> bool:
+    return bool(torch.stack([t.detach().isfinite().all() for t in tensors]).all())
+
+
 def _bolts(trainer: Any) -> list[_Bolt]:
     return [c for c in trainer.callbacks if isinstance(c, _Bolt)]
 
 
 def _loss_of(output: Output) -> Scalar | None:
-    loss = output.get("loss") if isinstance(output, Mapping) else output
-    return None if loss is None else loss.reshape(())  # some of lightly's losses are (1,)
+    nothing = output.get("loss") is None if isinstance(output, Mapping) else output is None
+    return None if nothing else height_of("training_step", output)
 
 
 def _is_view(value: Tensor) -> bool:
@@ -648,22 +776,74 @@ def _copied(batch: Batch, views: Mapping[int, Images] = MappingProxyType({})) ->
     return apply_to_collection(batch, Tensor, copied)
 
 
-def _described(value: Any) -> str:
-    """Its types, and the shapes of its tensors."""
-    if isinstance(value, Tensor):
-        return f"{value.dtype} {tuple(value.shape)}"
-    if isinstance(value, tuple | list):
-        return f"{type(value).__name__} of [{', '.join(map(_described, value))}]"
-    return type(value).__name__
-
-
 def _cloud(calls: Calls) -> Embeddings:
-    return F.normalize(torch.cat(calls))
+    return unit(torch.cat(calls))
 
 
-def _features(extractor: Callable[[Images], Tensor], images: Iterable[Any]) -> Tensor:
+def _features(
+    extractor: Callable[[Images], Tensor], images: Any, batches: int | None = None
+) -> Tensor:
+    """(N, D'): of all images, or of the first ``batches``."""
     modules = [extractor] if isinstance(extractor, nn.Module) else []
-    device = next((p.device for m in modules for p in m.parameters()), torch.device("cpu"))
+    like = next((p for m in modules for p in m.parameters()), None)
+    found = []
     with evaluating(*modules), torch.no_grad():
-        batches = (b[0] if isinstance(b, tuple | list) else b for b in images)
-        return torch.cat([extractor(x.to(device)).flatten(1) for x in batches])
+        for batch in islice(_in_order(images), batches):
+            x = _image_of(batch)
+            if like is not None:
+                both = x.is_floating_point() and like.is_floating_point()
+                x = x.to(like.device, like.dtype if both else x.dtype)
+            found.append(embeddings_of("extractor", extractor(x)))
+    if not found:
+        raise ValueError(
+            "images has no batch to cluster; give a DataLoader or the dataset, not a generator "
+            "that was read before"
+        )
+    return torch.cat(found)
+
+
+def _in_order(images: Any) -> Iterable[Any]:
+    """Batches in the dataset's order, all of it."""
+    if isinstance(images, Tensor) and images.ndim == 4:
+        return [images]
+    if isinstance(images, Dataset) and not isinstance(images, IterableDataset):
+        return DataLoader(images, batch_size=_CLUSTERED)
+    if isinstance(images, DataLoader) and not isinstance(images.dataset, IterableDataset):
+        size = images.batch_size
+        if images.batch_sampler is not None:
+            size = getattr(images.batch_sampler, "batch_size", _CLUSTERED)
+        return DataLoader(
+            images.dataset,
+            batch_size=size,
+            num_workers=images.num_workers,
+            collate_fn=images.collate_fn,
+            timeout=images.timeout,
+            worker_init_fn=images.worker_init_fn,
+            multiprocessing_context=images.multiprocessing_context,
+        )
+    sampler = getattr(images, "sampler", None)
+    if sampler is not None and not isinstance(sampler, SequentialSampler):
+        raise ValueError(
+            f"images come in the order of a {type(sampler).__name__}, pseudo-labels belong to "
+            "images in the dataset's order; give the dataset, or a loader that does not shuffle"
+        )
+    return cast("Iterable[Any]", images)
+
+
+def _failure(collate_fn: Callable[[list[Any]], Any], sample: Any) -> Exception | None:
+    try:
+        collate_fn([sample])
+    except Exception as error:
+        return error
+    return None
+
+
+def _image_of(batch: Batch) -> Tensor:
+    if not isinstance(batch, Tensor):
+        first = batch[0] if isinstance(batch, tuple | list) and batch else None
+        batch = next(iter(_views(batch)), first)
+    if not isinstance(batch, Tensor) or batch.ndim < 2:
+        raise ValueError(
+            f"images must come in batches (B, C, H, W), got {described(batch)}; give a DataLoader"
+        )
+    return batch

@@ -311,24 +311,6 @@ def test_what_cannot_be_compared_is_refused(earlier, tmp_path):
     refused("is of 'advssl compare .*give reports of advssl evaluate", "first", "comparison")
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--attacks", "pgd,fgsm"], "attacks are clean, pgd, pgd-l2, mpgd, aa, got fgsm"),
-        (["--protocol", "knn"], "has protocols"),
-        (["--data", "mnist"], "data is one of"),
-        (["--eps", "0"], "radius must be positive"),
-        (["--mean", "0.5"], "--mean and --std go together"),
-        (["--checkpoint", "nowhere.pt"], "nowhere.pt"),
-        (["--bn-branch", "pgd"], "--bn-branch chooses from a checkpoint's branches"),
-    ],
-)
-def test_a_mistake_ends_it_before_any_work(tmp_path, more, message):
-    with pytest.raises(SystemExit, match=message):
-        run(tmp_path / "out", *more)
-    assert not (tmp_path / "out").exists()
-
-
 def test_is_a_command_that_explains_itself():
     ran = subprocess.run(
         [sys.executable, "-m", "advssl.cli", "evaluate", "--help"],

@@ -1,0 +1,176 @@
+"""A mistake on the command line ends in one line that names it: no work, no file, no traceback."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from advssl import cli
+from advssl.evaluation import probes
+
+NUMBER, RADIUS, CHANNELS = "a whole number from", "--eps", "one number or three"
+LINE = 300  # characters: a line, and room for a name of a folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Two classes with three images of 32 pixels each, in a folder of its own."""
+    place = tmp_path_factory.mktemp("mistakes")
+    draw = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for kind in ("cat", "dog"):
+            (place / "images" / part / kind).mkdir(parents=True)
+            for i in range(3):
+                pixels = draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(place / "images" / part / kind / f"{i}.png")
+    (place / "file").write_text("an earlier report")
+    (place / "broken").symlink_to(place / "nowhere")
+    (place / "used").mkdir()
+    (place / "used" / "work").write_text("a file in the way")
+    return place
+
+
+@pytest.fixture(autouse=True)
+def here(place, monkeypatch):
+    """No probe may start."""
+
+    def work(*_, **__):
+        raise AssertionError("the work began")
+
+    monkeypatch.setattr(probes, "finetune", work)
+    monkeypatch.chdir(place)
+
+
+def said(capsys, *words: str) -> str:
+    """What a command ends with; nothing else is printed, and no file is left."""
+    before = sorted(Path().rglob("*"))
+    with pytest.raises(SystemExit) as end:
+        cli.main(list(words))
+    assert sorted(Path().rglob("*")) == before
+    assert capsys.readouterr() == ("", "")
+    text = str(end.value.code)
+    assert text.startswith("advssl: ")
+    assert "\n" not in text
+    assert len(text) < LINE
+    return text
+
+
+EVALUATE = {
+    "--backbone": "timm:resnet10t",
+    "--data": "folder:images",
+    "--image-size": "32",
+    "--attacks": "clean",
+    "--num-images": "2",
+}
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        *(("--eps", v, RADIUS) for v in ("8/0", "0/0", "abc", "nan", "-1", "0", "1e999", "inf")),
+        *(("--eps", v, RADIUS) for v in ("8/255/2", "8,0/255", "", "/", "1e-999", "8/inf")),
+        *(("--eps", v, r"--eps .*grey levels are .*/255") for v in ("8", "1", "255", "8.0/1")),
+        *(("--image-size", v, f"image-size: {NUMBER} 1") for v in ("0", "-1", "x", "", "32.0")),
+        *(("--image-size", v, f"image-size: {NUMBER} 1") for v in ("1000000000", "32x32", "٣٢")),
+        *(("--num-images", v, f"num-images: {NUMBER} 0") for v in ("-1", "x", "", "1.5", "1e3")),
+        *(("--num-images", v, "num-images.*are 6 test images; 0 is") for v in ("7", "1000000000")),
+        ("--num-images", "9" * 5000, f"num-images: {NUMBER} 0"),
+        *(("--seed", v, f"seed: {NUMBER} 0") for v in ("-1", "abc", "", "0.5", str(2**70))),
+        *(("--mean", v, CHANNELS) for v in ("0.5,0.5", "123.7", "x", "nan", "0.5,0.5,inf")),
+        *(("--mean", v, "mean") for v in ("", ",", "0.5,0.5,0.5,0.5", "-1", "1/0")),
+        ("--mean", "0.5", "--mean and --std go together"),
+        *(("--std", v, "std") for v in ("0", "0.5,0,0.5", "58.4", "", "nan", "-1", "0.5,0.5")),
+        *(("--attacks", v, "attacks") for v in ("", ",", "fgsm", "pgd,fgsm", "PGD", "clean;aa")),
+        *(("--protocol", v, "protocol") for v in ("", ",", "knn", "slf,knn")),
+        *(("--preset", v, "preset") for v in ("", "mine", "Plain")),
+        *(("--norm", v, "norm") for v in ("", "l1", "linf,l2", "Linf")),
+        *(("--format", v, "format") for v in ("", "torch", "Lightly")),
+        *(("--data", v, "data is one of") for v in ("", "mnist", "cifar", "digits:here", "images")),
+        ("--data", "folder:", "folder:PATH needs a path"),
+        ("--data", "folder:nowhere", "train images at nowhere/train"),
+        ("--data", "folder:file", "train images at file/train"),
+        ("--data", "cifar10:nowhere", "image-size 32|no CIFAR-10 under nowhere"),
+        ("--data", "stl10:nowhere", "no STL-10 under nowhere"),
+        *((part, "", f"argument {part}: a name must not be") for part in ("--train", "--test")),
+        *((part, "nowhere", "images at nowhere") for part in ("--train", "--val", "--test")),
+        *((part, "file", "images at file") for part in ("--train", "--val", "--test")),
+        ("--test", "images/train", "train and test must be other images"),
+        *(("--backbone", v, "backbone") for v in ("", "timm:", "resnet18", "torch:resnet18", ":")),
+        *(("--backbone", v, "no model") for v in ("timm:resnet99", "cifar:resnet", "timm:a b")),
+        *(("--backbone", v, "width") for v in ("cifar:resnet18:x", "cifar:resnet18:0")),
+        *(("--checkpoint", v, "checkpoint") for v in ("", " ")),
+        *(("--checkpoint", v, v) for v in ("nowhere.pt", "file", "images", "broken")),
+        *(("--bn-branch", v, "bn-branch") for v in ("", ",", "pgd")),
+        *(
+            ("--out", v, f"--out: {v} is there and no")
+            for v in ("file", "broken", "images/../file")
+        ),
+        *(("--out", v, "--out: file is there and no") for v in ("file/report", "file/a/b")),
+        ("--out", "used", "--out: used/work is there and no"),
+        ("--out", "", "argument --out"),
+        ("--radius", "8/255", "--radius"),
+    ],
+)
+def test_of_an_evaluation(option, value, message, capsys):
+    words = [word for pair in {**EVALUATE, option: value}.items() for word in pair]
+    text = said(capsys, "evaluate", *words)
+    assert re.search(message, text), text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "required: evaluate | compare"),
+        (["attack"], "invalid choice: 'attack'"),
+        (["evaluate"], "required: --backbone"),
+        (["evaluate", "--backbone"], "--backbone: expected one argument"),
+        (["evaluate", "--backbone", "timm:resnet10t", "more"], "unrecognized arguments: more"),
+        (["evaluate", "--backbone", "timm:resnet10t", "--eps"], "--eps: expected one argument"),
+        (["compare"], "required: REPORT"),
+        (["compare", ""], "argument REPORT: one name at least"),
+        (["compare", ",", "used"], "argument REPORT: one name at least"),
+        (["compare", "nowhere", "used"], "no report in nowhere"),
+        (["compare", "used", "used"], "no report in used"),
+        (["compare", "file", "used"], "no report in file"),
+        (["compare", "used", "--out", "file"], "--out: file is there and no folder"),
+        (["compare", "used", "--out", ""], "argument --out"),
+        (["compare", "used", "--eps", "8/255"], "unrecognized arguments: --eps 8/255"),
+    ],
+)
+def test_of_a_command(words, message, capsys):
+    assert message in said(capsys, *words)
+
+
+def test_of_a_preset_without_that_protocol(capsys):
+    words = ["--backbone", "timm:resnet10t", "--preset", "gsa", "--protocol", "aff"]
+    assert "preset 'gsa' has protocols" in said(capsys, "evaluate", *words)
+
+
+def test_of_a_radius_that_reaches_every_image(capsys):
+    """As long as the diagonal of the images' cube, √(3 · 32 · 32)."""
+    words = [word for pair in EVALUATE.items() for word in pair]
+    text = said(capsys, "evaluate", *words, "--norm", "l2", "--eps", "128")
+    assert "--eps 128: from a radius of 55.43 on" in text
+
+
+def test_of_an_empty_class(capsys, place):
+    for part in ("train", "test"):
+        (place / "images" / part / "fox").mkdir()
+    try:
+        words = [word for pair in EVALUATE.items() for word in pair]
+        assert "class 'fox' has no image in images/train/fox" in said(capsys, "evaluate", *words)
+    finally:
+        for part in ("train", "test"):
+            (place / "images" / part / "fox").rmdir()
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
+def test_of_a_folder_that_may_not_be_written_to(capsys, place):
+    (place / "closed").mkdir(mode=0o500)
+    words = [word for pair in {**EVALUATE, "--out": "closed/report"}.items() for word in pair]
+    assert "--out: closed may not be written to" in said(capsys, "evaluate", *words)

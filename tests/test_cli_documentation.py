@@ -72,8 +72,8 @@ def test_the_command_for_a_published_file_loads_its_layout(line, narrow, tmp_pat
             tensors[name] = torch.rand(3) + 0.1  # of three channels
     torch.save(content, options.checkpoint)
 
-    encoders, model = cli._encoders(options)
-    asked = options.bn_branch.split(",") if options.bn_branch else [None]
+    encoders, model = cli._encoders(options, cli.backbone(options.backbone))
+    asked = options.bn_branch or [None]
     assert list(encoders) == asked
     assert model["format"] in (options.format, "plain", "acl")
     for i, encoder in enumerate(encoders.values()):
@@ -85,7 +85,7 @@ def test_the_command_for_a_published_file_loads_its_layout(line, narrow, tmp_pat
     has_input_layer = options.format in ("acl", "dynacl", "gsa")
     assert (options.mean is not None) == has_input_layer
 
-    for name in options.protocol.split(","):
+    for name in options.protocol:
         probes.protocol(options.preset, name)
     assert len(cli._attacks(options.attacks, cli._ball(options))) > 1
     assert options.num_images == 0

@@ -1,10 +1,11 @@
-"""Branches: one set of BatchNorm statistics and affine parameters per kind of input."""
+"""Branches: one set of normalisation statistics and affine parameters per kind of input."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -12,41 +13,59 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from advssl.modes import copied
+from advssl.types import described
+
 Module = TypeVar("Module", bound=nn.Module)
 
 _NO_BACKWARD = -1  # what autograd answers outside a backward pass
+_OPENED_IN: list[int] = []  # the backward passes that the open on_branch blocks were entered in
+_RESET = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
 
 
 class BranchBatchNorm(nn.ModuleDict):
-    """The copies of one BatchNorm, by branch; the active one normalises.
+    """The copies of one normalisation layer, by branch; the active one normalises.
 
-    A plain BatchNorm's entries in a state dict load into every branch.
+    Each branch has memory of its own however it is filled. A plain layer's entries in a state dict
+    load into every branch. ``reset_running_stats()`` on a branch, or what Lightning's weight
+    averaging does for it, waits until that branch runs in train mode: tools that recompute the
+    statistics of all BatchNorms, such as ``torch.optim.swa_utils.update_bn``, recompute those of
+    the branches that they run and keep the others'.
     """
 
-    def __init__(self, norm: _BatchNorm, branches: Sequence[str]) -> None:
-        super().__init__({name: copy.deepcopy(norm) for name in branches})
-        self.active = branches[0]
+    def __init__(self, branches: dict[str, nn.Module]) -> None:
+        super().__init__(branches)
+        self.active, first = next(iter(branches.items()))
         self._entered_in = _NO_BACKWARD
-        self.train(norm.training)
+        on = next((t.device for t in first.state_dict().values() if not t.is_meta), "cpu")
+        token = torch.zeros(1, dtype=torch.long, device=on)
+        self.register_buffer("_token", token, persistent=False)
+        self.train(first.training)
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Also what takes a branch's place, as conversion to SyncBatchNorm does, is a branch."""
+        if module is not None and not isinstance(module, _Branch):
+            kind: Any = type(module)
+            module.__class__ = _branch_class(kind)
+        super().add_module(name, module)
 
     def forward(self, features: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not torch.compiler.is_compiling():  # there, recomputation is part of the graph
-            self._check_not_recomputing_outside()
-        return self[self.active](features, *args, **kwargs)
+        self._check_not_recomputing_outside()
+        norm: Any = self[self.active]
+        if norm.reset_waits and norm.training:
+            norm.reset_now()
+        return norm(features, *args, **kwargs)
 
     def extra_repr(self) -> str:
         return f"active={self.active!r}"
 
     def _check_not_recomputing_outside(self) -> None:
         """Activation checkpointing runs forward again in backward, on_branch long closed."""
-        backward = torch._C._current_graph_task_id()
-        if backward not in (_NO_BACKWARD, self._entered_in):
-            raise RuntimeError(
-                "a BatchNorm with branches is recomputed during backward, with branch "
-                f'"{self.active}" active whatever it was in the forward pass; open '
-                "`with on_branch(model, name):` inside the function that torch.utils.checkpoint "
-                "runs, or do without checkpointing"
-            )
+        if not torch.compiler.is_compiling():
+            _refuse_recomputation(self._entered_in)
+        # Recomputation inside the graph is right; for one around it the graph must look as it runs.
+        elif torch.is_grad_enabled() and not _exporting():
+            torch.ops.advssl.look(self._token)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -59,26 +78,100 @@ class BranchBatchNorm(nn.ModuleDict):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
+class _Branch(nn.Module):
+    """Mixed into the class of every branch, so that it stays whole under tools that know none."""
+
+    reset_waits = False
+    _loading = False
+    _count: Tensor | None = None
+
+    def reset_running_stats(self) -> None:
+        self.reset_waits = True
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()  # type: ignore[misc]
+        self.reset_now()
+
+    def reset_now(self) -> None:
+        self.reset_waits = False
+        for name, value in _RESET.items():
+            if (buffer := self._buffers.get(name)) is not None:
+                buffer.fill_(value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "momentum" and value is not None and self.__dict__.get(name) is None:
+            self.reset_waits = False  # whoever recomputed statistics is done
+        if self._loading or name not in _RESET or not _is_filled(value, _RESET[name]):
+            super().__setattr__(name, value)
+            return
+        self.reset_waits, count = True, self._buffers.get("num_batches_tracked")
+        if name != "num_batches_tracked":
+            self._count = None if count is None else count.clone()
+        elif self._count is not None and count is not None:
+            count.copy_(self._count)  # ``*= 0`` has been done to it before it comes here
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
+        if local_metadata.get("assign_to_params_buffers"):
+            for key, value in state_dict.items():
+                if key.startswith(prefix) and isinstance(value, Tensor):
+                    state_dict[key] = value.detach().clone()
+        self._loading = True
+        try:
+            super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        finally:
+            self._loading = self.reset_waits = False
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced: Any = super().__reduce_ex__(2)
+        return _empty_branch, (_plain_class(self),), *reduced[2:]
+
+
+def _is_filled(value: Any, number: int) -> bool:
+    return isinstance(value, Tensor) and not value.is_meta and bool((value == number).all())
+
+
+@cache
+def _branch_class(plain: Any) -> Any:
+    """``plain`` in all that is seen: its instances are told apart by ``isinstance`` alone."""
+    names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__}
+    return type(plain.__name__, (_Branch, plain), names)
+
+
+def _plain_class(branch: nn.Module) -> Any:
+    return type(branch).__mro__[2]  # itself, _Branch, and what it was made of
+
+
+def _empty_branch(plain: Any) -> nn.Module:
+    made = _branch_class(plain)
+    return made.__new__(made)
+
+
 def branch_batchnorm(
     model: Module, branches: Sequence[str] = ("clean", "adversarial")
 ) -> Module | BranchBatchNorm:
-    """Give every BatchNorm of ``model`` one set of statistics and affine parameters per branch.
+    """Give every layer with running statistics one set of them, and of its parameters, per branch.
 
     Covers BatchNorm1d, 2d and 3d, SyncBatchNorm and their subclasses, in encoder and head alike; a
-    subclass such as timm's ``BatchNormAct2d`` keeps its activation. All branches start as copies
-    of what was there, the first one is active. Build the optimizer after this call. A plain
-    checkpoint loads into every branch; :func:`keep_branch` gives a plain model back.
+    subclass such as timm's ``BatchNormAct2d`` keeps its activation. Any other layer that has a
+    buffer named ``running_*`` or ``moving_*`` is covered too, as InstanceNorm with
+    ``track_running_stats=True`` or timm's EvoNorm; one without, as GroupNorm, is shared. All
+    branches start as copies of what was there, the first one is active. Build the optimizer after
+    this call. A plain checkpoint loads into every branch; :func:`keep_branch` gives a plain model
+    back.
 
     Args:
         model: changed in place.
         branches: names, at least one.
 
     Returns:
-        ``model`` (a new module if ``model`` is itself a BatchNorm).
+        ``model`` (a new module if ``model`` is itself such a layer).
 
     Raises:
-        ValueError: on no, double or unusable names, a model without BatchNorm, one that has
-            branches already, or one with a lazy BatchNorm that has not seen its input yet.
+        ValueError: on no, double or unusable names, a model without such a layer, one that has
+            branches already, a lazy layer that has not seen its input yet, a module with running
+            statistics around others that have a state, or TorchScript.
 
     Reference: Xie et al. 2020 (AdvProp), https://arxiv.org/abs/1911.09665
     """
@@ -94,19 +187,46 @@ def branch_batchnorm(
         raise ValueError(
             "the model has BatchNorm branches already; call branch_batchnorm once, with all names"
         )
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
+        raise ValueError("TorchScript cannot be branched; call branch_batchnorm before scripting")
+    norms = [m for m in model.modules() if _has_statistics(m)]
     if not norms:
-        raise ValueError("the model has no BatchNorm to branch; it needs none, use it as it is")
-    if any(isinstance(m, LazyModuleMixin) for m in norms):
-        raise ValueError("a lazy BatchNorm has no shape yet; run one batch through the model first")
-    return _replaced(model, {m: BranchBatchNorm(m, names) for m in norms})
+        raise ValueError(
+            "the model has no BatchNorm to branch, nor another layer with running statistics; it "
+            "needs none, use it as it is"
+        )
+    for m in norms:
+        kind = type(m).__name__
+        if isinstance(m, LazyModuleMixin):
+            raise ValueError(f"a {kind} has no shape yet; run one batch through the model first")
+        if not isinstance(m, _BatchNorm) and any(child.state_dict() for child in m.children()):
+            raise ValueError(
+                f"{kind} has running statistics beside submodules with a state of their own; move "
+                "the statistics to a layer, which can have branches"
+            )
+    memos: dict[str, dict[int, Any]] = {name: {} for name in names}  # what is tied stays tied
+    return _replaced(
+        model,
+        {
+            m: BranchBatchNorm({name: copy.deepcopy(m, memo) for name, memo in memos.items()})
+            for m in norms
+        },
+    )
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    own = (name for name, buffer in module._buffers.items() if buffer is not None)
+    return isinstance(module, _BatchNorm) or any(
+        name.startswith(("running_", "moving_")) for name in own
+    )
 
 
 @contextmanager
 def on_branch(model: nn.Module, name: str) -> Iterator[None]:
     """Inside the block ``model`` normalises with branch ``name``; on any exit with the one before.
 
-    Blocks nest, in train and eval mode. Works on a module inside DDP or ``torch.compile`` too,
+    Blocks nest, in train and eval mode. To recompute the statistics of one branch, call
+    ``update_bn`` inside its block. Works on a module inside DDP or ``torch.compile`` too,
     which makes one graph per branch and mode: beyond 8, raise its ``recompile_limit``.
 
     Raises:
@@ -115,11 +235,13 @@ def on_branch(model: nn.Module, name: str) -> Iterator[None]:
     norms = _known(model, name)
     before = [(m.active, m._entered_in) for m in norms]
     backward = torch._C._current_graph_task_id()
+    _OPENED_IN.append(backward)
     try:
         for m in norms:
             m.active, m._entered_in = name, backward
         yield
     finally:
+        _OPENED_IN.pop()
         for m, (active, entered_in) in zip(norms, before, strict=True):
             m.active, m._entered_in = active, entered_in
 
@@ -133,11 +255,46 @@ def keep_branch(model: Module, name: str) -> Module:
         ValueError: if ``model`` has no branches, or none of that name.
     """
     _known(model, name)
-    model = copy.deepcopy(model)
-    return _replaced(model, {m: m[name] for m in _branched(model)})
+    model = copied(model)
+    return _replaced(model, {m: _plain(m[name]) for m in _branched(model)})
+
+
+def _plain(branch: nn.Module) -> nn.Module:
+    branch.__class__ = _plain_class(branch)
+    for name in ("reset_waits", "_loading", "_count"):
+        branch.__dict__.pop(name, None)
+    return branch
+
+
+def _refuse_recomputation(entered_in: int) -> None:
+    if torch._C._current_graph_task_id() not in (_NO_BACKWARD, entered_in):
+        raise RuntimeError(
+            "a normalisation layer with branches is recomputed during backward, when the branch of "
+            "the forward pass is on no more; open `with on_branch(model, name):` inside the "
+            "function that torch.utils.checkpoint runs, or do without checkpointing"
+        )
+
+
+def _look_in_graph(token: Tensor) -> None:  # noqa: ARG001
+    task = torch._C._current_graph_task_id()
+    _refuse_recomputation(task if task in _OPENED_IN else _NO_BACKWARD)
+
+
+# What changes a tensor cannot be left out of a graph. ``torch.library.custom_op`` costs six times
+# as much a call.
+_OPS: Any = torch.library.Library("advssl", "DEF")  # type: ignore[no-untyped-call]
+_OPS.define("look(Tensor(a!) token) -> ()")
+_OPS.impl("look", _look_in_graph, "CompositeExplicitAutograd")
+_OPS.impl("look", lambda token: None, "Meta")  # noqa: ARG005
+
+
+def _exporting() -> bool:
+    return not torch.compiler.is_dynamo_compiling() or torch.compiler.is_exporting()
 
 
 def _branched(model: nn.Module) -> list[BranchBatchNorm]:
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"branches belong to a module, got {described(model)} for model")
     return [m for m in model.modules() if isinstance(m, BranchBatchNorm)]
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import io
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, update_bn
 from torch.utils.checkpoint import checkpoint
 
 from advssl.branches import BranchBatchNorm, branch_batchnorm, keep_branch, on_branch
@@ -151,11 +153,11 @@ def test_a_batchnorm_alone_and_one_that_is_shared(images):
 
 def test_converts_to_sync_batchnorm(branched, images):
     sync = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(branched))
-    assert type(sync[1]["adversarial"]) is nn.SyncBatchNorm
+    assert isinstance(sync[1]["adversarial"], nn.SyncBatchNorm)
     with on_branch(sync.eval(), "adversarial"), on_branch(branched.eval(), "adversarial"):
         assert torch.equal(sync(images), branched(images))
     again = branch_batchnorm(nn.SyncBatchNorm.convert_sync_batchnorm(net()))
-    assert type(again[1]["clean"]) is nn.SyncBatchNorm
+    assert isinstance(again[1]["clean"], nn.SyncBatchNorm)
 
 
 def test_subclasses_keep_their_activation(images):
@@ -201,6 +203,290 @@ def test_a_compiled_model_has_one_graph_per_branch_and_mode(branched, images):
     assert len(graphs) == 4
 
 
+def through_file(value):
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def plain_state(model: nn.Module) -> nn.Module:
+    model.load_state_dict(net().state_dict(), assign=True)
+    return model
+
+
+def shared_state(model: nn.Module) -> nn.Module:
+    """Of a model whose branches shared memory; ``torch.save`` keeps that."""
+    state = branch_batchnorm(net()).state_dict()
+    state = {k: state[k.replace("adversarial", "clean")] for k in state}
+    model.load_state_dict(through_file(state), assign=True)
+    return model
+
+
+def shared_state_over_meta(model: nn.Module) -> nn.Module:
+    with torch.device("meta"):
+        model = branch_batchnorm(net())
+    return shared_state(model)
+
+
+def one_branch_from_the_other(model: nn.Module) -> nn.Module:
+    for norm in (model[1], model[5]):
+        norm["clean"].load_state_dict(norm["adversarial"].state_dict(), assign=True)
+    return model
+
+
+def emptied(model: nn.Module) -> nn.Module:
+    return plain_state(model.to("meta").to_empty(device="cpu"))
+
+
+def branched_on_meta(model: nn.Module) -> nn.Module:  # noqa: ARG001
+    with torch.device("meta"):
+        return branch_batchnorm(net()).to_empty(device="cpu")
+
+
+def swapped(model: nn.Module) -> nn.Module:
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        return plain_state(model).double()
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+@pytest.mark.parametrize(
+    "filled",
+    [
+        plain_state,
+        shared_state,
+        shared_state_over_meta,
+        one_branch_from_the_other,
+        emptied,
+        branched_on_meta,
+        swapped,
+        copy.deepcopy,
+        through_file,
+        lambda model: copy.deepcopy(plain_state(model)),
+        lambda model: through_file(plain_state(model)),
+        lambda model: plain_state(nn.SyncBatchNorm.convert_sync_batchnorm(model)),
+    ],
+)
+def test_every_branch_has_memory_of_its_own_however_it_was_filled(branched, filled):
+    model = filled(branched)
+    memories = [
+        {
+            t.untyped_storage().data_ptr()
+            for norm in (model[1], model[5])
+            for t in tensors(norm[name])
+        }
+        for name in ("clean", "adversarial")
+    ]
+    assert all(len(memory) == 10 for memory in memories)
+    assert memories[0].isdisjoint(memories[1])
+
+
+def tensors(norm: nn.Module) -> list[torch.Tensor]:
+    return [*norm.parameters(), *norm.buffers()]
+
+
+def test_norms_that_share_a_weight_share_it_in_each_branch():
+    model = net().append(nn.BatchNorm1d(5))
+    model[6].weight = model[5].weight
+    model = branch_batchnorm(model)
+    for name in ("clean", "adversarial"):
+        assert model[6][name].weight is model[5][name].weight
+    assert model[6]["clean"].weight is not model[5]["adversarial"].weight
+
+
+def lightning(batches, model: nn.Module) -> None:
+    """As its callback does before the last epoch and after it."""
+    from pytorch_lightning import LightningModule
+    from pytorch_lightning.callbacks import StochasticWeightAveraging
+
+    averaging, module = StochasticWeightAveraging(0.1), LightningModule()
+    module.model = model
+    averaging.reset_batch_norm_and_save_state(module)
+    for x in batches:
+        model(x)
+    averaging.reset_momenta()
+
+
+def assigned(batches, model: nn.Module) -> None:
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for m in norms:
+        m.running_mean, m.running_var = torch.zeros_like(m.running_mean), m.running_var * 0 + 1
+        m.num_batches_tracked, m.momentum = torch.tensor(0), None
+    for x in batches:
+        model(x)
+    for m in norms:
+        m.momentum = 0.1
+
+
+def reset(batches, model: nn.Module) -> None:
+    """And momentum stays as it is set here."""
+    for m in model.modules():
+        if hasattr(m, "reset_running_stats"):
+            m.reset_running_stats()
+            m.momentum = None
+    for x in batches:
+        model(x)
+
+
+class TestToolsThatWalkOverBatchNorms:
+    """Statistics are recomputed for the branches that run, and kept for the others."""
+
+    @pytest.fixture
+    def batches(self):
+        return list(torch.rand(3, 8, 3, 8, 8, generator=torch.Generator().manual_seed(3)))
+
+    @pytest.fixture
+    def trained(self, branched, images):
+        for name in ("clean", "adversarial"):
+            with on_branch(branched, name):
+                branched(images + len(name))
+        return branched
+
+    TOOLS = pytest.mark.parametrize("tool", [update_bn, lightning, assigned, reset])
+
+    @TOOLS
+    @pytest.mark.parametrize(
+        "taken",
+        [
+            lambda m: m,
+            copy.deepcopy,
+            through_file,
+            lambda m: AveragedModel(m, use_buffers=True).module,
+        ],
+    )
+    @pytest.mark.parametrize("name", ["clean", "adversarial"])
+    def test_recompute_the_branch_that_is_on(self, trained, batches, tool, taken, name):
+        (other,) = {"clean", "adversarial"} - {name}
+        model = taken(trained)
+        kept, alone = statistics(model, other), keep_branch(model, name)
+        with on_branch(model, name):
+            tool(batches, model)
+        assert same(statistics(model, other), kept)
+        tool(batches, alone)
+        for found, wanted in zip(statistics(model, name), alone.buffers(), strict=True):
+            torch.testing.assert_close(found, wanted)
+
+    @TOOLS
+    def test_recompute_every_branch_that_the_model_runs(self, batches, tool):
+        class Both(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.encoder = trained
+
+            def forward(self, x):
+                for name in ("pgd", "adversarial"):
+                    with on_branch(self.encoder, name):
+                        self.encoder(x)
+
+        model = net()
+        model(batches[0] * 3)
+        trained = branch_batchnorm(model, ("clean", "pgd", "adversarial"))
+        clean = statistics(trained, "clean")  # on outside, but it does not run
+        alone = keep_branch(trained, "adversarial")
+        tool(batches, Both())
+        tool(batches, alone)
+        assert same(statistics(trained, "clean"), clean)
+        for name in ("pgd", "adversarial"):
+            for found, wanted in zip(statistics(trained, name), alone.buffers(), strict=True):
+                torch.testing.assert_close(found, wanted)
+
+    def test_training_goes_on_from_what_was_kept(self, trained, batches):
+        twin = copy.deepcopy(trained)
+        update_bn(batches, trained)
+        for model in (trained, twin):
+            with on_branch(model, "adversarial"):
+                model(batches[0])
+        assert same(statistics(trained, "adversarial"), statistics(twin, "adversarial"))
+
+    def test_what_is_loaded_is_not_taken_for_a_reset(self, trained):
+        with torch.no_grad():
+            trained.load_state_dict(net().state_dict(), assign=True)
+        assert not trained[1]["adversarial"].running_mean.any()
+
+    def test_reset_parameters_is_at_once(self, trained):
+        trained[1]["adversarial"].reset_parameters()
+        assert not trained[1]["adversarial"].running_mean.any()
+
+    def test_a_branch_is_seen_as_its_class(self, branched):
+        assert isinstance(branched[1]["clean"], nn.BatchNorm2d)
+        assert "(clean): BatchNorm2d(4, eps" in repr(branched)
+
+
+class Whitening(nn.Module):
+    """A layer of one's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(4, 1, 1))
+
+    def forward(self, x):
+        if self.training:
+            self.running_mean = 0.9 * self.running_mean + 0.1 * x.detach().mean((0, 2, 3), True)[0]
+        return x - self.running_mean
+
+
+def evo_norm() -> nn.Module:
+    from timm.layers import EvoNorm2dB0
+
+    return EvoNorm2dB0(4)
+
+
+class TestOtherLayers:
+    @pytest.mark.parametrize("beside", [nn.BatchNorm2d, nn.Identity])
+    @pytest.mark.parametrize(
+        "layer",
+        [
+            lambda: nn.InstanceNorm2d(4, track_running_stats=True),
+            lambda: nn.InstanceNorm2d(4, affine=True, track_running_stats=True),
+            evo_norm,
+            Whitening,
+        ],
+    )
+    def test_with_running_statistics_have_branches(self, images, layer, beside):
+        model = branch_batchnorm(nn.Sequential(nn.Conv2d(3, 4, 3), beside(4), layer()))
+        with torch.no_grad(), on_branch(model, "clean"):
+            before = model.eval()(images)
+        with torch.no_grad(), on_branch(model, "adversarial"):
+            model.train()(1 - images)
+            assert not torch.equal(model.eval()(images), before)
+        with torch.no_grad(), on_branch(model, "clean"):
+            assert torch.equal(model(images), before)
+        assert type(keep_branch(model, "clean")[2]) is type(layer())
+
+    def test_without_them_are_shared(self):
+        model = nn.Sequential(
+            nn.BatchNorm2d(4), nn.InstanceNorm2d(4, affine=True), nn.GroupNorm(2, 4)
+        )
+        assert isinstance(branch_batchnorm(model)[1], nn.InstanceNorm2d)
+        assert isinstance(model[2], nn.GroupNorm)
+
+    def test_around_others_are_refused(self):
+        whole = Whitening()
+        whole.body = nn.Linear(2, 2)
+        with pytest.raises(ValueError, match="Whitening has running statistics beside submodules"):
+            branch_batchnorm(nn.Sequential(nn.BatchNorm2d(4), whole))
+
+    def test_lazy(self):
+        lazy = nn.LazyInstanceNorm2d(track_running_stats=True)
+        with pytest.raises(ValueError, match="LazyInstanceNorm2d has no shape yet"):
+            branch_batchnorm(nn.Sequential(nn.BatchNorm2d(4), lazy))
+
+
+class TestModulesThatPythonCannotCopy:
+    @pytest.mark.filterwarnings("ignore::FutureWarning")
+    @pytest.mark.parametrize("how", ["weight_norm", "remembered"])
+    def test_a_branch_is_kept(self, branched, images, how):
+        if how == "weight_norm":
+            nn.utils.weight_norm(branched[4])
+        branched(images).sum().backward()
+        if how == "remembered":
+            branched.last = branched(images)
+        plain = keep_branch(branched, "clean").eval()
+        assert torch.equal(plain(images), branched.eval()(images))
+
+
 class TestActivationCheckpointing:
     """Recomputation happens after the context has closed: right, or an error."""
 
@@ -231,6 +517,55 @@ class TestActivationCheckpointing:
             if p.grad is not None:
                 torch.testing.assert_close(p.grad, q.grad)
 
+    @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+    @pytest.mark.parametrize("training", [True, False])
+    @pytest.mark.parametrize("reentrant", [False, True])
+    @pytest.mark.parametrize("seen", [False, True], ids=["", "first_branch_compiled"])
+    def test_around_a_compiled_block_is_an_error_too(
+        self, branched, images, reentrant, training, seen
+    ):
+        torch._dynamo.reset()
+        compiled = torch.compile(branched.train(training), backend="aot_eager", fullgraph=True)
+        if seen:
+            compiled(images)
+        with on_branch(branched, "adversarial"):
+            out = checkpoint(compiled, images.requires_grad_(), use_reentrant=reentrant)
+        with pytest.raises(RuntimeError, match=r"recomputed during backward.*on_branch\(model"):
+            out.sum().backward()
+
+    @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+    @pytest.mark.parametrize("training", [True, False])
+    @pytest.mark.parametrize("reentrant", [False, True])
+    @pytest.mark.parametrize("how", ["inside", "block_inside", "block_compiled"])
+    def test_of_a_compiled_block_is_right(self, branched, images, reentrant, training, how):
+        torch._dynamo.reset()
+        twin = copy.deepcopy(branched.train(training))
+        images = images.requires_grad_()
+        compiled = torch.compile(branched, backend="aot_eager")
+
+        def on_adversarial(x):
+            with on_branch(branched, "adversarial"):
+                return compiled(x)
+
+        if how == "inside":
+            whole = torch.compile(
+                lambda x: checkpoint(branched, x, use_reentrant=reentrant), backend="aot_eager"
+            )
+            with on_branch(branched, "adversarial"):
+                out = whole(images)
+        elif how == "block_inside":
+            out = checkpoint(on_adversarial, images, use_reentrant=reentrant)
+        else:
+            whole = torch.compile(on_adversarial, backend="aot_eager")
+            out = checkpoint(whole, images, use_reentrant=reentrant)
+        out.pow(3).sum().backward()
+        with on_branch(twin, "adversarial"):
+            twin(images).pow(3).sum().backward()
+        for (name, p), q in zip(branched.named_parameters(), twin.parameters(), strict=True):
+            assert (p.grad is None) == (q.grad is None), name
+            if p.grad is not None:
+                torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-4)
+
 
 class TestErrors:
     @pytest.mark.parametrize("branches", [(), ("a", "a"), "clean"])
@@ -250,6 +585,16 @@ class TestErrors:
     def test_nothing_to_branch(self):
         with pytest.raises(ValueError, match="no BatchNorm to branch"):
             branch_batchnorm(nn.Linear(2, 2))
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+    def test_torchscript(self):
+        with pytest.raises(ValueError, match="before scripting"):
+            branch_batchnorm(torch.jit.script(net()))
+
+    @pytest.mark.parametrize("use", [branch_batchnorm, lambda m: keep_branch(m, "clean")])
+    def test_no_module(self, use):
+        with pytest.raises(ValueError, match="belong to a module, got dict of"):
+            use(dict(net().state_dict()))
 
     def test_lazy(self):
         with pytest.raises(ValueError, match="run one batch through the model first"):

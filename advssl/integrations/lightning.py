@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
-from itertools import count, islice
+from itertools import count
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
@@ -76,6 +76,7 @@ Step: TypeAlias = Callable[[Batch], Output]
 Calls: TypeAlias = list[Embeddings]  # what a submodule returned, call by call
 
 _CLUSTERED = 64  # images at a time, where the caller does not say
+_LOOKED_AT = 64  # images by which a fitted head is recognised
 _SHARDED = ("FSDP", "DeepSpeed", "ModelParallel")
 
 
@@ -109,6 +110,9 @@ class _Bolt(Callback):
         if self._release is not None:
             self._release()
             self._release = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_release": None}  # a copy has wrapped nothing
 
     def check(self, trainer: Trainer, module: LightningModule) -> None:
         name = type(module).__name__
@@ -217,9 +221,9 @@ class SharpnessAware(_Bolt):
     """
 
     def __init__(self, rho: float = 0.05, adaptive: bool = False) -> None:
-        # Refuses here what it would refuse in the first step.
-        SAMWrapper(nn.Identity(), rho=rho, adaptive=adaptive)
         self.rho = number("rho", rho)
+        # Refuses here what it would refuse in the first step.
+        SAMWrapper(nn.Identity(), rho=self.rho, adaptive=adaptive)
         self.adaptive = adaptive
 
 
@@ -278,12 +282,10 @@ class _Term(_Bolt):
     @contextmanager
     def listening(self, module: nn.Module) -> Iterator[list[Any]]:
         """What the submodule returns inside the block, call by call."""
-        calls: list[Any] = []
-        hook = module.get_submodule(self.on).register_forward_hook(
-            lambda _, __, output: calls.append(output)
-        )
+        ear = _Ear()
+        hook = module.get_submodule(self.on).register_forward_hook(ear)
         try:
-            yield calls
+            yield ear.calls
         finally:
             hook.remove()
 
@@ -416,8 +418,10 @@ class ClusterFit(_Term):
         _check_kind("head", head, ClusterFitHead)
         if extractor is not None:
             _check_kind("extractor", extractor, Callable)
-        if images is not None:
-            _check_kind("images", None if isinstance(images, str) else images, Iterable | Dataset)
+        if isinstance(images, str) or not isinstance(images, Iterable | Dataset | None):
+            raise ValueError(
+                f"images must be a DataLoader, a dataset or batches, got {described(images)}"
+            )
         if optimizer is None:
             optimizer = torch.optim.Adam(head.parameters())
         super().__init__(head, on, weight, optimizer)
@@ -468,6 +472,10 @@ class ClusterFit(_Term):
         finally:
             now.restore()
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if getattr(trainer, "reload_dataloaders_every_n_epochs", 0):
+            self.on_train_start(trainer, pl_module)
+
     def without_index(self, batch: Batch) -> Batch:
         """The batch as it would be without IndexedDataset; its index is kept for the term."""
         batch, index = without_index(batch, alone=self._bare)
@@ -493,7 +501,9 @@ class ClusterFit(_Term):
         """Raise if the first images' clusters are, more likely than not, not what the head says."""
         if self.extractor is None or self.images is None or isinstance(self.images, Iterator):
             return
-        found = self.head.assign(_features(self.extractor, self.images, batches=1)).to(labels)
+        found = self.head.assign(_features(self.extractor, self.images, enough=_LOOKED_AT)).to(
+            labels
+        )
         own = labels[: len(found)]
         shares = [label.bincount() / len(labels) for label in labels.T]
         chance = sum(float(share.square().sum()) for share in shares) / len(shares)
@@ -693,6 +703,23 @@ class _WrappedStep:
         return _same, (self.before,)
 
 
+class _Ear:
+    """A forward hook that keeps what a submodule returns; in a copy of the module it does not."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self.calls.append(output)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _same, (_deaf,)
+
+
+def _deaf(module: nn.Module, inputs: Any, output: Any) -> None:
+    pass
+
+
 def _same(value: Any) -> Any:
     return value
 
@@ -781,14 +808,16 @@ def _cloud(calls: Calls) -> Embeddings:
 
 
 def _features(
-    extractor: Callable[[Images], Tensor], images: Any, batches: int | None = None
+    extractor: Callable[[Images], Tensor], images: Any, enough: float = float("inf")
 ) -> Tensor:
-    """(N, D'): of all images, or of the first ``batches``."""
+    """(N, D'): of all images, or of the first batches that together have ``enough``."""
     modules = [extractor] if isinstance(extractor, nn.Module) else []
     like = next((p for m in modules for p in m.parameters()), None)
-    found = []
+    found: list[Tensor] = []
     with evaluating(*modules), torch.no_grad():
-        for batch in islice(_in_order(images), batches):
+        for batch in _in_order(images):
+            if sum(len(z) for z in found) >= enough:
+                break
             x = _image_of(batch)
             if like is not None:
                 both = x.is_floating_point() and like.is_floating_point()
@@ -808,7 +837,9 @@ def _in_order(images: Any) -> Iterable[Any]:
         return [images]
     if isinstance(images, Dataset) and not isinstance(images, IterableDataset):
         return DataLoader(images, batch_size=_CLUSTERED)
-    if isinstance(images, DataLoader) and not isinstance(images.dataset, IterableDataset):
+    if isinstance(images, DataLoader):
+        if isinstance(images.dataset, IterableDataset):
+            return images
         size = images.batch_size
         if images.batch_sampler is not None:
             size = getattr(images.batch_sampler, "batch_size", _CLUSTERED)
@@ -839,11 +870,11 @@ def _failure(collate_fn: Callable[[list[Any]], Any], sample: Any) -> Exception |
 
 
 def _image_of(batch: Batch) -> Tensor:
-    if not isinstance(batch, Tensor):
-        first = batch[0] if isinstance(batch, tuple | list) and batch else None
-        batch = next(iter(_views(batch)), first)
-    if not isinstance(batch, Tensor) or batch.ndim < 2:
+    first = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    image = batch if isinstance(batch, Tensor) else next(iter(_views(batch)), first)
+    if not isinstance(image, Tensor) or image.ndim in (0, 1, 3):
         raise ValueError(
-            f"images must come in batches (B, C, H, W), got {described(batch)}; give a DataLoader"
+            f"images must come in batches (B, C, H, W), got {described(batch)}; give a DataLoader, "
+            "or the dataset"
         )
-    return batch
+    return image

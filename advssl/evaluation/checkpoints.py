@@ -6,28 +6,26 @@ they load nothing. Here every tensor of the encoder is filled, or the file refus
 
 from __future__ import annotations
 
-import argparse
 import os
-import pickle
 import re
-import zipfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from advssl.branches import BranchBatchNorm
+from advssl.evaluation.files import as_tensor, read
+from advssl.types import described
 
 Tensors: TypeAlias = Mapping[str, Tensor]
+_InputLayer: TypeAlias = tuple[str, ...]  # the file's names of mean and std, or of what it has
 Renaming: TypeAlias = tuple[tuple[str, str], ...]  # patterns and what stands in their place
 
 # How a branch stands between the name of a BatchNorm and those of its tensors.
@@ -44,8 +42,8 @@ class Format:
     Args:
         name: what ``format=`` is.
         places: keys of the file under which the state dict may lie; "" is the file itself.
-        prefixes: what may stand before the encoder's names. That of a wrapper (``module.`` of
-            DataParallel, ``_orig_mod.`` of torch.compile) may stand before and behind.
+        prefixes: what may stand before the encoder's names. Those of wrappers (``module.`` of
+            DataParallel, ``_orig_mod.`` of torch.compile) may stand anywhere.
         spelling: pattern of a branch between a BatchNorm's name and its tensors'.
         branches: their names, where the file numbers them.
         ranked: the first place and prefix that fit are meant. Else two that fit are refused.
@@ -69,7 +67,8 @@ class Format:
 # set, and that ACL's index 1 is the adversarial one, is the order of their lists of names.
 _ACL = ("normal", "pgd", "pgd_ce")
 FORMATS = (
-    Format("plain", ("", "state_dict", "model", "encoder", "model_state_dict"), ("",)),
+    # DeepSpeed's place is "module".
+    Format("plain", ("", "state_dict", "model", "encoder", "model_state_dict", "module"), ("",)),
     # lightly's examples: self.backbone; its DINO evaluates the teacher.
     Format("lightly", ("state_dict", ""), ("backbone.", "teacher_backbone."), ranked=True),
     # v1 and v2, then v3. The query encoder is evaluated, not the momentum encoder.
@@ -122,12 +121,29 @@ NAMINGS: Mapping[str, Renaming] = MappingProxyType(
 # Two words for one branch, so that bn_branch="adversarial" means the same with every format.
 _SAME_BRANCH = {"normal": "clean", "pgd": "adversarial"}
 
-_WRAPPERS = r"(?:module\.|_orig_mod\.)*"
+# What wrappers put into names: DataParallel, DDP and averaged models; Opacus; torch.compile;
+# activation checkpointing; FSDP and its forerunner; Fabric.
+_WRAPPER = (
+    r"(?:module|_module|_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module|_fpw_module|"
+    r"_forward_module|_original_module)\."
+)
+_WRAPPERS = f"(?:{_WRAPPER})*"
+_OUT_OF_WRAPPERS = (rf"(?<![^.]){_WRAPPER}", "")
+# Of weight_norm, which has two spellings.
+_WEIGHT_NORM: Renaming = (
+    (r"parametrizations\.weight\.original0$", "weight_g"),
+    (r"parametrizations\.weight\.original1$", "weight_v"),
+)
+# And what is known to be no part of an encoder.
 _HEAD = re.compile(
     r"(?:\w+_)?(?:fc|heads?|linear|classifiers?|project(?:ion|or)s?|proj|predict(?:ion|or)s?|"
-    r"prototypes?|queue|criterion|memory_bank|discriminator)(?:_\w+|\d+)?"
+    r"prototypes?|queue|criterion|memory_bank|discriminator|critic|n_averaged)(?:_\w+|\d+)?"
 )
-_INPUT = re.compile(r"normalize\.(mean|std)")  # of ACL's, DynACL's and GSA's input layer
+# A tensor of an input layer: mean and std under whatever name, but no running_mean.
+_STATISTIC = re.compile(
+    r"(?P<before>(?:.*\.)?_?(?:(?!running)\w*_)?)(?P<word>means?|mus?|stds?|sds?|stdevs?|sigmas?)"
+    r"(?P<after>_\w*)?"
+)
 
 
 @dataclass(frozen=True)
@@ -142,8 +158,8 @@ class LoadReport:
         ignored: names left in the file: heads, queues, other encoders and branches, optimizers.
         missing: the encoder's ``num_batches_tracked`` that the file lacks; they keep their value.
         bn_branch: the BatchNorm branch that a plain encoder got, None if the file has none.
-        normalization: mean and std of the file's own input layer, if it has one that the encoder
-            lacks: they are then the caller's to apply.
+        normalization: mean and std of the file's own input layer, one value per channel for images
+            in [0, 1], if it has one that the encoder lacks: they are then the caller's to apply.
     """
 
     format: str
@@ -183,9 +199,15 @@ def load_encoder(
 ) -> LoadReport:
     """Fill every tensor of ``encoder`` from the file at ``path``, or change nothing and say why.
 
-    The file is a state dict, or a checkpoint that holds one, by ``torch.save`` or in safetensors.
-    Nothing in it is executed. Names of ResNets are matched across :data:`NAMINGS`. Tensors are
-    converted to the encoder's type and device. ``num_batches_tracked`` may lack.
+    The file is a state dict, or a checkpoint that holds one, by ``torch.save``, in safetensors or
+    pickled, whatever it is called. Nothing in it is executed. Names of ResNets are matched across
+    :data:`NAMINGS`, and what wrappers put into names is left out. Tensors are converted to the
+    encoder's type and device. ``num_batches_tracked`` may lack, and all but one of tied tensors.
+
+    A file may bring the normalisation of its input, as a layer before the encoder, beside it or in
+    it, or as ``mean`` and ``std`` beside the weights: that is what the encoder was trained on, and
+    the report's ``normalization``. One in grey levels up to 255 is converted to images in [0, 1].
+    One that cannot be told as a mean and a std per channel is refused.
 
     A BatchNorm with branches (:func:`advssl.branch_batchnorm`) in file and encoder is matched by
     branch name; one set in the file fills every branch of the encoder; of several in the file,
@@ -194,7 +216,7 @@ def load_encoder(
 
     Args:
         encoder: changed in place; without a classifier, such as timm's ``num_classes=0``.
-        path: of the file; ``.safetensors`` by that ending.
+        path: of the file, whatever its ending.
         format: one of :data:`FORMATS`, or "auto": the one that fills the encoder. Formats that
             would take the very same tensors are one: the first is reported.
         prefix: what stands before the encoder's names, instead of the format's.
@@ -203,24 +225,26 @@ def load_encoder(
         bn_branch: which BatchNorm branch a plain encoder gets.
 
     Raises:
-        ValueError: if the file is missing, empty, damaged, or a pickle with code; if a tensor of
-            the encoder is missing in it or has another shape; if it has others than known heads; if
-            several formats fit with different tensors; or if the branch must be, or cannot be,
-            chosen.
-        ImportError: on a ``.safetensors`` file without safetensors.
+        ValueError: if the file is missing, empty, damaged, no checkpoint, or a pickle with code; if
+            a tensor of the encoder is missing in it, has another shape, or values that are not
+            finite, not possible (a variance below 0) or too large for the encoder's type; if it has
+            others than known heads; if several formats fit with different tensors; if its own
+            normalisation is not clear; or if the branch must be, or cannot be, chosen.
+        ImportError: on a file in safetensors without that library.
     """
+    _check_arguments(encoder, format, prefix, allow_partial, bn_branch)
     target = _target(encoder)
     if bn_branch is not None and target.branches:
         raise ValueError(
             f"bn_branch={bn_branch!r} is for an encoder with plain BatchNorm; this one has the "
             f"branches {_quoted(target.branches)} and takes each by its name: leave bn_branch out"
         )
-    _check_format(format)
-    file = _read(path)
+    file = read(path)
     chosen = _chosen(path, file, target, format, prefix, allow_partial, bn_branch)
     _check_branch(path, chosen, target, bn_branch)
+    normalization = _normalization(path, file, target, chosen)
     _fill(path, target, chosen, _tensors(file, chosen.place))
-    return _report(file, target, chosen)
+    return _report(file, target, chosen, normalization)
 
 
 def bn_branches(
@@ -247,15 +271,24 @@ def bn_branches(
         ValueError: as :func:`load_encoder`, but for the choice.
         ImportError: likewise.
     """
-    _check_format(format)
-    file, target = _read(path), _target(encoder)
+    _check_arguments(encoder, format, prefix, allow_partial, None)
+    file, target = read(path), _target(encoder)
     return _chosen(path, file, target, format, prefix, allow_partial, None).labels
 
 
-def _check_format(format: str) -> None:
-    if format != "auto" and format not in {f.name for f in FORMATS}:
-        names = ", ".join(f'"{f.name}"' for f in FORMATS)
-        raise ValueError(f'format must be "auto", {names}, got {format!r}')
+def _check_arguments(
+    encoder: Any, format: Any, prefix: Any, allow_partial: Any, bn_branch: Any
+) -> None:
+    if not isinstance(encoder, nn.Module):
+        raise ValueError(f"encoder must be a module, got {described(encoder)}")
+    names = ["auto", *(f.name for f in FORMATS)]
+    if format not in names:
+        raise ValueError(f"format must be {_quoted(names)}, got {format!r}")
+    for name, value in (("prefix", prefix), ("bn_branch", bn_branch)):
+        if not isinstance(value, str | None):
+            raise ValueError(f"{name} must be a string or None, got {described(value)}")
+    if not isinstance(allow_partial, bool):
+        raise ValueError(f"allow_partial must be True or False, got {described(allow_partial)}")
 
 
 def _chosen(
@@ -280,143 +313,12 @@ def _chosen(
     return fitting[0]
 
 
-# --- reading the file -----------------------------------------------------------------------------
-
-
-class _PickledDtype:
-    """Stands for ``numpy.dtype`` in a pickle: remembers the type, builds none."""
-
-    def __init__(self, code: str, *_: Any) -> None:
-        self.code = code
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.order = state[1]
-
-
-def _pickled_scalar(dtype: _PickledDtype, data: bytes) -> Any:
-    """Stands for numpy's scalars in a pickle: the plain number, bool or string."""
-    code = str(getattr(dtype, "code", dtype))
-    if not re.fullmatch(r"[biufcSU]\d+", code):
-        raise pickle.UnpicklingError(f"numpy scalar of type {code}")
-    order: Any = getattr(dtype, "order", "|")
-    return np.frombuffer(data, np.dtype(code).newbyteorder(order))[0].item()
-
-
-def _pickled_path(*parts: str) -> str:
-    """Stands for a path in a pickle."""
-    return str(PurePosixPath(*parts))
-
-
-def _under_name(name: str, stands_in: Callable[..., Any]) -> Any:
-    """What a pickle finds as ``name``: weights_only goes by the names that the object tells."""
-    module, _, own = name.rpartition(".")
-    names = {"__module__": module, "__name__": own, "__qualname__": own}
-    if isinstance(stands_in, type):
-        return type(own, (stands_in,), names)
-
-    def called(*args: Any) -> Any:
-        return stands_in(*args)
-
-    for attribute, value in names.items():
-        setattr(called, attribute, value)
-    return called
-
-
-# What checkpoints hold beside tensors and is harmless: a namespace of arguments, and numpy's
-# numbers and paths, which are not even built.
-_HARMLESS = (
-    argparse.Namespace,
-    set,
-    torch.device,
-    _under_name("numpy.dtype", _PickledDtype),
-    *(_under_name(f"numpy.{m}.multiarray.scalar", _pickled_scalar) for m in ("core", "_core")),
-    *(
-        _under_name(f"{module}.{kind}", _pickled_path)
-        for module in ("pathlib", "pathlib._local")
-        for kind in ("PosixPath", "WindowsPath")
-    ),
-)
-
-
-def _read(path: str | os.PathLike[str]) -> Mapping[str, Any]:
-    """The content of a checkpoint, on the CPU, without running any of it."""
-    path = Path(path)
-    if not path.exists():
-        raise ValueError(f"there is no file {path}; check the path of the checkpoint")
-    if not path.is_file():
-        raise ValueError(f"{path} is a directory; give the checkpoint file in it")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty; save or copy the checkpoint again")
-    with path.open("rb"):
-        pass  # a file that the system does not let us read is its own error, not a damaged one
-    if _is_script(path):
-        raise ValueError(
-            f"{path} is a TorchScript program, which is never run here; where you trust the file, "
-            "save the tensors alone: torch.save(torch.jit.load(path).state_dict(), new_path)"
-        )
-    try:
-        content = _safetensors(path) if path.suffix == ".safetensors" else _unpickled(path)
-    except (ImportError, MemoryError):
-        raise
-    except pickle.UnpicklingError as error:
-        raise ValueError(_unreadable(path, str(error))) from error
-    except Exception as error:  # each reader fails in its own ways on bytes that are not its own
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"{path} cannot be read, it is damaged, cut short or no checkpoint "
-            f"({type(error).__name__}: {reason}); save or copy it again"
-        ) from error
-    if isinstance(content, Tensor) or not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict")
-    return {str(key): value for key, value in content.items()}
-
-
-def _is_script(path: Path) -> bool:
-    """Up to PyTorch 2.5 ``torch.load`` runs such a file in spite of ``weights_only``."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except zipfile.BadZipFile:
-        return False
-
-
-def _safetensors(path: Path) -> Any:
-    try:
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise ImportError(f"{path.name} needs safetensors: pip install safetensors") from error
-    return load_file(path)
-
-
-def _unpickled(path: Path) -> Any:
-    # Those that the caller has allowed already stay allowed afterwards.
-    known = torch.serialization.get_safe_globals()
-    new = [g for g in _HARMLESS if g not in known]
-    with torch.serialization.safe_globals(new):
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _unreadable(path: Path, reason: str) -> str:
-    """Why the restricted unpickler gave up: code, or bytes that are no pickle."""
-    found = re.search(r"GLOBAL (\S+)|([\w.]+\.[\w.]+) whose module|function ([\w.]+)", reason)
-    # Behind torch's own advice, which is to run the file.
-    reason = re.split(r"(?:WeightsUnpickler error|Original error):", reason)[-1].strip()
-    reason = reason.partition("\n")[0]
-    if found is None and not re.search(r"unrecognized|build|NEWOBJ|numpy scalar", reason):
-        return f"{path} cannot be read, it is damaged or no checkpoint ({reason})"
-    name = next((g for g in found.groups() if g), None) if found else None
-    return (
-        f"{path} is a pickle with code ({name or reason}), which is never run here; where "
-        "you trust the file, load it with torch.load(path, weights_only=False) and save the "
-        'tensors alone: torch.save(checkpoint["state_dict"], new_path)'
-    )
-
-
 def _tensors(file: Mapping[str, Any], place: str) -> Tensors:
     held = file if place == "" else file.get(place)
     if not isinstance(held, Mapping):
         return {}
-    return {str(name): value for name, value in held.items() if isinstance(value, Tensor)}
+    found = ((str(name), as_tensor(value)) for name, value in held.items())
+    return {name: value for name, value in found if value is not None}
 
 
 # --- the encoder to fill --------------------------------------------------------------------------
@@ -437,6 +339,12 @@ class _Target:
     tensors: Tensors
     names: tuple[_Names, ...]
     branches: tuple[str, ...]
+    memory: Mapping[str, object]  # equal for tied tensors
+
+    @cached_property
+    def channels(self) -> tuple[int, ...]:
+        """Of the encoder's input: those of its first convolution; grey or colour without one."""
+        return next(((v.shape[1],) for v in self.tensors.values() if v.ndim == 4), (1, 3))
 
 
 def _target(encoder: nn.Module) -> _Target:
@@ -444,38 +352,72 @@ def _target(encoder: nn.Module) -> _Target:
     if not tensors:
         raise ValueError("the encoder has no tensor to fill; pass the network itself")
     for name, value in tensors.items():
-        if is_lazy(value) or value.is_meta:
-            raise ValueError(
-                f"the encoder's {name} has no memory yet (lazy or meta); run one batch through it, "
-                "or call to_empty, first"
-            )
+        _check_memory(name, value)
     plain: dict[str, tuple[str, str | None]] = {name: (name, None) for name in tensors}
-    norms: list[str] = []
+    of_norms: set[str] = set()
     branches: dict[str, None] = {}
     for name, module in encoder.named_modules(remove_duplicate=False):
         if isinstance(module, BranchBatchNorm):
             branches.update(dict.fromkeys(module))
             for branch, norm in module.items():
-                for tensor in norm.state_dict():
-                    if (own := f"{name}.{branch}.{tensor}") in plain:
-                        plain[own] = (f"{name}.{tensor}", branch)
-        if isinstance(module, BranchBatchNorm | _BatchNorm):
-            norms.append(name)
+                for own in norm.state_dict():
+                    if f"{name}.{branch}.{own}" in plain:
+                        plain[f"{name}.{branch}.{own}"] = (f"{name}.{own}", branch)
+                        of_norms.add(f"{name}.{branch}.{own}")
+        # TorchScript keeps no class, and other layers have running statistics too.
+        elif isinstance(module, _BatchNorm) or hasattr(module, "running_mean"):
+            of_norms |= {f"{name}.{own}" for own in module.state_dict()}
     views: list[_Names] = []
     for renaming in NAMINGS.values():
-        names = {name: (_canonical(p, renaming), branch) for name, (p, branch) in plain.items()}
-        # The dot at the end is what patterns end in.
-        known = frozenset(_canonical(f"{norm}.", renaming).removesuffix(".") for norm in norms)
-        view = _Names(names, known)
-        if len(set(names.values())) == len(names) and view not in views:
+        if (names := _renamed(plain, renaming)) is None:
+            continue
+        known = frozenset(names[own][0].rpartition(".")[0] for own in of_norms if own in names)
+        if (view := _Names(names, known)) not in views:
             views.append(view)
-    return _Target(tensors, tuple(views), tuple(branches))
+    memory = {
+        k: (v.data_ptr(), v.shape, v.stride()) if v.numel() else k for k, v in tensors.items()
+    }
+    return _Target(tensors, tuple(views), tuple(branches), memory)
+
+
+def _check_memory(name: str, value: Tensor) -> None:
+    """Raise if nothing can be copied into a tensor of the encoder."""
+    if is_lazy(value) or value.is_meta:
+        raise ValueError(
+            f"the encoder's {name} has no memory yet (lazy or meta); run one batch through it, "
+            "or call to_empty, first"
+        )
+    if hasattr(value, "__tensor_flatten__"):
+        raise ValueError(
+            f"the encoder's {name} is a {type(value).__name__}; fill the encoder before it is "
+            "sharded or quantised"
+        )
+    if value.layout == torch.strided and any(
+        step == 0 and size > 1 for step, size in zip(value.stride(), value.shape, strict=True)
+    ):
+        raise ValueError(
+            f"the encoder's {name} is expanded, its elements share memory and cannot differ; "
+            "replace it by its clone() first"
+        )
+
+
+def _renamed(
+    names: Mapping[str, tuple[str, str | None]], renaming: Renaming
+) -> dict[str, tuple[str, str | None]] | None:
+    """Each name and its branch, the name in one spelling; None if two become one.
+
+    Wrappers' names stay where they tell two tensors apart.
+    """
+    for spelling in ((_OUT_OF_WRAPPERS, *_WEIGHT_NORM, *renaming), renaming):
+        renamed = {key: (_canonical(n, spelling), branch) for key, (n, branch) in names.items()}
+        if len(set(renamed.values())) == len(renamed):
+            return renamed
+    return None
 
 
 @lru_cache(maxsize=1 << 14)  # each name is asked for again behind each format's prefixes
 def _canonical(name: str, renaming: Renaming) -> str:
-    """``name`` without wrappers, and as torchvision has it if ``renaming`` is its naming."""
-    name = re.sub("^" + _WRAPPERS, "", name).replace("._orig_mod.", ".")
+    """``name`` as torchvision has it if ``renaming`` is its naming."""
     for pattern, replacement in renaming:
         name = re.sub(pattern, replacement, name)
     return name
@@ -491,6 +433,7 @@ class _Attempt:
     format: str
     place: str
     prefix: str
+    layers: list[_InputLayer]  # of the file's own normalisation
     source: dict[str, str] = field(default_factory=dict)  # the encoder's name -> the file's
     labels: tuple[str, ...] = ()  # the file's BatchNorm branches
     label: str | None = None  # the one for a plain encoder
@@ -499,7 +442,6 @@ class _Attempt:
     unexpected: list[str] = field(default_factory=list)
     uncounted: list[str] = field(default_factory=list)  # num_batches_tracked that lack
     ignored: list[str] = field(default_factory=list)
-    normalization: dict[str, str] = field(default_factory=dict)  # mean and std -> the file's name
 
     @property
     def merit(self) -> tuple[int, int]:
@@ -524,9 +466,13 @@ def _attempts(
             tensors = _tensors(file, place)
             if not tensors:
                 continue
-            for start in _starts(tensors, form) if prefix is None else [prefix]:
+            layers = _input_layers(tensors, target.channels)
+            given = form.prefixes if prefix is None else (prefix,)
+            for start in [*_starts(tensors, given)] or given[:1]:
                 found = [
-                    _attempt(_Attempt(form.name, place, start), form, target, *pair, bn_branch)
+                    _attempt(
+                        _Attempt(form.name, place, start, layers), form, target, *pair, bn_branch
+                    )
                     for pair in _pairs(tensors, target, start)
                 ]
                 # A file that does not use the format's numbers of branches is of another format.
@@ -536,10 +482,11 @@ def _attempts(
                     yield max(found, key=lambda a: a.merit)
 
 
-def _starts(tensors: Tensors, form: Format) -> Iterator[str]:
-    """The prefixes that stand in the file, wrappers included, in the format's order."""
-    for prefix in form.prefixes:
-        pattern = re.compile(_WRAPPERS + re.escape(prefix) + _WRAPPERS)
+def _starts(tensors: Tensors, prefixes: Sequence[str]) -> Iterator[str]:
+    """The prefixes that stand in the file, wrappers included, in their order."""
+    for prefix in prefixes:
+        parts = (re.escape(f"{part}.") + _WRAPPERS for part in prefix.split(".") if part)
+        pattern = re.compile(_WRAPPERS + "".join(parts))
         found = (pattern.match(name) for name in tensors)
         yield from dict.fromkeys(match.group() for match in found if match)
 
@@ -549,11 +496,11 @@ def _pairs(
 ) -> Iterator[tuple[Tensors, dict[str, str], _Names]]:
     """The file's names under each renaming (own -> renamed) beside the encoder's."""
     seen: list[dict[str, str]] = []
-    rests = {key: key[len(prefix) :] for key in tensors if key.startswith(prefix)}
+    rests = {k: (k[len(prefix) :], None) for k in tensors if k.startswith(prefix)}
     for renaming in NAMINGS.values():
-        renamed = {key: _canonical(rest, renaming) for key, rest in rests.items()}
         # Two names that become one are not told apart by this renaming, so it is not the file's.
-        if renamed not in seen and len(set(renamed.values())) == len(renamed):
+        renamed = {key: name for key, (name, _) in (_renamed(rests, renaming) or {}).items()}
+        if renamed not in seen and len(renamed) == len(rests):
             seen.append(renamed)
             for names in target.names:
                 yield tensors, renamed, names
@@ -583,6 +530,9 @@ def _attempt(
             attempt.unlike[key] = f"{name} {reason}"
         else:
             attempt.source[name] = key
+    filled = {target.memory[name] for name in attempt.source}
+    attempt.missing = [name for name in attempt.missing if target.memory[name] not in filled]
+    attempt.layers = [x for x in attempt.layers if not {*x} & {*attempt.source.values()}]
     _sort_the_rest(attempt, tensors, split, {plain for plain, _ in names.plain.values()})
     return attempt
 
@@ -606,6 +556,8 @@ def _among(labels: Sequence[str], branch: str | None) -> str | None:
 
 def _unlike(found: Tensor, wanted: Tensor) -> str:
     """Why a tensor of the file cannot become one of the encoder, "" if it can."""
+    if found.is_meta:
+        return "has no plain values in the file (quantised, sparse, distributed or meta)"
     if found.shape != wanted.shape:
         return f"{tuple(found.shape)} in the file, {tuple(wanted.shape)} in the encoder"
     kinds = [(t.is_floating_point(), t.is_complex(), t.layout) for t in (found, wanted)]
@@ -622,15 +574,14 @@ def _sort_the_rest(
 ) -> None:
     """What the encoder does not take: known to be no part of it, or unexpected."""
     used = {*attempt.source.values(), *attempt.unlike}
+    of_input = {key for layer in attempt.layers for key in layer}
     for key in tensors:
         if key in used:
             continue
         plain, _ = split.get(key, ("", None))
-        if part := _INPUT.fullmatch(plain):
-            attempt.normalization[part[1]] = key
         known = (
             key not in split  # stands behind another prefix
-            or part
+            or key in of_input
             or plain in encoder  # another branch
             # FrozenBatchNorm2d keeps no count; a norm that the encoder lacks has other tensors.
             or plain.endswith(".num_batches_tracked")
@@ -678,27 +629,168 @@ def _fill(
     path: str | os.PathLike[str], target: _Target, chosen: _Attempt, tensors: Tensors
 ) -> None:
     """Copy; what could fail comes before the first tensor changes."""
-    ready = {}
+    ready: dict[object, tuple[str, Tensor]] = {}
+    normalised = _input_layers(target.tensors, target.channels)
+    stds = {layer[1] for layer in normalised if len(layer) == 2}
     for name, key in chosen.source.items():
-        if bool(tensors[key].isnan().any()):
-            raise ValueError(f"{path} holds NaN in {key}; its training diverged, use another")
-        ready[name] = tensors[key].to(target.tensors[name].dtype)
+        value = _sound(path, key, tensors[key], target.tensors[name].dtype)
+        if name in stds and not bool((value > 0).all()):
+            raise ValueError(f"{path} holds a std of 0 or less in {key}; it is damaged")
+        other, known = ready.setdefault(target.memory[name], (key, value))
+        if known is not value and not torch.equal(known, value):
+            raise ValueError(
+                f"{path} has different values in {other} and {key}, which are one tensor in the "
+                "encoder; untie them, or load the file that belongs to it"
+            )
     with torch.no_grad():
-        for name, value in ready.items():
-            target.tensors[name].copy_(value)
+        for name in chosen.source:
+            wanted = target.tensors[name]
+            with torch.inference_mode(wanted.is_inference()):
+                wanted.copy_(ready[target.memory[name]][1])
+
+
+def _sound(path: Any, key: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """``value`` as ``dtype``, if its numbers are such as training leaves."""
+    # Arithmetic knows no float8, of one byte.
+    exact = value.float() if value.is_floating_point() and value.itemsize == 1 else value
+    if not bool(exact.isfinite().all()):
+        what = "NaN" if bool(exact.isnan().any()) else "inf"
+        raise ValueError(f"{path} holds {what} in {key}; its training diverged, use another")
+    counted = key.rpartition(".")[2] in ("running_var", "num_batches_tracked")
+    if counted and bool((exact < 0).any()):
+        raise ValueError(
+            f"{path} holds values below 0 in {key}, which is not possible; it is damaged, use "
+            "another"
+        )
+    ready = value.to(dtype)
+    if dtype.is_floating_point or dtype.is_complex:
+        fits = (ready.float() if dtype.itemsize == 1 else ready).isfinite()
+    else:
+        fits = ready.to(value.dtype) == value
+    if not bool(fits.all()):
+        raise ValueError(
+            f"{path} holds values in {key} that are too large for the encoder's {dtype}; build the "
+            f"encoder in {value.dtype}"
+        )
+    return ready
+
+
+# --- the file's own normalisation -----------------------------------------------------------------
+
+
+def _input_layers(tensors: Tensors, channels: Sequence[int]) -> list[_InputLayer]:
+    """Tensors of the file that normalise images, those of one layer together.
+
+    They are named mean and std, or are shaped as what is broadcast over images. One alone, or under
+    other names, may be anything: of those, the ones count that have one value per channel.
+    """
+    pairs: dict[tuple[str, str | None], dict[str, str]] = {}
+    others: list[_InputLayer] = []
+    for key, value in tensors.items():
+        *inside, own = key.split(".")
+        if own in ("weight", "bias") or any(map(_is_head, inside)):
+            continue
+        match = _STATISTIC.fullmatch(key)
+        over_images = value.ndim >= 3 and value.shape[-3] in channels
+        if match and (over_images or _per_channel(value, channels)):
+            place = (match["before"], match["after"])
+            pairs.setdefault(place, {})[match["word"][0]] = key
+        elif over_images and value.numel() > 1 and _per_channel(value, channels):
+            others.append((key,))
+    layers = [tuple(pair[first] for first in sorted(pair)) for pair in pairs.values()]
+    # One number alone may be the mean of anything.
+    several = [
+        v for v in layers if len(v) == 2 or tensors[v[0]].ndim > 2 or tensors[v[0]].numel() > 1
+    ]
+    return several + others
+
+
+def _per_channel(value: Tensor, channels: Sequence[int]) -> bool:
+    """By its shape alone: a tensor of 3e7 elements may be one number, expanded."""
+    return value.numel() in (1, *channels) and value.numel() == max(value.shape, default=1)
+
+
+def _normalization(
+    path: Any, file: Mapping[str, Any], target: _Target, chosen: _Attempt
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and std that the encoder's input had, if the file has them and the encoder does not."""
+    tensors = dict(_tensors(file, chosen.place))
+    layers = [layer for layer in chosen.layers if _stands_before(layer[0], chosen.prefix)]
+    layers = layers or [layer for layer in chosen.layers if len(layer) == 2]
+    if not layers:
+        tensors = _beside(file, chosen.place, target.channels)
+        layers = [layer for layer in _input_layers(tensors, target.channels) if len(layer) == 2]
+    found = {_mean_and_std(path, layer, tensors, target.channels): layer for layer in layers}
+    if len(found) > 1:
+        raise ValueError(
+            f"{path} normalises its input in several ways: {_some([*sum(found.values(), ())])}; "
+            "save the encoder's tensors alone and normalise by mean= and std= yourself"
+        )
+    return next(iter(found), None)
+
+
+def _stands_before(key: str, prefix: str) -> bool:
+    """Whether a tensor belongs to a layer in, beside or around what stands behind ``prefix``."""
+    layer, encoder = (re.sub(*_OUT_OF_WRAPPERS, name).split(".")[:-1] for name in (key, prefix))
+    around = layer[:-1]
+    return encoder[: len(around)] == around or layer[: len(encoder)] == encoder
+
+
+def _beside(file: Mapping[str, Any], place: str, channels: Sequence[int]) -> dict[str, Tensor]:
+    """What the checkpoint has beside its weights, also in settings, with one number per channel."""
+    tensors = _tensors(file, "") if place == "" else [place]
+    entries = {name: value for name, value in file.items() if name not in tensors}
+    for name, value in [*entries.items()]:
+        if isinstance(value, Mapping):
+            entries |= {f"{name}.{key}": inside for key, inside in value.items()}
+    found = {}
+    for name, value in entries.items():
+        if isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value):
+            value = torch.tensor(value, dtype=torch.float64, device="cpu")
+        value = as_tensor(value)
+        if value is not None and value.numel() > 1 and value.numel() in channels:
+            found[name] = value
+    return found
+
+
+def _mean_and_std(
+    path: Any, layer: _InputLayer, tensors: Tensors, channels: Sequence[int]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """One value per channel, for images in [0, 1]."""
+    seen = ", ".join(f"{key} {tuple(tensors[key].shape)}" for key in layer)
+    alone = "save the encoder's tensors alone, and normalise its input as it was trained, or not"
+    if len(layer) == 1 or not all(_per_channel(tensors[key], channels) for key in layer):
+        raise ValueError(
+            f"{path} has {seen}, which looks like an input normalisation, and is no mean and std "
+            f"per channel; {alone}"
+        )
+    mean, std = (tensors[key].to("cpu", torch.float64).flatten() for key in layer)
+    size = max(mean.numel(), std.numel(), *channels[:1])
+    levels = 255 if float(mean.max()) > 1 or float(std.max()) > 2 else 1  # grey levels
+    plausible = mean.abs().max() <= levels and std.min() > 0 and std.max() <= 255
+    if not plausible:  # also of NaN
+        raise ValueError(
+            f"{path} normalises its input by {seen}: mean {mean.tolist()}, std {std.tolist()}, "
+            f"which is not possible; {alone}"
+        )
+    scaled = ((value / levels).expand(size).tolist() for value in (mean, std))
+    return tuple(next(scaled)), tuple(next(scaled))
 
 
 # --- what is said of it ---------------------------------------------------------------------------
 
 
-def _report(file: Mapping[str, Any], target: _Target, chosen: _Attempt) -> LoadReport:
+def _report(
+    file: Mapping[str, Any],
+    target: _Target,
+    chosen: _Attempt,
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None,
+) -> LoadReport:
     tensors = _tensors(file, chosen.place)
     inside = file[chosen.place] if chosen.place else file
     others = [str(k) for k in inside if str(k) not in tensors]
     if chosen.place:
         others += [k for k in file if k != chosen.place]
-    parts = [tensors[chosen.normalization[k]] for k in ("mean", "std") if k in chosen.normalization]
-    values = [tuple(part.flatten().tolist()) for part in parts]
     return LoadReport(
         format=chosen.format,
         place=chosen.place,
@@ -707,7 +799,7 @@ def _report(file: Mapping[str, Any], target: _Target, chosen: _Attempt) -> LoadR
         ignored=(*chosen.ignored, *chosen.unexpected, *others),
         missing=tuple(chosen.uncounted),
         bn_branch=None if target.branches else chosen.label,
-        normalization=(values[0], values[1]) if len(values) == 2 else None,
+        normalization=normalization,
     )
 
 
@@ -747,6 +839,13 @@ def _refusal(
 
 
 def _advice(file: Mapping[str, Any], target: _Target, closest: _Attempt | None) -> Iterator[str]:
+    if closest is not None and any(
+        re.search(r"\.parametrizations\.|\.weight_[gv]$", key) for key in closest.unexpected
+    ):
+        yield (
+            "the file's weights are computed from others (parametrizations): save them after "
+            "remove_parametrizations, or give the encoder the same"
+        )
     if closest is not None and closest.source:
         lacking = [name.split(" ")[0] for name in (*closest.missing, *closest.unlike.values())]
         if lacking and all(_is_head(name) for name in lacking):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -22,9 +21,20 @@ from torch import Generator, Tensor, nn
 
 from advssl.attacks import AdversarialViewGenerator
 from advssl.balls import L2, Ball, Linf
+from advssl.evaluation.identity import classifier_fingerprint as classifier_fingerprint
+from advssl.evaluation.identity import fingerprint_of, identity_of
 from advssl.evaluation.records import Fingerprint, Measurement, commit, machine, replacing
 from advssl.modes import evaluating, frozen, full_precision, random_state_kept, seeded_state
-from advssl.types import Images, Labels, Objective, PerExample
+from advssl.types import (
+    Images,
+    Labels,
+    Objective,
+    PerExample,
+    described,
+    embeddings_of,
+    positive,
+    whole,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,6 +45,7 @@ Batches: TypeAlias = Iterable[tuple[Images, Labels]]
 Progress: TypeAlias = Callable[[str, int, int | None], None]  # what, how many done, of how many
 Settings: TypeAlias = dict[str, Any]  # plain JSON
 
+_ANY = -(2**63)  # the least whole number
 _MOST_TARGETS = 9  # of multi-targeted attacks, as in AutoAttack and in Gowal et al. 2019
 _SMALLEST_SQUARE = 5  # the l_2 Square attack tiles an image with five squares along each side
 
@@ -108,8 +119,8 @@ class _OwnAttack:
         The unperturbed image is in the ball and counts as found: an attack never helps.
 
         Args:
-            classifier: images to logits (B, K), in float32. It runs in eval mode, autocast off,
-                on its own device, and comes back as it was.
+            classifier: a module, images to logits, see :func:`logits_of`. It runs in eval mode and
+                in float32, on its own device, and comes back as it was.
             images: (B, C, H, W), float32, in [0, 1].
             labels: (B,), integer.
             seed: of the attack and of what the classifier draws. The caller's random state stays.
@@ -120,7 +131,7 @@ class _OwnAttack:
             ImportError: if the attack needs a library that is not installed.
         """
         check_batch(images, labels)
-        device = device_of(classifier, images)
+        seed, device = whole("seed", seed, _ANY), device_of(classifier, images)
         with borrowed(classifier, device, seed):
             # A clone, because an inference tensor cannot take part in a graph.
             x, y = images.detach().clone().to(device), labels.clone().to(device).long()
@@ -161,6 +172,12 @@ class _Ascent(_OwnAttack):
     steps: int = 20
     step_size: float | None = 2 / 255
 
+    def __post_init__(self) -> None:
+        _plain(self, steps=whole("steps", self.steps, 0))
+        if self.step_size is not None:
+            _plain(self, step_size=positive("step_size", self.step_size))
+        _ = self._adversary  # refuses the other settings if they make no sense
+
     @property
     def _step(self) -> float:
         return self._adversary.step_size
@@ -197,9 +214,8 @@ class PGD(_Ascent):
     restarts: int = 1
 
     def __post_init__(self) -> None:
-        if self.restarts < 1:
-            raise ValueError(f"restarts must be at least 1, got {self.restarts}")
-        _ = self._adversary  # refuses the other settings if they make no sense
+        super().__post_init__()
+        _plain(self, restarts=whole("restarts", self.restarts, 1))
 
     @property
     def name(self) -> str:
@@ -248,9 +264,9 @@ class MultiTargetedPGD(_Ascent):
     targets: int | None = None
 
     def __post_init__(self) -> None:
-        if self.targets is not None and self.targets < 1:
-            raise ValueError(f"targets must be at least 1, or None, got {self.targets}")
-        _ = self._adversary
+        super().__post_init__()
+        if self.targets is not None:
+            _plain(self, targets=whole("targets", self.targets, 1))
 
     @property
     def name(self) -> str:
@@ -314,8 +330,8 @@ class AutoAttack(_OwnAttack):
     def __post_init__(self) -> None:
         if type(self.ball) not in self._NORMS:
             raise ValueError(f"AutoAttack knows Linf and L2, got {self.ball!r}; use PGD for others")
-        if self.classes is not None and self.classes < 2:
-            raise ValueError(f"classes must be at least 2, or None, got {self.classes}")
+        if self.classes is not None:
+            _plain(self, classes=whole("classes", self.classes, 2))
 
     @property
     def is_standard(self) -> bool:
@@ -352,7 +368,9 @@ class AutoAttack(_OwnAttack):
     def _run(
         self, classifier: nn.Module, images: Images, labels: Labels, seed: int, report: Progress
     ) -> Found:
-        classes = logits_of(classifier, images[:1]).shape[1]
+        logits = logits_of(classifier, images[:1])
+        _check_classes(labels, logits)
+        classes = logits.shape[1]
         if self.classes not in (None, classes):
             raise ValueError(
                 f"the classifier has {classes} classes, this attack is for {self.classes}; use "
@@ -389,9 +407,9 @@ class AutoAttack(_OwnAttack):
         targets = min(_MOST_TARGETS, (self.classes or 0) - 1)
         run.apgd_targeted.n_target_classes = run.fab.n_target_classes = targets
         runners = {"apgd-ce": run.apgd, "apgd-t": run.apgd_targeted, "square": run.square}
-        for number, part in enumerate(self.parts):
+        for place, part in enumerate(self.parts):
             runner = runners.get(part, run.fab)
-            runner.perturb = _told(runner.perturb, part, number, len(self.parts), report)
+            runner.perturb = _told(runner.perturb, part, place, len(self.parts), report)
         return run
 
 
@@ -413,14 +431,15 @@ def measure(
     killed and is repeated reads them instead of running them again, and gives the same record:
     each batch has a seed of its own. Results of anything else in the folder are left alone: they
     are kept under another key, made of the attack's settings, the seed, the batch's number, images
-    and labels, and the classifier's weights, buffers and printed structure. What a classifier
-    keeps elsewhere, such as a mean in a plain attribute that its repr does not show, is not seen.
+    and labels, the classifier with its code (all that :mod:`advssl.evaluation.identity` sees; hooks
+    are not), the versions of the packages and the kind of device.
 
     Args:
-        classifier: images to logits (B, K), float32; left as it was.
+        classifier: a module, images to logits, see :func:`logits_of`; left as it was.
         attack: :class:`Clean`, :class:`PGD`, :class:`MultiTargetedPGD`, :class:`AutoAttack` or
             your own :class:`Attack`.
-        batches: of images (B, C, H, W), float32 in [0, 1], and labels (B,), in a fixed order.
+        batches: pairs of images (B, C, H, W), float32 in [0, 1], and labels (B,), in a fixed order,
+            as a list, a loader or a generator.
         seed: of the attack; it goes into the record's settings.
         folder: where finished batches are kept; made if it is not there.
         progress: called after each batch, and by the attack in between.
@@ -433,14 +452,23 @@ def measure(
             is ``seed``.
 
     Raises:
-        ValueError: on no batches, or what the attack refuses.
+        ValueError: on no batches, on something else than a classifier or an attack, or on what the
+            attack refuses: above all logits that are not finite.
     """
     report = progress or _ignore
+    check_module("classifier", classifier)
+    _check_attack(attack)
+    seed = whole("seed", seed, _ANY)
+    if training_seed is not None:
+        training_seed = whole("training_seed", training_seed, _ANY)
+    if population is not None:
+        population = whole("population", population, 1)
     total = len(batches) if isinstance(batches, Sized) else None
-    shelf = None if folder is None else _Shelf(Path(folder), classifier_fingerprint(classifier))
+    if isinstance(batches, Sequence):  # all are looked at before the work
+        _ = list(pairs(batches))
+    shelf = None if folder is None else _Shelf(Path(folder), _computed_by(classifier, attack))
     data, labels, correct = Fingerprint(), [], list[bool]()
-    for number, (x, y) in enumerate(batches):
-        check_batch(x, y)
+    for number, (x, y) in enumerate(pairs(batches)):
         if number == 0 and isinstance(attack, AutoAttack):
             attack = attack.for_classes(class_count(classifier, x))
         correct += _finished(classifier, attack, x, y, (seed, number), shelf, report)
@@ -466,7 +494,7 @@ def class_balanced(labels: Labels, count: int, seed: int) -> Indices:
     A class with fewer examples than its share gives all of them, and the others share the rest.
 
     Args:
-        labels: (N,), integer.
+        labels: (N,), integer, from 0 on; also as a list or an array.
         count: how many to take.
         seed: the same gives the same indices.
 
@@ -474,18 +502,22 @@ def class_balanced(labels: Labels, count: int, seed: int) -> Indices:
         (count,), int64, ascending, on the CPU.
 
     Raises:
-        ValueError: if there are fewer than ``count`` labels, or ``count`` is not positive.
+        ValueError: if there are fewer than ``count`` labels, ``count`` is not positive, or a label
+            is no class.
     """
+    labels = torch.as_tensor(labels, device="cpu")
+    check_labels(labels, len(labels) if labels.ndim else 0)
+    count, seed = whole("count", count, _ANY), whole("seed", seed, _ANY)
     if not 0 < count <= len(labels):
         raise ValueError(f"count must be from 1 to the {len(labels)} labels there are, got {count}")
-    draw = Generator().manual_seed(seed)
-    shuffled = torch.randperm(len(labels), generator=draw)
-    kinds, kind = torch.unique(labels.cpu()[shuffled], return_inverse=True)
+    draw = Generator("cpu").manual_seed(seed)
+    shuffled = torch.randperm(len(labels), generator=draw, device="cpu")
+    kinds, kind = torch.unique(labels.long()[shuffled], return_inverse=True)
     place = torch.empty_like(kind)  # in the queue of its class
     for k in range(len(kinds)):
-        place[kind == k] = torch.arange(int((kind == k).sum()))
+        place[kind == k] = torch.arange(int((kind == k).sum()), device="cpu")
     # All firsts, then all seconds: in each round the classes come in a random order.
-    order = torch.randperm(len(kinds), generator=draw)
+    order = torch.randperm(len(kinds), generator=draw, device="cpu")
     return shuffled[(place * len(kinds) + order[kind]).argsort()[:count]].sort().values
 
 
@@ -513,14 +545,20 @@ def transfer(
         One row per source, one column per target, accuracies in [0, 1]; the diagonal is white box.
 
     Raises:
-        ValueError: on no classifiers or no batches.
+        ValueError: on no classifiers or no batches, or on what :func:`measure` refuses.
         ImportError: without pandas.
     """
     pandas = _needed("pandas")
+    if not isinstance(classifiers, Mapping):
+        raise ValueError(f"classifiers must be modules by name, got {described(classifiers)}")
+    for name, classifier in classifiers.items():
+        check_module(f"classifiers[{name!r}]", classifier)
+    _check_attack(attack)
+    seed = whole("seed", seed, _ANY)
     names, report = list(classifiers), progress or _ignore
     standing = {source: dict.fromkeys(names, 0) for source in names}
     size = 0
-    for number, (x, y) in enumerate(batches):
+    for number, (x, y) in enumerate(pairs(batches)):
         size += len(x)
         own_seed = batch_seed(seed, number)
         for done, source in enumerate(names, start=1):
@@ -562,12 +600,31 @@ def margin(logits: Logits, labels: Labels) -> PerExample:
     return others.amax(dim=1) - _at(logits, labels)
 
 
+def pairs(batches: Batches) -> Iterator[tuple[Images, Labels]]:
+    """The batches, each checked to be images and labels."""
+    if isinstance(batches, Tensor | Mapping) or not isinstance(batches, Iterable):
+        raise ValueError(
+            "batches must be an iterable of (images, labels), such as a list or a loader, got "
+            f"{described(batches)}"
+        )
+    for batch in batches:
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise ValueError(
+                f"each batch must be a pair of images and labels, got {described(batch)}; pass "
+                "[(images, labels)] for one batch"
+            )
+        images, labels = batch
+        check_batch(images, labels)
+        yield images, labels
+
+
 def check_batch(images: Images, labels: Labels) -> None:
     """Raise unless these are images in [0, 1], in float32, with one integer label each."""
-    if images.ndim != 4 or len(images) == 0 or images.dtype != torch.float32:
+    shaped = isinstance(images, Tensor) and images.ndim == 4 and len(images) > 0
+    if not shaped or images.dtype != torch.float32:
         raise ValueError(
-            "images must be float32 of shape (B, C, H, W) with B ≥ 1, got "
-            f"{images.dtype} of shape {tuple(images.shape)}; evaluation is in float32"
+            "images must be float32 of shape (B, C, H, W) with B ≥ 1, in a tensor, got "
+            f"{described(images)}; evaluation is in float32"
         )
     low, high = (float(v) for v in images.aminmax())
     if not (low >= 0 and high <= 1):  # a NaN is neither
@@ -575,24 +632,77 @@ def check_batch(images: Images, labels: Labels) -> None:
             f"images must lie in [0, 1], got [{low:.8g}, {high:.8g}]; put a normalisation into the "
             "classifier, clamp what a resize overshoots"
         )
-    if labels.shape != (len(images),) or labels.is_floating_point() or labels.dtype == torch.bool:
+    check_labels(labels, len(images))
+
+
+def check_labels(labels: Labels, size: int, classes: int | None = None, of: str = "") -> None:
+    """Raise unless these are ``size`` integers from 0 on, below ``classes`` if that is given.
+
+    ``of`` names what they are of, for the message: -1 stands for "no label" in many datasets.
+    """
+    integers = isinstance(labels, Tensor) and not (
+        labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool
+    )
+    if not integers or labels.shape != (size,):
         raise ValueError(
-            f"labels must be {len(images)} integers, got {labels.dtype} of shape "
-            f"{tuple(labels.shape)}"
+            f"labels{of} must be {size} integers, in a tensor, got {described(labels)}"
+        )
+    low, high = (int(v) for v in labels.long().aminmax()) if size else (0, 0)
+    if classes is not None and not 0 <= low <= high < classes:
+        raise ValueError(
+            f"labels{of} must be from 0 to {classes - 1}, the classifier's classes, got "
+            f"{low} to {high}"
+        )
+    if low < 0:
+        raise ValueError(
+            f"labels{of} must be classes from 0 on, got {low}; leave images without a label out"
+        )
+
+
+def check_module(name: str, value: Any) -> None:
+    """Raise unless it is a module."""
+    if not isinstance(value, nn.Module):
+        raise ValueError(
+            f"{name} must be a torch.nn.Module, got {described(value)}; put a function into the "
+            "forward of one"
         )
 
 
 def device_of(classifier: nn.Module, images: Images) -> torch.device:
     """Where ``classifier`` computes; where the images are if it holds no tensor."""
+    check_module("classifier", classifier)
     held = next(chain(classifier.parameters(), classifier.buffers()), images)
     return held.device
+
+
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Inside the block torch computes on ``device`` in float32, whatever the caller has set.
+
+    Float32 is float32 (:func:`~advssl.modes.full_precision`), gradients are on, and what is made
+    without a type or a device is float32 and, if the caller's default device is not the CPU, on
+    ``device``.
+    """
+    dtype = torch.get_default_dtype()
+    elsewhere = torch.empty(0).device.type != "cpu"
+    torch.set_default_dtype(torch.float32)
+    try:
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            full_precision(device),
+            device if elsewhere else nullcontext(),
+        ):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 @contextmanager
 def borrowed(classifier: nn.Module, device: torch.device, seed: int) -> Iterator[None]:
     """Inside the block ``classifier`` is evaluated, seeded; on any exit all is as it was.
 
-    Float32, eval mode, no parameter gradients, autocast and TF32 off, gradients to images on.
+    Eval mode, no parameter gradients, and :func:`undisturbed`.
 
     Raises:
         ValueError: if the classifier holds floating point numbers other than float32.
@@ -604,35 +714,43 @@ def borrowed(classifier: nn.Module, device: torch.device, seed: int) -> Iterator
             f"evaluation is in float32 and {other[0]} is not ({len(other)} in all); call "
             "classifier.float()"
         )
-    start = seeded_state(device, Generator().manual_seed(seed))
+    start = seeded_state(device, Generator("cpu").manual_seed(seed))
     with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
+        undisturbed(device),
         evaluating(classifier),
         frozen(classifier),
-        full_precision(device),
-        _tf32_off(device),
         random_state_kept(device, start),
     ):
         yield
 
 
+class NotFinite(ValueError):
+    """NaN or infinity where there must be numbers."""
+
+
 def logits_of(classifier: nn.Module, images: Images) -> Logits:
-    """What ``classifier`` answers, as long as it is logits.
+    """What ``classifier`` answers, in float32, as long as it is logits.
+
+    They may stand as ``logits`` in an output with names, alone in a tuple or a mapping, and as
+    (B, K, 1, 1).
 
     Raises:
-        ValueError: unless it is a floating (B, K) with K ≥ 2.
+        ValueError: unless it is a floating (B, K) with K ≥ 2, all of it finite: a NaN is no class,
+            and what attacks make of it is none either.
     """
-    logits = classifier(images)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
-        seen = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"the classifier must return logits ({len(images)}, K), got {seen}")
-    if logits.shape[1] < 2 or not logits.is_floating_point():
+    answer = classifier(images)
+    named = answer.get("logits") if isinstance(answer, Mapping) else getattr(answer, "logits", None)
+    logits: Logits | None = None
+    with suppress(ValueError):
+        logits = embeddings_of("", answer if named is None else named).float()
+    if logits is None or len(logits) != len(images) or logits.shape[1] < 2:
         raise ValueError(
-            f"the classifier must return at least two floating point logits per image, got "
-            f"{logits.dtype} of shape {tuple(logits.shape)}"
+            f"the classifier must return logits ({len(images)}, K), in floating point and of at "
+            f"least two classes, got {described(answer)}"
         )
-    return logits.float()
+    if not logits.isfinite().all():
+        raise NotFinite("the classifier's logits are not finite; a NaN has no class")
+    return logits
 
 
 def batch_seed(seed: int, number: int) -> int:
@@ -640,32 +758,9 @@ def batch_seed(seed: int, number: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "big")
 
 
-def classifier_fingerprint(classifier: nn.Module) -> str:
-    """A hash of weights, buffers and printed structure, the same in another process."""
-    # Tanh for ReLU changes no weight, and a mean and std are often not in the state dict.
-    shown = re.sub(r" at 0x[0-9a-f]+|(?<=id=)\d+", "", repr(classifier))
-    digest = hashlib.sha256(f"{type(classifier).__qualname__} {shown}".encode())
-    held = {**classifier.state_dict(), **dict(classifier.named_buffers())}
-    for name, value in held.items():
-        digest.update(name.encode())
-        if isinstance(value, Tensor):
-            digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
-            digest.update(_bytes(value))
-        else:
-            digest.update(repr(value).encode())
-    return digest.hexdigest()
-
-
-def _bytes(values: Tensor) -> bytes:
-    # Through a flat view of bytes, because numpy has no bfloat16.
-    return values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
 def _data_key(images: Images, labels: Labels) -> str:
     """Unlike a dataset's fingerprint, of every bit: an attack sees what uint8 does not."""
-    digest = hashlib.sha256(f"{tuple(images.shape)}".encode())
-    digest.update(_bytes(images) + _bytes(labels.long()))
-    return digest.hexdigest()
+    return fingerprint_of(images, labels.long())
 
 
 class _Worst:
@@ -676,7 +771,7 @@ class _Worst:
         self._clean, self._labels = images, labels
         self._images = images.clone()
         self.logits = self._answers(images)
-        _check_labels(labels, self.logits)
+        _check_classes(labels, self.logits)
         self._wrong, self._height = self._judged(self.logits, labels)
 
     def found(self) -> Found:
@@ -706,10 +801,7 @@ class _Worst:
 
     def _answers(self, images: Images) -> Logits:
         with torch.no_grad():
-            logits = logits_of(self._classifier, images)
-        if not logits.isfinite().all():
-            raise ValueError("the classifier's logits are not finite; a NaN has no class")
-        return logits
+            return logits_of(self._classifier, images)
 
     def _judged(self, logits: Logits, labels: Labels) -> tuple[PerExample, PerExample]:
         return logits.argmax(dim=1) != labels, self._loss(logits, labels)
@@ -732,13 +824,24 @@ def _wrong_classes(logits: Logits, labels: Labels) -> Tensor:
     return others.argsort(dim=1, descending=True)[:, :-1]
 
 
-def _check_labels(labels: Labels, logits: Logits) -> None:
-    low, high = (int(v) for v in labels.aminmax())
-    if low < 0 or high >= logits.shape[1]:
+def _check_classes(labels: Labels, logits: Logits) -> None:
+    check_labels(labels, len(labels), logits.shape[1])
+
+
+def _check_attack(attack: Any) -> None:
+    """Raise unless it has what :class:`Attack` has."""
+    has_all = callable(attack) and hasattr(attack, "name") and hasattr(attack, "settings")
+    if isinstance(attack, type) or not has_all:
         raise ValueError(
-            f"labels must be from 0 to {logits.shape[1] - 1}, the classifier's classes, got "
-            f"{low} to {high}"
+            "attack must have a name and settings and be callable, such as PGD(), got "
+            f"{attack.__name__ if isinstance(attack, type) else described(attack)}"
         )
+
+
+def _plain(settings: Any, **fields: Any) -> None:
+    """Exchange fields of a frozen value for what they mean, while it is made."""
+    for name, value in fields.items():
+        object.__setattr__(settings, name, value)
 
 
 def class_count(classifier: nn.Module, images: Images) -> int:
@@ -757,7 +860,7 @@ class _Shelf:
     """A folder with one file per finished batch, found by all that its result depends on."""
 
     folder: Path
-    classifier: str
+    computed_by: str
 
     def read(self, key: Settings, size: int) -> list[bool] | None:
         """The flags kept under ``key``; None if there are none, or a file that is not whole."""
@@ -802,7 +905,7 @@ def _finished(
             "seed": seed,
             "batch": number,
             "data": _data_key(images, labels),
-            "classifier": shelf.classifier,
+            "computed by": shelf.computed_by,
         }
         kept = shelf.read(key, len(labels))
         if kept is not None:
@@ -817,6 +920,12 @@ def _finished(
     return correct
 
 
+def _computed_by(classifier: nn.Module, attack: Attack) -> str:
+    """What a batch's result depends on besides the attack's settings, the seed and the batch."""
+    held = next(chain(classifier.parameters(), classifier.buffers()), None)
+    return identity_of(classifier, type(attack), None if held is None else held.device.type)
+
+
 def _attacked(
     classifier: nn.Module,
     attack: Attack,
@@ -829,6 +938,7 @@ def _attacked(
         found = attack.search(classifier, images, labels, seed=seed, progress=report)
         correct = found.correct
     else:
+        check_labels(labels, len(labels), class_count(classifier, images))
         hard = attack(classifier, images, labels, seed=seed, progress=report)
         correct = _still_correct(classifier, hard, labels, seed)
     return [bool(c) for c in correct.tolist()]
@@ -876,22 +986,6 @@ def _every_generator_kept() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _tf32_off(device: torch.device) -> Iterator[None]:
-    """Convolutions on a GPU round to ten bits unless told otherwise; that is not float32."""
-    if device.type != "cuda":
-        yield
-        return
-    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(products)
-        torch.backends.cudnn.allow_tf32 = convolutions
-
-
 def _needed(module: str) -> Any:
     try:
         return importlib.import_module(module)
@@ -909,7 +1003,7 @@ def _ball_name(ball: Ball) -> str:
 
 def _ball_settings(ball: Ball) -> Settings:
     held: Settings = asdict(ball) if is_dataclass(ball) and not isinstance(ball, type) else {}
-    return {"norm": type(ball).__name__, "radius": ball.radius, **held}
+    return {"norm": type(ball).__name__, **held, "radius": positive("radius", ball.radius)}
 
 
 def _number(value: float) -> str:

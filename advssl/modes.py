@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import random
 import threading
 import types
 from collections import deque
@@ -13,9 +14,12 @@ from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.autograd.graph import GradientEdge
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from advssl.types import Scalar
@@ -27,6 +31,7 @@ _LOOP = {"torch", "lightning", "pytorch_lightning", "lightning_fabric"}
 _LOGGERS = {"logging", "wandb", "mlflow", "comet_ml", "neptune", "tensorboardX"}
 _FOREIGN = {*_LOOP, *_LOGGERS, "threading", "multiprocessing"}
 _CODE = (types.FunctionType, types.MethodType, types.ModuleType, type)
+_ATOMS = (bool, int, float, str)
 _FEW = 1000  # what holds more is data, and no collection of modules
 
 
@@ -37,85 +42,294 @@ def submodules(*modules: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Inside the block the modules are in eval mode; on any exit each has its own flag back.
+    """Inside the block the modules are in eval mode; on any exit each is in the mode it was in.
 
     ``model.eval()`` and ``model.train()`` around the block would also wake a submodule that the
-    caller had put to eval alone, such as a frozen BatchNorm.
+    caller had put to eval alone, such as a frozen BatchNorm. What a module's own ``train`` and
+    ``eval`` do besides, such as merging low-rank weights, they undo themselves.
+
+    Raises:
+        ValueError: on a module whose mode cannot change, such as an exported program.
     """
-    with _training_flags_kept(submodules(*modules)):
+    flags = [(m, m.training) for m in submodules(*modules) if hasattr(m, "training")]
+    try:
         for module in modules:
-            module.eval()
+            try:
+                module.eval()
+            except NotImplementedError as error:
+                raise ValueError(
+                    f"a {type(module).__name__} cannot be put into eval mode ({error}); an "
+                    "exported program keeps the mode it was exported in: use the model itself"
+                ) from error
         yield
+    finally:
+        for module, flag in flags:  # parents first: a child of its own mind comes after them
+            if module.training != flag:
+                module.train(flag)
+        for module, flag in flags:
+            module.training = flag
 
 
 @contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
     """Inside the block no parameter of ``modules`` requires gradient; on any exit all is as it was.
 
-    Given back are ``requires_grad``, train/eval flags, every buffer (BatchNorm statistics, a memory
-    bank's queue) and every parameter that did not require gradient (a momentum encoder). Values are
-    given back without moving version counters, so a graph built before the block can still be
-    back-propagated after it. Train or eval mode is the caller's choice: see :func:`evaluating`.
+    Given back is all that a :class:`Snapshot` holds but the global random states: parameters and
+    their ``requires_grad``, buffers (BatchNorm statistics, a memory bank's queue), train/eval
+    flags, hooks, plain attributes (the queue's pointer). Version counters stand still, so a graph
+    built before the block can still be back-propagated after it. Weights that
+    ``parametrize.cached()`` remembers are those of the block inside it, and the caller's outside.
+    Train or eval mode is the caller's choice: see :func:`evaluating`.
 
     Raises:
-        ValueError: on leaving, if a trainable parameter was changed in place inside the block.
+        ValueError: on a lazy module that has not seen its input yet; on leaving, if a trainable
+            parameter was changed in place inside the block: its value is given back, but a graph
+            built before is not valid any more.
     """
-    members = submodules(*modules)
     trainable = {
-        p: name for m in members for name, p in m.named_parameters(recurse=False) if p.requires_grad
+        p: name
+        for m in submodules(*modules)
+        for name, p in m.named_parameters(recurse=False)
+        if p.requires_grad
     }
     versions = [p._version for p in trainable]
-    with _training_flags_kept(members), state_kept(*modules):
-        # One that is not a leaf is borrowed already: SAMWrapper runs its closure at other weights.
-        leaves = [p for p in trainable if p.is_leaf]
-        try:
-            for p in leaves:
+    with state_kept(*modules), weights_recomputed():
+        for p in trainable:
+            # One that is not a leaf is borrowed already: SAMWrapper runs its closure at others.
+            if p.is_leaf:
                 p.requires_grad_(False)
-            yield
-        finally:
-            for p in leaves:
-                p.requires_grad_(True)
+        yield
     for (p, name), version in zip(trainable.items(), versions, strict=True):
         if p._version != version:
             raise ValueError(
                 f"a trainable parameter ({name}, shape {tuple(p.shape)}) was changed in place "
-                "while its module was frozen, and keeps that change; step optimizers outside and "
-                "set requires_grad to False on a momentum encoder that the objective updates"
+                "while its module was frozen; it has its value back, but no graph that was built "
+                "before. Step optimizers outside and set requires_grad to False on a momentum "
+                "encoder that the objective updates"
             )
 
 
 @contextmanager
 def state_kept(*modules: nn.Module) -> Iterator[None]:
-    """On any exit all buffers, and parameters that do not require gradient, are as they were.
+    """On any exit the modules are as they were, the global random states aside."""
+    before = Snapshot(*modules, generators=False)
+    try:
+        yield
+    finally:
+        before.restore()
 
-    Values are written back without moving version counters; a buffer that was replaced, as a lazy
-    memory bank replaces its queue, is the old one again.
+
+class Snapshot:
+    """The state of modules and of the random generators; :meth:`restore` gives it back.
+
+    Held are parameters, trainable or not, with their ``requires_grad``, and buffers, also those
+    that are replaced; submodules and hooks; train/eval flags; and plain attributes of every
+    submodule, scripted ones included: numbers, tensors, arrays, generators and, looked into, lists,
+    dicts, sets, deques and objects of the user's own classes. Not held are ``.grad``, and objects
+    of torch's and Lightning's classes that are no modules: optimizers, datasets, loaders, a
+    trainer.
+
+    It takes as much memory as the modules' tensors. Values are written back without moving version
+    counters, so a graph that was built before can still be back-propagated. A tensor that stands
+    in a parameter's place is lent by ``torch.func.functional_call`` and stays.
+
+    Args:
+        *modules: whose state it is.
+        generators: whether torch's random states on the CPU and on the modules' device, numpy's and
+            Python's are held too.
+
+    Raises:
+        ValueError: on a lazy module that has not seen its input yet.
     """
-    members = submodules(*modules)
-    bound = [dict(m._buffers) for m in members]
-    held = [b for names in bound for b in names.values() if b is not None]
-    held += [p for m in members for p in m._parameters.values() if p is not None]
-    # An inference tensor cannot change outside inference mode, nor be written back there.
-    kept = [t for t in dict.fromkeys(held) if not (t.requires_grad or t.is_inference())]
-    values = [t.detach().clone() for t in kept]
-    try:
-        yield
-    finally:
-        for m, names in zip(members, bound, strict=True):
-            m._buffers.clear()
-            m._buffers.update(names)
-        for t, value in zip(kept, values, strict=True):
-            t.data.copy_(value)
+
+    @_disable_dynamo  # a walk over Python objects, no part of a graph
+    def __init__(self, *modules: nn.Module, generators: bool = True) -> None:
+        self._undo: list[Callable[[], Any]] = []
+        self._seen: dict[int, Any] = {}  # by id; as long as it is held, no other object has its id
+        self._hold_all(modules)
+        if generators:
+            tensors = (p for m in modules for p in m.parameters())
+            self._hold_random_state(next(tensors, torch.empty(0, device="cpu")).device)
+
+    @_disable_dynamo
+    def restore(self) -> None:
+        """Everything as it was; as often as you like."""
+        for undo in self._undo:
+            undo()
+
+    def _hold(self, value: Any) -> None:
+        if value is None or isinstance(value, _ATOMS) or id(value) in self._seen:
+            return
+        self._seen[id(value)] = value
+        if isinstance(value, nn.Module):
+            self._hold_module(value)
+        elif isinstance(value, Tensor):
+            self._hold_tensor(value)
+        elif isinstance(value, np.ndarray):
+            self._hold_array(value)
+        elif isinstance(value, torch.Generator | np.random.RandomState):
+            state: Any = value.get_state()
+            self._undo.append(lambda: value.set_state(state))
+        elif isinstance(value, np.random.Generator):
+            bits, drawn = value.bit_generator, value.bit_generator.state
+            self._undo.append(lambda: setattr(bits, "state", drawn))
+        elif isinstance(value, random.Random):
+            at = value.getstate()
+            self._undo.append(lambda: value.setstate(at))
+        elif isinstance(value, tuple | frozenset):
+            self._hold_all(value)
+        elif isinstance(value, dict):
+            self._hold_dict(value)
+        elif isinstance(value, list | set | deque):
+            self._hold_collection(value)
+        elif not (isinstance(value, _CODE) or foreign(value)):
+            self._hold_slots(value)
+            if hasattr(value, "__dict__"):
+                self._hold_dict(vars(value))
+
+    def _hold_all(self, values: Iterable[Any]) -> None:
+        for value in values:
+            self._hold(value)
+
+    def _hold_module(self, module: nn.Module) -> None:
+        kind = type(module)  # parametrizations exchange it
+
+        def undo() -> None:
+            if type(module) is not kind:
+                module.__class__ = kind
+
+        self._undo.append(undo)
+        if isinstance(module, torch.jit.ScriptModule):
+            self._hold_scripted(module)
+        else:
+            self._seen[id(module._parameters)] = module._parameters
+            self._hold_dict(module._parameters, may_be_lent=True)
+        self._hold_dict(vars(module))
+
+    def _hold_scripted(self, module: torch.jit.ScriptModule) -> None:
+        inside = module._c
+        kind = getattr(module, "_concrete_type", None)  # what jit.freeze returns has none
+        held = {name: inside.getattr(name) for name in kind.get_attributes()} if kind else {}
+
+        def undo() -> None:
+            for name, value in held.items():
+                if inside.getattr(name) is not value:
+                    inside.setattr(name, value)
+
+        self._undo.append(undo)
+        self._hold_all([*held.values(), *module.parameters(recurse=False), *module.children()])
+
+    def _hold_tensor(self, tensor: Tensor) -> None:
+        if is_lazy(tensor):
+            raise ValueError(
+                "a lazy module has no parameters yet that could be given back; run one batch "
+                "through the model first"
+            )
+        if not tensor.is_leaf:  # has a graph of its own
+            return
+        data, flag, of_inference = tensor.data, tensor.requires_grad, tensor.is_inference()
+        if tensor.layout != torch.strided:
+            self._hold_all(_dense_parts(data))
+        value = _written_once(data).clone() if tensor.layout == torch.strided else None
+
+        def undo() -> None:
+            if value is None or _place(tensor) != _place(data):
+                tensor.data = data
+            if value is not None:
+                with torch.inference_mode(of_inference):
+                    _written_once(data).copy_(value)
+            if tensor.requires_grad != flag:
+                tensor.requires_grad_(flag)
+
+        self._undo.append(undo)
+
+    def _hold_array(self, array: np.ndarray[Any, Any]) -> None:
+        if array.flags.writeable:
+            value = array.copy()
+            self._undo.append(lambda: np.copyto(array, value))
+
+    def _hold_dict(self, entries: dict[Any, Any], may_be_lent: bool = False) -> None:
+        held = dict(entries)
+
+        def undo() -> None:
+            wanted = held
+            if may_be_lent:
+                wanted = {k: _lent_or_own(entries.get(k), own) for k, own in held.items()}
+            if list(entries) != list(wanted):  # built anew, so that the order too is what it was
+                entries.clear()
+            for key, value in wanted.items():
+                if key not in entries or entries[key] is not value:
+                    entries[key] = value
+
+        self._undo.append(undo)
+        self._hold_all(held.values())
+
+    def _hold_slots(self, value: Any) -> None:
+        slots = [d for c in type(value).__mro__ for d in vars(c).values() if _is_slot(d)]
+        held = [(d, d.__get__(value)) for d in slots if hasattr(value, d.__name__)]
+
+        def undo() -> None:
+            for slot, before in held:
+                if getattr(value, slot.__name__, None) is not before:
+                    slot.__set__(value, before)
+
+        self._undo.append(undo)
+        self._hold_all(before for _, before in held)
+
+    def _hold_collection(self, values: Any) -> None:
+        held = list(values)
+        add = values.update if isinstance(values, set) else values.extend
+
+        def undo() -> None:
+            values.clear()
+            add(held)
+
+        self._undo.append(undo)
+        self._hold_all(held)
+
+    def _hold_random_state(self, device: torch.device) -> None:
+        states, of_python = random_state(device), random.getstate()
+        of_numpy = np.random.get_state()  # noqa: NPY002 (others' draws, not ours)
+
+        def undo() -> None:
+            torch.set_rng_state(states[0])
+            if len(states) > 1:
+                torch.cuda.set_rng_state(states[1], device)
+            np.random.set_state(of_numpy)  # noqa: NPY002
+            random.setstate(of_python)
+
+        self._undo.append(undo)
 
 
-@contextmanager
-def _training_flags_kept(members: Sequence[nn.Module]) -> Iterator[None]:
-    flags = [m.training for m in members]
-    try:
-        yield
-    finally:
-        for m, flag in zip(members, flags, strict=True):
-            m.training = flag
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    """Where and how a tensor lies in memory."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+
+def _written_once(tensor: Tensor) -> Tensor:
+    """Each element's place in memory once: an expanded tensor cannot be written to as a whole."""
+    return tensor[tuple(slice(1 if stride == 0 else None) for stride in tensor.stride())]
+
+
+def _dense_parts(tensor: Tensor) -> list[Tensor]:
+    """What a sparse tensor is made of."""
+    if tensor.layout == torch.sparse_coo:
+        return [tensor._indices(), tensor._values()]
+    names = ("crow_indices", "col_indices", "ccol_indices", "row_indices", "values")
+    parts = []
+    for name in names:
+        with suppress(RuntimeError):  # has rows compressed, or columns
+            parts.append(getattr(tensor, name)())
+    return parts
+
+
+def _lent_or_own(now: Any, own: Any) -> Any:
+    lent = isinstance(now, Tensor) and not isinstance(now, nn.Parameter)
+    return now if lent and isinstance(own, nn.Parameter) else own
+
+
+def _is_slot(attribute: Any) -> bool:
+    return isinstance(attribute, types.MemberDescriptorType)
 
 
 @contextmanager

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict, deque
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from advssl.integrations.snapshots import Snapshot
 
@@ -20,6 +22,13 @@ class Bank:
     def __init__(self) -> None:
         self.rows = torch.zeros(4, 2)
         self.pointer = 0
+
+
+@dataclass(slots=True)
+class Pointer:
+    """Keeps its state without a dictionary."""
+
+    at: int = 0
 
 
 class Restless(nn.Module):
@@ -46,6 +55,8 @@ class Restless(nn.Module):
         self.draws = torch.Generator().manual_seed(1)
         self.numpy_draws = np.random.default_rng(1)
         self.python_draws = random.Random(1)
+        self.older_draws = np.random.RandomState(1)
+        self.slotted = Pointer()
         self.flag = False
         self.bank.owner = self
 
@@ -78,8 +89,15 @@ class Restless(nn.Module):
             draws.random()
         torch.rand(1, generator=self.draws)
         torch.rand(1)
+        self.older_draws.rand()
+        self.slotted.at += 1
         self.flag = True
         self.late = 1
+        self.teacher.weight = nn.Parameter(torch.zeros(2, 2))
+        self.net[2] = nn.Identity()
+        self.late_module = nn.Identity()
+        self.net.register_forward_hook(lambda *_: None)
+        parametrize.register_parametrization(self.unregistered[0], "bias", nn.Identity())
         self.net[1].eval()
         self.net[0].bias.requires_grad_(False)
         self.net[1].running_mean += 1
@@ -90,6 +108,7 @@ class Restless(nn.Module):
             *own,
             self.python_draws.random(),
             torch.rand(1).item(),
+            self.older_draws.rand(),
             random.random(),
             np.random.random(),  # noqa: NPY002
         ]
@@ -107,11 +126,15 @@ def photograph(module: Restless) -> dict:
         "values": [t.detach().clone() for t in tensors],
         "same": [(id(t), t.data_ptr(), t.requires_grad) for t in tensors],
         "modes": [m.training for m in module.modules()],
+        "structure": [
+            (type(m), len(m._forward_hooks), *map(type, m.children()))
+            for m in [*module.modules(), *module.unregistered]
+        ],
         "rest": repr(
             (
                 *(module.bank.__dict__.keys(), module.bank.pointer, module.numbers, module.recent),
                 *(module.inside_a_tuple, module.seen, module.order, module.array, module.space),
-                *(module.flag, hasattr(module, "late"), module.lazy),
+                *(module.slotted, module.flag, hasattr(module, "late"), module.lazy),
             )
         ),
     }

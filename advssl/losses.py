@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from advssl.distributed import gather, rank
-from advssl.modes import widen, without_autocast
-from advssl.selection import SELECTIONS, Pairs, Selection, with_twins
+from advssl.distributed import agree, gather, rank
+from advssl.modes import product, widen, without_autocast
+from advssl.selection import SELECTIONS, Pairs, Selection, distinct, with_twins
 from advssl.types import (
     Embeddings,
     Labels,
@@ -19,6 +20,7 @@ from advssl.types import (
     check_embeddings,
     check_indices,
     check_reduction,
+    described,
     positive,
     reduce,
 )
@@ -41,12 +43,16 @@ class MultiViewNTXentLoss(nn.Module):
     gradient has a gradient, which holds the whole matrix; there is no forward-mode derivative.
 
     Args:
-        temperature: τ > 0, in cosine units. 0.5 is SimCLR's for CIFAR-10.
+        temperature: τ > 0, in cosine units. 0.5 is SimCLR's for CIFAR-10. A tensor of one element,
+            such as a ``nn.Parameter`` (which the module then registers), may be learned: its
+            gradient is the derivative. On the CPU one that is no longer positive is refused; on
+            other devices, where to look would be a sync, the loss is NaN.
         positives: "mean" over an anchor's positives, as above and in AdvCL's code, or "sum", as in
             RoCL, which is V - 1 times that.
         gather_distributed: take the other embeddings from all ranks. The anchors stay this rank's,
             so the mean of the loss over ranks, and DDP's averaged gradient, are those of one
-            process on the whole batch. Every rank must hold the same number of images.
+            process on the whole batch. Every rank must hold the same number of images
+            (``drop_last=True``): else all of them raise.
         reduction: "mean" over the V·B anchors, "sum", or "none" for (V, B).
 
     Reference: Chen et al. 2020, Eq. 1, https://arxiv.org/abs/2002.05709; for more than two views
@@ -60,18 +66,17 @@ class MultiViewNTXentLoss(nn.Module):
 
     def __init__(
         self,
-        temperature: float = 0.5,
+        temperature: float | Tensor = 0.5,
         *,
         positives: Literal["mean", "sum"] = "mean",
         gather_distributed: bool = False,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
-        positive("temperature", temperature)
         check_reduction(reduction)
         if positives not in ("mean", "sum"):
             raise ValueError(f'positives must be "mean" or "sum", got {positives!r}')
-        self.temperature = temperature
+        self.temperature = _checked(temperature)
         self.positives = positives
         self.gather_distributed = gather_distributed
         self.reduction: Reduction = reduction
@@ -86,18 +91,23 @@ class MultiViewNTXentLoss(nn.Module):
             A scalar, or (V, B) with ``reduction="none"``.
 
         Raises:
-            ValueError: on fewer than two views, or on views of different shapes.
+            ValueError: on fewer than two views, on views of different shapes, and on every rank
+                where ranks gather views that are not of one shape and type.
         """
+        if self.gather_distributed:
+            # Before any other check: a rank that raises alone leaves the others waiting.
+            agree(f"{len(views)} views", views)
         if len(views) < 2:
             raise ValueError(f"NT-Xent needs at least two views, got {len(views)}")
         check_embeddings(**{f"view {i}": z for i, z in enumerate(views)})
         count, size = len(views), len(views[0])
         with without_autocast(views[0].device):
-            anchors = unit(torch.stack([widen(z) for z in views]))  # (V, B, D)
-            mates = anchors.sum(dim=0) - anchors  # the sum of an anchor's positives
-            pull = (anchors * mates).sum(dim=2) / self.temperature
-            others = anchors.transpose(0, 1)  # (B, V, D): images first, so that ranks stack
-            others = gather(others) if self.gather_distributed else others
+            z = unit(torch.stack([widen(z) for z in views]))  # (V, B, D)
+            mates = z.sum(dim=0) - z  # the sum of an anchor's positives
+            anchors = z / _divisor(self.temperature)
+            pull = (anchors * mates).sum(dim=2)
+            others = z.transpose(0, 1)  # (B, V, D): images first, so that ranks stack
+            others = gather(others, agreed=True) if self.gather_distributed else others
             # Where the anchors stand among the others, to leave each out of its own softmax.
             first = rank() * size if self.gather_distributed else 0
             places = (first + torch.arange(size, device=pull.device)) * count
@@ -105,7 +115,6 @@ class MultiViewNTXentLoss(nn.Module):
                 anchors.flatten(0, 1),
                 others.flatten(0, 1),
                 torch.cat([places + v for v in range(count)]),
-                self.temperature,
             )
             push = push.view(count, size)
             if self.positives == "mean":
@@ -114,7 +123,7 @@ class MultiViewNTXentLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f"temperature={self.temperature}, positives={self.positives!r}, "
+            f"temperature={_shown(self.temperature)}, positives={self.positives!r}, "
             f"gather_distributed={self.gather_distributed}, reduction={self.reduction!r}"
         )
 
@@ -129,10 +138,17 @@ class LocalSelectionSupCon(nn.Module):
     A row with nothing to attract it pays 0. Computed in float32 (float64 stays), also under
     autocast.
 
+    A negative label says that the image has none. It is then a class of its own, as every image is
+    in self-supervised learning: of those that its selection compares, all but its twin repel it. A
+    batch without labels pays NT-Xent's loss under "global" (times two, for Eq. 3 adds L and Lᵃ). A
+    negative prediction is likewise that of nobody else.
+
     Args:
         selection: "global" (supervised contrastive learning), "hard", "soft", "leaked", or a
-            function of the 2B stacked labels and predictions (or None) that returns ``Pairs``.
-        temperature: τ > 0, in cosine units; 0.07 is the paper's.
+            function of the 2B stacked labels and predictions (or None) that returns ``Pairs``, with
+            or without their diagonals. What was negative it sees as different negative numbers.
+        temperature: τ > 0, in cosine units; 0.07 is the paper's. It may be learned, as in
+            :class:`MultiViewNTXentLoss`.
         keep_twin: an anchor's own twin always attracts it, as the paper says. The released code
             leaves it out of "leaked" where the two predictions differ: False reproduces that.
         reduction: "mean" over the B images of L + Lᵃ, as Eq. 3, "sum", or "none" for (B,). The
@@ -144,21 +160,20 @@ class LocalSelectionSupCon(nn.Module):
     def __init__(
         self,
         selection: Literal["global", "hard", "soft", "leaked"] | Selection = "leaked",
-        temperature: float = 0.07,
+        temperature: float | Tensor = 0.07,
         *,
         keep_twin: bool = True,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
-        positive("temperature", temperature)
         check_reduction(reduction)
-        if not callable(selection) and selection not in SELECTIONS:
+        if not callable(selection) and selection not in list(SELECTIONS):
             raise ValueError(
                 f"selection must be one of {sorted(SELECTIONS)} or a function of labels and "
                 f"predictions that returns Pairs, got {selection!r}"
             )
         self.selection = selection
-        self.temperature = temperature
+        self.temperature = _checked(temperature)
         self.keep_twin = keep_twin
         self.reduction: Reduction = reduction
 
@@ -175,7 +190,7 @@ class LocalSelectionSupCon(nn.Module):
         Args:
             z: (B, D), of any length.
             z_adv: (B, D), the adversarial twins in the same order.
-            labels: (B,) integers.
+            labels: (B,) integers, on the embeddings' device.
             predictions: (B,) integers, the classes that the classifier gives the images; every
                 selection but "global" needs them.
             predictions_adv: (B,) integers, the classes that it gives the twins.
@@ -187,12 +202,10 @@ class LocalSelectionSupCon(nn.Module):
             ValueError: on shapes that disagree, or predictions that the selection needs and lacks.
         """
         check_embeddings(z=z, z_adv=z_adv)
+        check_indices(len(z), labels=labels)
         pairs = self.select(labels, predictions, predictions_adv)
-        if len(labels) != len(z):
-            raise ValueError(f"{len(z)} embeddings need as many labels, got {len(labels)}")
-        with without_autocast(z.device):
-            paid = contrastive(torch.cat([widen(z), widen(z_adv)]), pairs, self.temperature)
-            return reduce(paid.view(2, -1).sum(dim=0), self.reduction)
+        paid = contrastive(torch.cat([z, z_adv]), pairs, self.temperature)
+        return reduce(paid.view(2, -1).sum(dim=0), self.reduction)
 
     def select(
         self,
@@ -206,62 +219,107 @@ class LocalSelectionSupCon(nn.Module):
                 "predictions and predictions_adv go together, got only one of them; "
                 "the images and their twins are both anchors"
             )
-        check_indices(labels.numel(), labels=labels)
+        size = len(labels) if isinstance(labels, Tensor) and labels.ndim else 1
+        check_indices(size, labels=labels)
         stacked = None
         if predictions is not None and predictions_adv is not None:
-            check_indices(len(labels), predictions=predictions, predictions_adv=predictions_adv)
-            stacked = torch.cat([predictions, predictions_adv])
+            check_indices(size, predictions=predictions, predictions_adv=predictions_adv)
+            stacked = _told_apart(torch.cat([predictions, predictions_adv]), first=size)
+        labels = _told_apart(labels).repeat(2)
         choose = self.selection if callable(self.selection) else SELECTIONS[self.selection]
-        pairs = choose(labels.repeat(2), stacked)
+        pairs = distinct(choose(labels, stacked), 2 * size, labels.device)
         return with_twins(pairs) if self.keep_twin else pairs
 
     def extra_repr(self) -> str:
         return (
-            f"selection={self.selection!r}, temperature={self.temperature}, "
+            f"selection={self.selection!r}, temperature={_shown(self.temperature)}, "
             f"keep_twin={self.keep_twin}, reduction={self.reduction!r}"
         )
 
 
 def unit(z: Tensor) -> Tensor:
-    """``z`` at length one along its last dimension; a zero row stays zero, its gradient finite."""
+    """``z`` at length one along its last dimension; a zero row stays zero, its gradient finite.
+
+    Only the direction counts, also of a row whose squares over- or underflow. A row that holds inf
+    or nan is nan throughout.
+    """
+    peak = z.detach().abs().amax(dim=-1, keepdim=True)
+    extreme = ((peak > 1e15) | (peak < 1e-15)) & (peak > 0)
+    z = z / torch.where(extreme, peak, 1)
     length = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
-    return z / torch.where(length > 0, length, 1)
+    return z / torch.where(length == 0, 1, length)
 
 
-def contrastive(z: Embeddings, pairs: Pairs, temperature: float) -> PerExample:
+def contrastive(z: Embeddings, pairs: Pairs, temperature: float | Tensor) -> PerExample:
     """What each anchor pays for the pairs given: the mean over its positives of -log softmax.
+
+    Computed in float32 (float64 stays), also under autocast.
 
     Args:
         z: (N, D), of any length.
-        pairs: (N, N) masks.
+        pairs: (N, N) masks; nobody is its own pair, whatever their diagonals say.
         temperature: τ > 0, in cosine units.
 
     Returns:
         (N,) in nats. An anchor without positives pays exactly 0.
 
+    Raises:
+        ValueError: on embeddings, pairs or a temperature that are not of these types and shapes.
+
     Reference: Khosla et al. 2020, Eq. 2, https://arxiv.org/abs/2004.11362
     """
-    z, size = unit(z), len(z)
-    for name, mask in (("positives", pairs.positives), ("denominator", pairs.denominator)):
-        if mask.shape != (size, size) or mask.dtype != torch.bool:
-            raise ValueError(
-                f"{size} anchors need a bool mask of {name} of shape {(size, size)}, "
-                f"got {mask.dtype} of shape {tuple(mask.shape)}"
-            )
-    logits = (z / temperature) @ z.T
-    # A row with an empty denominator is filled with 0, not -inf: its gradient is then 0, not NaN.
-    some = pairs.denominator.any(dim=1)
-    floor = torch.where(some, -torch.inf, 0.0).to(logits)[:, None]
-    # -inf and not a huge negative number, whose exp is several times as slow.
-    push = torch.where(pairs.denominator, logits, floor).logsumexp(dim=1)
-    positives = pairs.positives.to(logits.dtype)
-    pull, count = torch.linalg.vecdot(logits, positives), positives.sum(dim=1)
-    push = torch.where(some, push, 0)
-    return torch.where(count > 0, push - pull / count.clamp_min(1), 0)
+    check_embeddings(z=z)
+    positives, denominator = distinct(pairs, len(z), z.device)
+    with without_autocast(z.device):
+        z = unit(widen(z))
+        logits = product(z / _divisor(temperature), z.mT)
+        # A row with an empty denominator is filled with 0, not -inf: its gradient is 0, not NaN.
+        some = denominator.any(dim=1)
+        floor = torch.where(some, -torch.inf, 0.0).to(logits)[:, None]
+        # -inf and not a huge negative number, whose exp is several times as slow.
+        push = torch.where(denominator, logits, floor).logsumexp(dim=1)
+        push = torch.where(some, push, 0)
+        count = positives.sum(dim=1)
+        pull = torch.where(positives, logits, 0).sum(dim=1) / count.clamp_min(1)
+        # 0 for a row without positives, but NaN for one that is not finite.
+        return torch.where(count > 0, push - pull, 0 * z.detach().sum(dim=1))
+
+
+def _checked(temperature: Any) -> float | Tensor:
+    """τ as a plain number; as it came where it is a tensor that may be learned."""
+    compiling = torch.compiler.is_compiling()  # values are not known then
+    if not isinstance(temperature, Tensor) or not temperature.is_floating_point():
+        return temperature if compiling else positive("temperature", temperature)
+    if temperature.numel() != 1:
+        raise ValueError(f"temperature must be one number, got {described(temperature)}")
+    if temperature.device.type == "cpu" and not compiling:
+        with suppress(RuntimeError):  # nor under vmap
+            positive("temperature", temperature)
+    return temperature
+
+
+def _divisor(temperature: float | Tensor) -> float | Tensor:
+    """τ as a plain number, or a 0-d float32 or float64, which is NaN where it is not positive."""
+    temperature = _checked(temperature)
+    if not isinstance(temperature, Tensor):
+        return temperature
+    tau = widen(temperature).reshape(())
+    return torch.where((tau > 0) & tau.isfinite(), tau, torch.nan)
+
+
+def _shown(temperature: float | Tensor) -> Any:
+    learned = isinstance(temperature, Tensor) and not temperature.is_meta
+    return temperature.item() if learned else temperature  # type: ignore[union-attr]
+
+
+def _told_apart(classes: Labels, first: int = 0) -> Labels:
+    """Negative entries as different numbers below -``first``; no device sync."""
+    own = -1 - first - torch.arange(len(classes), device=classes.device)
+    return torch.where(classes < 0, own, classes)
 
 
 class _LogPartition(torch.autograd.Function):
-    """log Σ exp(z·z_a / τ) over all others but the anchor itself, and the softmax where it is kept.
+    """log Σ exp(z·z_a) over all others but the anchor itself, and the softmax where it is kept.
 
     One matrix of N × N, made in place and kept for backward, which then needs no other; or none,
     where it is larger than a block.
@@ -270,14 +328,12 @@ class _LogPartition(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        anchors: Tensor, others: Tensor, places: Tensor, temperature: float
-    ) -> tuple[Tensor, Tensor]:
+    def forward(anchors: Tensor, others: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         partitions = []
         blocks = list(_blocks(others, anchors, places))
         kept = others.new_empty(0)
         for a, p in blocks:
-            weights = _logits(a, others, p, temperature)
+            weights = _logits(a, others, p)
             peak = weights.amax(dim=1, keepdim=True)
             total = weights.sub_(peak).exp_().sum(dim=1, keepdim=True)
             partitions.append((peak + total.log()).squeeze(1))
@@ -287,33 +343,31 @@ class _LogPartition(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        *tensors, ctx.temperature = inputs
         _, softmax = output
         ctx.mark_non_differentiable(softmax)
         ctx.set_materialize_grads(False)  # else zeros would be made for the softmax
-        ctx.save_for_backward(*tensors, softmax)
+        ctx.save_for_backward(*inputs, softmax)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
         if gradient is None:
-            return None, None, None, None
+            return None, None, None
         anchors, others, places, kept = ctx.saved_tensors
         # For a gradient of this gradient the softmax must know where it is from.
         again = torch.is_grad_enabled() or kept.ndim == 1
         of_anchors, of_others = [], torch.zeros_like(others)
-        slope = gradient[:, None] / ctx.temperature
         with without_autocast(gradient.device):
-            for a, p, g in _blocks(others, anchors, places, slope):
+            for a, p, g in _blocks(others, anchors, places, gradient[:, None]):
                 # d log Σ exp / d logits is the softmax.
-                softmax = _logits(a, others, p, ctx.temperature).softmax(dim=1) if again else kept
-                of_anchors.append(softmax @ others * g)
-                of_others = of_others + softmax.T @ (a * g)
-        return torch.cat(of_anchors), of_others, None, None
+                softmax = _logits(a, others, p).softmax(dim=1) if again else kept
+                of_anchors.append(product(softmax, others) * g)
+                of_others = of_others + product(softmax.mT, a * g)
+        return torch.cat(of_anchors), of_others, None
 
 
-def _logits(anchors: Tensor, others: Tensor, places: Tensor, temperature: float) -> Tensor:
-    """z·z_a / τ, minus infinity where an anchor meets itself."""
-    return (anchors / temperature @ others.T).scatter_(1, places[:, None], -torch.inf)
+def _logits(anchors: Tensor, others: Tensor, places: Tensor) -> Tensor:
+    """z·z_a, minus infinity where an anchor meets itself."""
+    return product(anchors, others.mT).scatter_(1, places[:, None], -torch.inf)
 
 
 def _blocks(others: Tensor, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:

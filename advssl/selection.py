@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
-from advssl.types import Labels, PairMask
+from advssl.types import Labels, PairMask, described
 
 
 class Pairs(NamedTuple):
-    """Row i is anchor i. No example is its own pair: both diagonals are False.
+    """Row i is anchor i. No example is its own pair: the losses leave both diagonals out.
 
     Attributes:
         positives: (N, N) bool, who attracts the anchor.
@@ -69,6 +70,28 @@ SELECTIONS: dict[str, Selection] = {
     "soft": soft_pairs,
     "leaked": leaked_pairs,
 }
+
+
+def distinct(pairs: Pairs, size: int, device: torch.device) -> Pairs:
+    """``pairs`` as copies without their diagonals: nobody attracts or repels itself.
+
+    Raises:
+        ValueError: unless they are ``Pairs`` of (``size``, ``size``) bool masks on ``device``.
+    """
+    if not isinstance(pairs, Pairs):
+        raise ValueError(
+            "a selection must return Pairs(positives, denominator), the positives standing in the "
+            f"denominator too, got {described(pairs)}"
+        )
+    for name, mask in zip(pairs._fields, pairs, strict=True):
+        fits = isinstance(mask, Tensor) and mask.dtype == torch.bool
+        if not fits or mask.shape != (size, size) or mask.device != device:
+            where = f" on {mask.device}" if isinstance(mask, Tensor) else ""
+            raise ValueError(
+                f"{size} anchors need a bool mask of {name} of shape {(size, size)} on {device}, "
+                f"got {described(mask)}{where}; labels and predictions belong where embeddings are"
+            )
+    return Pairs(*(mask.clone().fill_diagonal_(False) for mask in pairs))
 
 
 def with_twins(pairs: Pairs) -> Pairs:

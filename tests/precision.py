@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from operator import attrgetter
 
 import pytest
 import torch
+from torch import Tensor
 
 _BACKENDS = torch.backends
 
@@ -49,6 +50,35 @@ def lowered(how: str) -> Iterator[None]:
             _BACKENDS.fp32_precision = "none"
             for backend in (_BACKENDS.mkldnn, _BACKENDS.cuda):
                 backend.matmul.fp32_precision = "none"
+
+
+def assert_float32s(
+    term: Callable[..., Tensor], *inputs: Tensor, how: str, one_graph: bool = True
+) -> None:
+    """The term, its gradient and that one's are float32's, lowered or not, compiled or not."""
+    wanted = _derivatives(term, [z.double() for z in inputs])
+    with lowered(how):
+        _assert_near(_derivatives(term, inputs), wanted)
+        torch.compiler.reset()
+        compiled = torch.compile(term, backend="aot_eager", fullgraph=one_graph)
+        leaves = [z.clone().requires_grad_() for z in inputs]
+        with torch.autocast("cpu", torch.bfloat16):
+            value = compiled(*leaves)
+        _assert_near([value, *torch.autograd.grad(value, leaves)], wanted[: 1 + len(inputs)])
+
+
+def _derivatives(term: Callable[..., Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+    leaves = [z.clone().requires_grad_() for z in inputs]
+    value = term(*leaves)
+    first = torch.autograd.grad(value, leaves, create_graph=True)
+    penalty = torch.stack([g.square().sum() for g in first]).sum()
+    return [value, *first, *torch.autograd.grad(penalty, leaves)]
+
+
+def _assert_near(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
+    for f, w in zip(found, wanted, strict=True):
+        assert f.dtype == torch.float32
+        assert (f - w).norm() < 1e-4 * w.norm()
 
 
 def settings() -> dict[str, object]:

@@ -39,13 +39,56 @@ def a_step(r: int) -> dict:
         loss = criterion(*(mine @ weight))
         found[positives] = (loss.detach(), *torch.autograd.grad(loss, [mine, weight]))
     each = MultiViewNTXentLoss(0.2, gather_distributed=True, reduction="none")
-    found["none"] = each(*(mine @ weight)).detach()
     numbers = torch.arange(3.0) + r
     found["gathered"] = gather(numbers)
     found["average"] = average([numbers, numbers.double()[:1]])
     found["numbers"] = numbers
     found["first"] = from_first_rank(numbers.clone())
+    found["half"] = average([torch.full((2,), 6e4, dtype=torch.float16)])[0]
+    found["none"], found["penalty"] = average([]), penalty(mine, weight)
+    found["each"] = each(*(mine @ weight)).detach()
+    found["refused"] = [said(work, r) for work in DISAGREE]
     return found
+
+
+def penalty(views: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The gradient in ``weight`` of the loss's own squared gradient."""
+    z = list(views.detach() @ weight)
+    loss = MultiViewNTXentLoss(0.2, gather_distributed=True)(*z)
+    first = torch.autograd.grad(loss, z, create_graph=True)
+    return torch.autograd.grad(sum(g.square().sum() for g in first), weight)[0]
+
+
+def nt_xent(*views):
+    return MultiViewNTXentLoss(gather_distributed=True)(*views)
+
+
+# What each does on rank r, and what every rank must then be told of both.
+DISAGREE = {
+    lambda r: nt_xent(*torch.randn(2, 4 - r, 5)): ("(4, 5)", "(3, 5)"),
+    lambda r: nt_xent(*torch.randn(2, 4 * (1 - r), 5)): ("(4, 5)", "(0, 5)"),
+    lambda r: nt_xent(*torch.randn(2, 4, 5 + r)): ("(4, 5)", "(4, 6)"),
+    lambda r: nt_xent(*torch.randn(2 + r, 4, 5)): ("2 views", "3 views"),
+    lambda r: nt_xent(*torch.randn(2 - r, 4, 5)): ("2 views", "1 views"),
+    lambda r: nt_xent(*torch.randn(2, 4, 5).to([torch.float32, torch.float64][r])): ("32", "64"),
+    lambda r: nt_xent(torch.randn(4, 5), [None, torch.randn(4, 5)][r]): ("None", "(4, 5)"),
+    lambda r: gather(torch.ones(2 + r)): ("(2,)", "(3,)"),
+    lambda r: gather(torch.ones([2, 2][: 1 + r])): ("(2,)", "(2, 2)"),
+    lambda _: gather(torch.ones(())): ("()",),
+    lambda r: average([torch.ones(2)] * (1 + r)): ("(2,)", "(2,), torch"),
+    lambda r: average([torch.ones(2, dtype=[torch.float16, torch.float32][r])]): ("16", "32"),
+    lambda r: average([torch.ones(2)] * r): ("none", "(2,)"),
+    lambda r: from_first_rank(torch.ones(2 + r)): ("(2,)", "(3,)"),
+    lambda r: average([torch.ones(2)]) if r else gather(torch.ones(2)): ("average", "gather"),
+}
+
+
+def said(work, r: int) -> str:
+    try:
+        work(r)
+    except ValueError as error:
+        return str(error)
+    return "nothing"
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +116,7 @@ def test_each_rank_pays_for_its_own_images(ranks):
     views, weight = data()
     whole = MultiViewNTXentLoss(0.2, reduction="none")(*(views @ weight))
     for r, found in enumerate(ranks):
-        torch.testing.assert_close(found["none"], whole.chunk(WORLD, dim=1)[r], rtol=1e-12, atol=0)
+        torch.testing.assert_close(found["each"], whole.chunk(WORLD, dim=1)[r], rtol=1e-12, atol=0)
 
 
 def test_gather_average_and_broadcast(ranks):
@@ -83,3 +126,19 @@ def test_gather_average_and_broadcast(ranks):
         assert found["average"][1].dtype == torch.float64
         assert found["numbers"].tolist() == [r, r + 1, r + 2]
         assert found["first"].tolist() == [0, 1, 2]
+        assert found["half"].tolist() == [6e4, 6e4]
+        assert found["none"] == []
+
+
+def test_the_gradient_of_a_gathered_gradient_is_that_of_the_whole_batch(ranks):
+    views, weight = data()
+    # The gradient in a rank's own embeddings is world size times that of one process.
+    wanted = WORLD**2 * penalty(views, weight.requires_grad_())
+    torch.testing.assert_close(sum(r["penalty"] for r in ranks), wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", range(len(DISAGREE)))
+def test_ranks_that_do_not_hold_the_same_are_all_told_so(ranks, case):
+    for found in ranks:
+        for words in list(DISAGREE.values())[case]:
+            assert words in found["refused"][case]

@@ -6,8 +6,10 @@ import math
 from typing import NamedTuple
 
 import lightly.loss
+import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -15,6 +17,7 @@ from advssl import losses
 from advssl.losses import LocalSelectionSupCon, MultiViewNTXentLoss, contrastive, unit
 from advssl.modes import uphill
 from advssl.selection import Pairs, global_pairs
+from precision import LOWERED, assert_float32s
 from rows.measuring import TINY, Bench
 
 REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -275,6 +278,152 @@ class TestPrecision:
 
         wanted = with_gradient(lambda *views: loss(*views, labels), *views)
         assert_same(with_gradient(autocast, *views), wanted, rtol=1e-6, atol=0)
+
+
+LABELS = torch.arange(8) % 3
+# What is common to both losses: of two views, one number.
+EITHER = pytest.mark.parametrize(
+    "make",
+    [
+        MultiViewNTXentLoss,
+        lambda t: lambda z, y: LocalSelectionSupCon("global", t)(z, y, LABELS),
+        lambda t: (
+            lambda *views: contrastive(torch.cat(views), global_pairs(LABELS.repeat(2)), t).mean()
+        ),
+    ],
+    ids=["nt_xent", "local_selection", "contrastive"],
+)
+
+
+class TestPrecisionSetElsewhere:
+    @LOWERED
+    @EITHER
+    def test_changes_neither_value_nor_any_derivative(self, make, how):
+        assert_float32s(make(0.3), *torch.randn(2, 8, 64), how=how)
+
+    @LOWERED
+    def test_nor_in_blocks(self, how, monkeypatch):
+        monkeypatch.setattr(losses, "_BLOCK", 64)
+        assert_float32s(MultiViewNTXentLoss(0.3), *torch.randn(2, 8, 64), how=how)
+
+
+class TestLearnedTemperature:
+    @pytest.mark.parametrize("shape", [(), (1,), (1, 1, 1, 1)])
+    @pytest.mark.parametrize("block", [losses._BLOCK, 40])
+    @EITHER
+    def test_has_both_derivatives(self, make, block, shape, monkeypatch):
+        monkeypatch.setattr(losses, "_BLOCK", block)
+        views = torch.randn(2, 8, 3, dtype=torch.float64, requires_grad=True)
+        tau = torch.full(shape, 0.4, dtype=torch.float64, requires_grad=True)
+
+        def paid(tau, views):
+            return make(tau)(*views)
+
+        torch.testing.assert_close(paid(tau, views), make(0.4)(*views))
+        assert torch.autograd.gradcheck(paid, (tau, views))
+        assert torch.autograd.gradgradcheck(paid, (tau, views))
+
+    @pytest.mark.parametrize(
+        "make", [MultiViewNTXentLoss, lambda t: LocalSelectionSupCon("global", t)]
+    )
+    def test_a_parameter_belongs_to_the_module(self, make):
+        module = make(nn.Parameter(torch.tensor([0.25])))
+        assert dict(module.named_parameters()).keys() == {"temperature"}
+        assert "temperature=0.25" in repr(module)
+        twin = make(nn.Parameter(torch.ones(1)))
+        twin.load_state_dict(module.state_dict())
+        assert twin.temperature.item() == 0.25
+        labels = (LABELS,) if isinstance(module, LocalSelectionSupCon) else ()
+        for dtype in (torch.float16, torch.float64):  # 0.25 in half precision is 0.25
+            views = torch.randn(2, 8, 4)
+            found, (gradient,) = module.to(dtype)(*views, *labels), module.parameters()
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, make(0.25)(*views, *labels))
+            found.backward()
+            assert gradient.grad.isfinite().all()
+
+    def test_without_gradient_it_is_a_number_that_may_change(self):
+        views, tau = torch.randn(2, 8, 4), torch.tensor(0.5)
+        loss = MultiViewNTXentLoss(tau)
+        tau.fill_(0.25)
+        torch.testing.assert_close(loss(*views), MultiViewNTXentLoss(0.25)(*views))
+
+    @pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap of scatter_
+    def test_compiled_in_one_graph_and_mapped_over(self):
+        views, taus = torch.randn(2, 8, 4), torch.tensor([0.2, 0.7])
+
+        def paid(tau):
+            return MultiViewNTXentLoss(tau)(*views)
+
+        wanted = torch.stack([torch.func.grad(paid)(t) for t in taus])
+        loss = MultiViewNTXentLoss(nn.Parameter(taus[0]))
+        torch.compile(loss, backend="aot_eager", fullgraph=True)(*views).backward()
+        torch.testing.assert_close(loss.temperature.grad, wanted[0])
+        torch.testing.assert_close(torch.func.vmap(torch.func.grad(paid))(taus), wanted)
+
+    @EITHER
+    @pytest.mark.parametrize("value", [0.0, -0.1, torch.inf, torch.nan])
+    def test_is_refused_where_it_is_not_positive(self, make, value):
+        views, tau = torch.randn(2, 8, 4), nn.Parameter(torch.tensor(0.5))
+        loss = make(tau)
+        with torch.no_grad():
+            tau.fill_(value)
+        with pytest.raises(ValueError, match="temperature must be positive and finite"):
+            loss(*views)
+        for wrong in (value, torch.tensor([0.1, 0.2]), "0.1", None, True, torch.tensor(0)):
+            with pytest.raises(ValueError, match="temperature must be"):
+                make(wrong)(*views)
+
+    def test_is_nan_where_to_look_would_be_a_sync(self, monkeypatch):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+        tau = torch.tensor([1.0, 0.0, -1.0, torch.inf])
+        assert [losses._divisor(t).isnan().item() for t in tau] == [False, True, True, True]
+
+
+class TestOnlyDirectionsCount:
+    @pytest.mark.parametrize(
+        ("dtype", "scale"),
+        [
+            *[(torch.float32, s) for s in (1e-37, 1e-25, 1e20, 1e37)],
+            *[(torch.float64, s) for s in (1e-300, 1e-200, 1e200, 1e300)],
+            *[(torch.bfloat16, 2.0**p) for p in (-120, -80, 70, 120)],
+            *[(torch.float16, 2.0**p) for p in (-3, 10)],
+        ],
+    )
+    @EITHER
+    def test_at_every_length_that_the_type_holds(self, make, dtype, scale):
+        views = torch.randn(2, 8, 4).to(dtype)
+        value, gradients = with_gradient(make(0.2), *views)
+        found, scaled = with_gradient(make(0.2), *(views * scale))
+        torch.testing.assert_close(found, value, rtol=1e-5, atol=1e-6)
+        if dtype in (torch.float32, torch.float64) and scale > 1e-36:
+            for s, g in zip(scaled, gradients, strict=True):
+                torch.testing.assert_close(s * scale, g, rtol=1e-4, atol=1e-6)
+
+    @EITHER
+    @pytest.mark.parametrize("row", [[3e38, 1, 1, 1], [1e-40, 0, 0, 0], [3e38, 3e38, 3e38, -3e38]])
+    def test_of_a_row_with_any_entry(self, make, row):
+        views = torch.randn(2, 8, 4)
+        views[0, 3] = torch.tensor(row)
+        wanted = make(0.2)(*views.double())
+        torch.testing.assert_close(make(0.2)(*views).double(), wanted, rtol=1e-5, atol=1e-6)
+
+    @EITHER
+    @pytest.mark.parametrize("entry", [torch.inf, -torch.inf, torch.nan])
+    def test_and_a_row_that_has_none_is_not_a_number(self, make, entry):
+        views = torch.randn(2, 8, 4)
+        views[1, 2, 3] = entry
+        assert make(0.2)(*views).isnan()
+
+    def test_nor_is_it_where_nobody_is_compared_with_it(self):
+        nobody = torch.zeros(3, 3, dtype=torch.bool)
+        z = torch.tensor([[1.0, 2.0], [torch.inf, 1.0], [3.0, 1.0]])
+        paid = contrastive(z, Pairs(nobody, nobody), 0.5)
+        assert paid.isnan().tolist() == [False, True, False]
+
+    def test_lengths_that_are_ordinary_are_left_to_the_bit(self):
+        z = torch.randn(5, 7) * torch.logspace(-10, 10, 5)[:, None]
+        assert torch.equal(unit(z), z / z.norm(dim=1, keepdim=True))
 
 
 class TestBlocks:
@@ -593,6 +742,69 @@ class TestSelect:
         torch.testing.assert_close(loss(z, z_adv, labels), torch.stack(paid))
 
 
+class TestDiagonals:
+    @pytest.mark.parametrize("keep_twin", [True, False])
+    def test_of_a_selection_are_left_out_of_both_masks_and_those_left_alone(self, batch, keep_twin):
+        given = []
+
+        def everybody(labels, _):
+            same = labels[:, None] == labels
+            given.append(Pairs(same, torch.ones_like(same)))
+            return given[0]
+
+        loss = LocalSelectionSupCon(everybody, 0.3, keep_twin=keep_twin)
+        wanted = LocalSelectionSupCon("global", 0.3)
+        assert torch.equal(loss(*batch[:3]), wanted(*batch[:3]))
+        pairs = given.pop()
+        assert all(mask.diagonal().all() for mask in pairs)
+        for mask, other in zip(loss.select(batch[2]), wanted.select(batch[2]), strict=True):
+            assert torch.equal(mask, other)
+
+    def test_at_the_door_of_contrastive(self):
+        z, labels = torch.randn(6, 4), torch.tensor([0, 0, 1, 1, 2, 2])
+        same = labels[:, None] == labels
+        found = contrastive(z, Pairs(same, torch.ones_like(same)), 0.3)
+        assert torch.equal(found, contrastive(z, global_pairs(labels), 0.3))
+        assert same.diagonal().all()
+
+
+class TestNoLabel:
+    """A negative label says "none": a class of its own, under whatever selection."""
+
+    @pytest.mark.parametrize("none", [-1, -100])
+    def test_a_batch_without_labels_is_self_supervised(self, none):
+        views = torch.randn(2, 6, 4, dtype=torch.float64)
+        each = {"reduction": "none"}
+        found = LocalSelectionSupCon("global", 0.3, **each)(*views, torch.full((6,), none))
+        torch.testing.assert_close(found, MultiViewNTXentLoss(0.3, **each)(*views).sum(dim=0))
+
+    @pytest.mark.parametrize("dtype", [torch.int64, torch.int8])
+    @pytest.mark.parametrize("selection", [*TABLE_1, lambda labels, _: global_pairs(labels)])
+    def test_is_a_class_that_nobody_else_has(self, batch, selection, dtype):
+        *_, labels, p, p_adv = (t.to(dtype) for t in batch)
+        marked, alone = labels.clone(), labels.clone()
+        marked[[1, 2, 5]] = -1
+        alone[[1, 2, 5]] = torch.tensor([50, 51, 52], dtype=dtype)
+        loss = LocalSelectionSupCon(selection)
+        for mask, other in zip(
+            loss.select(marked, p, p_adv), loss.select(alone, p, p_adv), strict=True
+        ):
+            assert torch.equal(mask, other)
+
+    @pytest.mark.parametrize("selection", ["hard", "soft", "leaked"])
+    def test_nor_is_a_negative_prediction_anybody_elses(self, batch, selection):
+        *_, labels, p, p_adv = batch
+        labels = labels.clone()
+        labels[4] = -1
+        marked, alone = p.clone(), p.clone()
+        marked[[0, 3]], alone[[0, 3]] = -1, torch.tensor([50, 51])
+        loss = LocalSelectionSupCon(selection, keep_twin=False)
+        for mask, other in zip(
+            loss.select(labels, marked, p_adv), loss.select(labels, alone, p_adv), strict=True
+        ):
+            assert torch.equal(mask, other)
+
+
 class TestLocalSelectionErrors:
     def test_one_of_two_predictions_is_refused(self, batch):
         z, z_adv, labels, p, _ = batch
@@ -622,7 +834,7 @@ class TestLocalSelectionErrors:
 
     def test_shapes_that_disagree_are_refused(self, batch):
         z, z_adv, labels, p, p_adv = batch
-        with pytest.raises(ValueError, match="8 embeddings need as many labels, got 7"):
+        with pytest.raises(ValueError, match=r"labels must be 8 integers.*\(7,\)"):
             LocalSelectionSupCon("global")(z, z_adv, labels[:7])
         with pytest.raises(ValueError, match=r"z_adv \(7, 5\) beside \(8, 5\)"):
             LocalSelectionSupCon()(z, z_adv[:7], labels, p, p_adv)
@@ -634,8 +846,53 @@ class TestLocalSelectionErrors:
         full = torch.zeros(16, 16)
         for masks, found in ((small, r"bool of shape \(8, 8\)"), (full, "float32")):
             loss = LocalSelectionSupCon(lambda *_, m=masks: Pairs(m, m), keep_twin=False)
-            with pytest.raises(ValueError, match=rf"mask of positives .*\(16, 16\), got .*{found}"):
+            with pytest.raises(
+                ValueError, match=rf"mask of positives .*\(16, 16\) on cpu, got .*{found}"
+            ):
                 loss(*batch)
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            None,
+            (torch.ones(16, 16, dtype=torch.bool),) * 2,  # whose second may be meant as negatives
+            Pairs(torch.ones(16, 16, dtype=torch.bool), None),
+            Pairs(*[torch.ones(16, 16, dtype=torch.bool, device="meta")] * 2),
+            Pairs(*[torch.ones(16, dtype=torch.bool)] * 2),
+        ],
+    )
+    def test_what_a_selection_of_ones_own_may_not_return(self, batch, answer):
+        with pytest.raises(ValueError, match=r"return Pairs|anchors need a bool mask of"):
+            LocalSelectionSupCon(lambda *_: answer)(*batch)
+
+    @pytest.mark.parametrize(
+        "labels",
+        [
+            [0] * 8,
+            np.zeros(8, dtype=int),
+            None,
+            torch.tensor(0),
+            torch.zeros(8),
+            torch.zeros(8, dtype=torch.bool),
+            torch.zeros(8, 3, dtype=torch.int64),
+            torch.zeros(8, 1, dtype=torch.int64),
+            torch.zeros(9, dtype=torch.int64),
+        ],
+    )
+    def test_labels_and_predictions_of_any_other_kind(self, batch, labels):
+        z, z_adv, right, *_ = batch
+        with pytest.raises(ValueError, match="labels must be 8 integers"):
+            LocalSelectionSupCon("global")(z, z_adv, labels)
+        if labels is not None:
+            with pytest.raises(ValueError, match="predictions must be 8 integers"):
+                LocalSelectionSupCon("soft")(z, z_adv, right, labels, right)
+            with pytest.raises(ValueError, match="predictions_adv must be 8 integers"):
+                LocalSelectionSupCon("soft")(z, z_adv, right, right, labels)
+
+    @pytest.mark.parametrize("labels", [[0, 1], torch.tensor(3), torch.rand(4), None])
+    def test_select_says_so_too(self, labels):
+        with pytest.raises(ValueError, match="labels must be"):
+            LocalSelectionSupCon("global").select(labels)
 
     def test_unknown_options_are_refused(self):
         with pytest.raises(ValueError, match=r"one of \['global', 'hard', .*got 'easy'"):

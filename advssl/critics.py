@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from math import log
 from typing import Literal
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advssl.modes import wide_linear, without_autocast
-from advssl.types import Embeddings, PerExample, Scalar
+from advssl.types import Embeddings, PerExample, Scalar, described, whole
 
 # Every bound takes the logits of the benign and then of the adversarial embeddings.
 Bound = Callable[[PerExample, PerExample], Scalar]
@@ -65,17 +65,21 @@ class GlobalDivergenceCritic(nn.Module):
         divergence: Literal["js", "kl", "pearson", "tv"] = "js",
     ) -> None:
         super().__init__()
-        if divergence not in _BOUNDS:
+        if divergence not in list(_BOUNDS):
             raise ValueError(f"divergence must be one of {sorted(_BOUNDS)}, got {divergence!r}")
-        widths = [in_features, *hidden_features, 1]
-        if min(widths) < 1:
-            raise ValueError(f"all widths must be at least 1, got {widths[:-1]}")
-        self.in_features = in_features
+        self.in_features = whole("in_features", in_features, 1)
+        if not isinstance(hidden_features, Iterable) or isinstance(hidden_features, str):
+            raise ValueError(
+                f"hidden_features must be a sequence of widths, got {described(hidden_features)}"
+            )
+        hidden = [whole("hidden_features", width, 1) for width in hidden_features]
+        widths = [self.in_features, *hidden, 1]
         self.divergence = divergence
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
 
     def forward(self, z: Embeddings) -> PerExample:
         """The (B,) logits of ``z`` (B, D): positive for what looks benign."""
+        self._check("z", z)
         return self._logits(z, own_gradient=True)
 
     def estimate(self, benign: Embeddings, adversarial: Embeddings) -> Scalar:
@@ -88,24 +92,30 @@ class GlobalDivergenceCritic(nn.Module):
 
     def loss(self, benign: Embeddings, adversarial: Embeddings) -> Scalar:
         """What the critic's own optimizer minimises: minus the bound, the embeddings detached."""
-        return -self._bound(benign.detach(), adversarial.detach(), own_gradient=True)
+        return -self._bound(benign, adversarial, own_gradient=True)
 
     def extra_repr(self) -> str:
         return f"divergence={self.divergence!r}"
 
     def _bound(self, benign: Tensor, adversarial: Tensor, *, own_gradient: bool) -> Scalar:
+        """Differentiable in the critic's own parameters, or else in the embeddings."""
+        for name, z in (("benign", benign), ("adversarial", adversarial)):
+            self._check(name, z)
+        clouds = [z.detach() if own_gradient else z for z in (benign, adversarial)]
         with without_autocast(benign.device):
             return _BOUNDS[self.divergence](
-                self._logits(benign, own_gradient=own_gradient),
-                self._logits(adversarial, own_gradient=own_gradient),
+                *(self._logits(z, own_gradient=own_gradient) for z in clouds)
+            )
+
+    def _check(self, name: str, z: Embeddings) -> None:
+        fits = isinstance(z, Tensor) and z.is_floating_point() and z.ndim == 2 and len(z) > 0
+        if not fits or z.shape[1] != self.in_features:
+            raise ValueError(
+                f"the critic reads floating point embeddings of shape (B, {self.in_features}), "
+                f"got {name} {described(z)}; set in_features to their width"
             )
 
     def _logits(self, z: Embeddings, *, own_gradient: bool) -> PerExample:
-        if z.ndim != 2 or z.shape[1] != self.in_features or len(z) == 0:
-            raise ValueError(
-                f"the critic reads embeddings of shape (B, {self.in_features}), "
-                f"got {tuple(z.shape)}; set in_features to their width"
-            )
         with without_autocast(z.device):
             for depth, layer in enumerate(self.layers):
                 weight, bias = (p if own_gradient else p.detach() for p in layer.parameters())

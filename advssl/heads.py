@@ -7,7 +7,7 @@ import functools
 import hashlib
 import math
 from collections import namedtuple
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
-from advssl.distributed import from_first_rank, gather, rank
-from advssl.modes import wide_linear, without_autocast
+from advssl.distributed import agree, from_first_rank, rank
+from advssl.losses import unit
+from advssl.modes import product, wide_linear, widen, without_autocast
 from advssl.types import (
     Embeddings,
     Reduction,
@@ -25,9 +26,11 @@ from advssl.types import (
     check_reduction,
     described,
     reduce,
+    whole,
 )
 
 _FITTED = ("pseudo_labels", "centroids", "fingerprint")  # what ``fit`` makes and checkpoints carry
+_DAMAGED = "the checkpoint is damaged or was cast"
 _BATCH_ELEMENTS = 2**21  # of the largest temporary: 8 MB stays near a CPU's cache
 _SAMPLE, _SAMPLE_PER_CLUSTER = 4096, 8  # rows on which k-means starts
 _MAX_ITERATIONS = 300
@@ -71,12 +74,14 @@ class ClusterFitHead(nn.Module):
         self, in_features: int, num_clusters: Sequence[int] = (2, 10, 50, 100, 500)
     ) -> None:
         super().__init__()
-        self.in_features = in_features
-        self.num_clusters = tuple(num_clusters)
-        if in_features < 1:
-            raise ValueError(f"in_features must be at least 1, got {in_features}")
-        distinct = len(set(self.num_clusters)) == len(self.num_clusters) > 0
-        if not distinct or min(self.num_clusters) < 2:
+        self.in_features = whole("in_features", in_features, 1)
+        if not isinstance(num_clusters, Iterable) or isinstance(num_clusters, str):
+            raise ValueError(
+                "num_clusters must be a sequence with one K per classifier, got "
+                f"{described(num_clusters)}; write (10,) for ten clusters alone"
+            )
+        self.num_clusters = tuple(whole("num_clusters", k, 2) for k in num_clusters)
+        if not 0 < len(self.num_clusters) == len(set(self.num_clusters)):
             raise ValueError(
                 "num_clusters must be one or more different numbers, each at least 2, "
                 f"got {self.num_clusters}; give each K once"
@@ -136,23 +141,33 @@ class ClusterFitHead(nn.Module):
         They need the same N and D, no values: ``torch.empty(N, D, device="meta")`` will do there.
 
         Args:
-            features: (N, D) floating point, row i that of dataset[i].
+            features: (N, D) floating point, finite, row i that of dataset[i].
             seed: fixes the result on one kind of device; the global generators are not used.
         """
+        device = next(self.heads.parameters()).device
+        # Values count on rank 0 alone, and before all else: one rank must not raise by itself.
+        shape = tuple(features.shape) if _is_matrix(features) else described(features)
+        agree("fit", f"features {shape} for num_clusters {self.num_clusters}", device)
         _check_matrix(features)
+        size, dim = features.shape
+        if max(self.num_clusters) > size:
+            raise ValueError(
+                f"{max(self.num_clusters)} clusters need as many examples, got {size}; "
+                "give features of the whole dataset or a smaller num_clusters"
+            )
         # Training cannot use tensors made in inference mode; leaving that mode enables gradients.
         with torch.inference_mode(False), torch.no_grad(), without_autocast(features.device):
-            device = next(self.heads.parameters()).device
-            size, dim = features.shape
-            scale = _inverse_lengths(features) if rank() == 0 else None
-            finite = int(scale is None or bool(scale.isfinite().all()))
-            self._check_agreement(gather(torch.tensor([[size, dim, finite]], device=device)))
-            if scale is not None:
+            finite = True
+            if rank() == 0:
+                features, scale = _directions(features)
+                finite = bool(scale.isfinite().all())
+            _check_finite(bool(from_first_rank(torch.tensor(int(finite), device=device))))
+            if rank() == 0:
                 centroids = self._cluster(features, scale, seed)
                 labels = self._nearest(features, centroids)
-                fingerprint = torch.tensor([size, dim, _checksum(features)])
+                fingerprint = torch.tensor([size, dim, _checksum(features)], device=device)
             else:
-                centroids = torch.empty(sum(self.num_clusters), dim)
+                centroids = torch.empty(sum(self.num_clusters), dim, dtype=torch.float32)
                 labels = torch.empty(size, len(self.num_clusters), dtype=torch.int64)
                 fingerprint = torch.empty(3, dtype=torch.int64)
             self.centroids = from_first_rank(centroids.to(device))
@@ -171,7 +186,8 @@ class ClusterFitHead(nn.Module):
                 f"{tuple(features.shape)}; take them from the network that fit was given"
             )
         with without_autocast(features.device):
-            _check_finite(bool(_inverse_lengths(features).isfinite().all()))
+            features, scale = _directions(features)
+            _check_finite(bool(scale.isfinite().all()))
             return self._nearest(features, self.centroids.to(features.device))
 
     def extra_repr(self) -> str:
@@ -180,22 +196,6 @@ class ClusterFitHead(nn.Module):
         if self.fingerprint is not None:
             fit = "fitted to {} examples of size {}".format(*self.fingerprint[:2].tolist())
         return f"in_features={self.in_features}, num_clusters={self.num_clusters}, {fit}"
-
-    def _check_agreement(self, seen: Tensor) -> None:
-        """``seen``: N, D and finiteness of each rank. All ranks see the same, so all raise."""
-        sizes = {(size, dim) for size, dim, _ in seen.tolist()}
-        if len(sizes) > 1:
-            raise ValueError(
-                f"all ranks must give features of one shape, got {sorted(sizes)}; "
-                "give every rank the whole dataset's shape, not its own shard's"
-            )
-        _check_finite(bool(seen[:, 2].all()))
-        ((size, _),) = sizes
-        if max(self.num_clusters) > size:
-            raise ValueError(
-                f"{max(self.num_clusters)} clusters need as many examples, got {size}; "
-                "give features of the whole dataset or a smaller num_clusters"
-            )
 
     def _cluster(self, features: Tensor, scale: Tensor, seed: int) -> Tensor:
         """Every head's centroids, (ΣK, D); each head draws as if it were alone."""
@@ -209,7 +209,7 @@ class ClusterFitHead(nn.Module):
         heads = list(self.num_clusters)
         labels = []
         for _, x in _batches(features, len(centroids)):
-            scores = torch.split(x @ centroids.T, heads, dim=1)
+            scores = torch.split(product(x, centroids.mT), heads, dim=1)
             labels.append(torch.stack([s.argmax(1) for s in scores], dim=1))
         return torch.cat(labels)
 
@@ -261,6 +261,9 @@ class ClusterFitHead(nn.Module):
 
     def _check_loaded(self, pseudo_labels: Tensor, centroids: Tensor, fingerprint: Tensor) -> None:
         """Raise unless a checkpoint's entries fit each other, this head, and the data it knows."""
+        for name, value in (("pseudo_labels", pseudo_labels), ("centroids", centroids)):
+            if not isinstance(value, Tensor):
+                raise ValueError(f"{name} must be a tensor, got {described(value)}; {_DAMAGED}")
         size, dim, _ = theirs = _integers(fingerprint)
         heads = len(self.num_clusters)
         if pseudo_labels.shape != (size, heads) or centroids.shape != (sum(self.num_clusters), dim):
@@ -271,13 +274,18 @@ class ClusterFitHead(nn.Module):
                 f"{tuple(centroids.shape)}; make the head with the checkpoint's num_clusters"
             )
         ceiling = torch.tensor(self.num_clusters, device=pseudo_labels.device)
-        whole = not pseudo_labels.is_floating_point() and centroids.is_floating_point()
-        if not whole or bool(((pseudo_labels < 0) | (pseudo_labels >= ceiling)).any()):
+        if not _holds_integers(pseudo_labels) or not centroids.is_floating_point():
+            raise ValueError(
+                f"pseudo_labels must be integers beside centroids that are floating point, got "
+                f"{pseudo_labels.dtype} and {centroids.dtype}; {_DAMAGED}"
+            )
+        if bool(((pseudo_labels < 0) | (pseudo_labels >= ceiling)).any()):
             raise ValueError(
                 f"pseudo_labels must be integers from 0 to K - 1 for K in {self.num_clusters}, got "
-                f"{pseudo_labels.dtype} from {pseudo_labels.min()} to {pseudo_labels.max()} with "
-                f"{centroids.dtype} centroids; the checkpoint is damaged or was cast"
+                f"{pseudo_labels.min()} to {pseudo_labels.max()}; {_DAMAGED}"
             )
+        if not bool(centroids.isfinite().all()):
+            raise ValueError(f"centroids must be finite, got inf or nan; {_DAMAGED}")
         if self.fingerprint is not None and (ours := _integers(self.fingerprint)) != theirs:
             raise ValueError(
                 f"this head is fitted to {ours[0]} examples of size {ours[1]} (checksum {ours[2]}),"
@@ -458,43 +466,65 @@ def _check_range(index: Tensor, size: int) -> None:
         )
 
 
+def _is_matrix(features: Any) -> bool:
+    return isinstance(features, Tensor) and features.ndim == 2 and features.is_floating_point()
+
+
 def _check_matrix(features: Tensor) -> None:
-    if features.ndim != 2 or not features.is_floating_point():
+    if not _is_matrix(features):
         raise ValueError(
             "features must be floating point of shape (N, D), "
-            f"got {features.dtype} of shape {tuple(features.shape)}; flatten(1) a feature map first"
+            f"got {described(features)}; flatten(1) a feature map first"
         )
 
 
 def _check_finite(finite: bool) -> None:
     if not finite:
         raise ValueError(
-            "features must have finite rows of finite length in float32, got inf or nan; "
+            "features must have finite rows, got inf or nan; "
             "look at the network or the images they come from"
         )
 
 
+def _holds_integers(value: Any) -> bool:
+    return isinstance(value, Tensor) and not (
+        value.is_floating_point() or value.is_complex() or value.dtype == torch.bool
+    )
+
+
 def _integers(fingerprint: Tensor) -> list[int]:
-    if fingerprint.shape != (3,) or fingerprint.is_floating_point():
+    if not _holds_integers(fingerprint) or fingerprint.shape != (3,):
         raise ValueError(
             "a fingerprint must be 3 integers (N, D, checksum), got "
-            f"{fingerprint.dtype} of shape {tuple(fingerprint.shape)}; the checkpoint is damaged"
+            f"{described(fingerprint)}; {_DAMAGED}"
         )
     return fingerprint.tolist()
 
 
-def _batches(features: Tensor, width: int) -> Iterator[tuple[slice, Tensor]]:
-    """Float32 rows, so many that neither they nor ``width`` numbers per row grow large."""
+def _batches(features: Tensor, width: int, *, wide: bool = False) -> Iterator[tuple[slice, Tensor]]:
+    """Rows, so many that neither they nor ``width`` numbers per row grow large.
+
+    In float32; if ``wide``, in float64 where the features are.
+    """
     rows = max(1, _BATCH_ELEMENTS // max(width, features.shape[1]))
     for start in range(0, len(features), rows):
         part = slice(start, start + rows)
-        yield part, features[part].float()
+        yield part, widen(features[part]) if wide else features[part].float()
 
 
-def _inverse_lengths(features: Tensor) -> Tensor:
-    """(N,): what makes each row a unit vector; 0 for a zero row, nan for one that is not finite."""
+def _directions(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Features of these directions and what makes each row a unit vector: 0 for a zero row.
+
+    The features are those given, unless a row is so long or short that float32 does not hold its
+    square; then they are a copy at length one. A row that is not finite has the scale nan.
+    """
+    peaks = torch.cat([x.abs().amax(1) for _, x in _batches(features, 1, wide=True)])
+    if bool(((peaks > 1e15) | ((peaks < 1e-15) & (peaks > 0))).any()):
+        features = torch.cat([unit(x).float() for _, x in _batches(features, 1, wide=True)])
     lengths = torch.cat([x.norm(dim=1) for _, x in _batches(features, 1)])
-    return torch.where(lengths.isfinite(), 1 / lengths, torch.nan).masked_fill(lengths == 0, 0)
+    return features, torch.where(lengths.isfinite(), 1 / lengths, torch.nan).masked_fill(
+        lengths == 0, 0
+    )
 
 
 def _checksum(features: Tensor) -> int:
@@ -544,7 +574,7 @@ def _lloyd(features: Tensor, scale: Tensor, centroids: Tensor) -> tuple[Tensor, 
     sums = torch.zeros_like(centroids)
     closest = torch.empty_like(scale)
     for part, x in _batches(features, len(centroids)):
-        closest[part], labels = (x @ centroids.T).max(1)
+        closest[part], labels = product(x, centroids.mT).max(1)
         # embedding_bag, not index_add_, whose order of addition is random on a GPU.
         labels, order = labels.sort(stable=True)
         starts = torch.searchsorted(labels, torch.arange(len(centroids), device=x.device))
@@ -568,7 +598,7 @@ def _plus_plus(x: Tensor, k: int, generator: torch.Generator) -> Tensor:
         # The largest of weight / exponential noise: draws by weight, and without a cumulative sum.
         noise = torch.empty_like(distances).exponential_(generator=generator)
         drawn = x[(distances / noise).topk(candidates).indices]
-        then = torch.minimum(distances, (1 - drawn @ x.T).clamp_min_(0))
+        then = torch.minimum(distances, (1 - product(drawn, x.mT)).clamp_min_(0))
         best = then.sum(1).argmin()
         distances = then[best]
         chosen.append(drawn[best])

@@ -11,7 +11,7 @@ from kornia.augmentation import AugmentationBase2D, IntensityAugmentationBase2D
 from torch import Tensor
 
 from advssl.modes import widen, without_autocast
-from advssl.types import Images
+from advssl.types import Images, described, number
 
 Unit: TypeAlias = Literal["image", "pixel"]
 
@@ -32,6 +32,7 @@ class _FrequencyView(IntensityAugmentationBase2D):
         same_on_batch: bool = False,
         keepdim: bool = False,
     ) -> None:
+        radius, p = number("radius", radius), number("p", p)
         _check_radius(radius, unit)
         if not 0 <= p <= 1:
             raise ValueError(f"p must be a probability in [0, 1], got {p}")
@@ -212,16 +213,16 @@ def _check_radius(radius: float, unit: str) -> None:
 
 
 def _check_floating_point(images: Images) -> None:
-    if isinstance(images, Tensor) and not images.is_floating_point():
+    if not isinstance(images, Tensor) or not images.is_floating_point():
         raise ValueError(
-            f"images must be floating point, got {images.dtype}; "
+            f"images must be a floating point tensor, got {described(images)}; "
             "convert them first, uint8 with images / 255"
         )
 
 
 def _kornia_takes(dtype: torch.dtype) -> bool:
     try:
-        AugmentationBase2D().validate_tensor(torch.empty(1, 1, 1, 1, dtype=dtype))
+        AugmentationBase2D().validate_tensor(torch.empty(1, 1, 1, 1, dtype=dtype, device="cpu"))
     except TypeError:
         return False
     return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -29,6 +30,7 @@ from torch.utils.data import (
 import advssl.heads
 from advssl.heads import ClusterFitHead, IndexedDataset, without_index
 from advssl.modes import frozen
+from precision import LOWERED, assert_float32s, lowered
 
 FITTED = ("pseudo_labels", "centroids", "fingerprint")
 
@@ -122,6 +124,33 @@ class TestKMeans:
         longer = features * torch.logspace(-3, 3, 200)[:, None]
         assert torch.equal(fitted(features).pseudo_labels, fitted(longer).pseudo_labels)
 
+    @pytest.mark.parametrize(
+        ("dtype", "low", "high"),
+        [(torch.float32, -36, 36), (torch.float64, -290, 290), (torch.bfloat16, -30, 30)],
+    )
+    def test_at_every_length_that_the_type_holds(self, dtype, low, high):
+        features = blobs(200, 6, 5).bfloat16().to(dtype)
+        scale = torch.linspace(low, high, 200, dtype=torch.float64).div(3).round().mul(9).exp2()
+        longer = (features.double() * scale[:, None]).to(dtype)  # powers of two round nothing
+        head = fitted(features)
+        assert torch.equal(head.pseudo_labels, fitted(longer).pseudo_labels)
+        assert torch.equal(head.pseudo_labels, head.assign(longer))
+
+    def test_goes_on_while_a_cluster_looks_for_its_place(self):
+        # Both spare centroids move to the outlier that is there twice, and one is empty again. By
+        # then the mean distance, of many rows far from their centroids, hardly falls.
+        cloud = torch.cat([torch.eye(4)[0], torch.eye(4)[1]]).view(2, 4).repeat(4000, 1)
+        cloud = cloud + 0.2 * blobs(8000, 4, 1)
+        twice, once = (
+            torch.tensor([[0.0, 0.0, -1.0, 0.0]] * 2),
+            torch.tensor([[0.0, 0.0, 0.0, -1.0]]),
+        )
+        features = torch.cat([cloud, twice, 1e-3 * twice[:1] + once])
+        scale = 1 / features.norm(dim=1)
+        start = torch.eye(4)[[0, 1, 0, 0]]
+        found = advssl.heads._iterate(features, scale, start)
+        assert sorted((found @ features[-3:].T).argmax(0).unique().tolist()) == [2, 3]
+
     def test_centroids_have_length_one(self):
         lengths = fitted().centroids.norm(dim=1)
         torch.testing.assert_close(lengths, torch.ones_like(lengths))
@@ -188,6 +217,31 @@ class TestKMeans:
         assert torch.equal(head.assign(features), head.pseudo_labels)
         assert torch.equal(head.assign(3 * features[:7]), head.pseudo_labels[:7])
 
+    @LOWERED
+    def test_precision_set_elsewhere_changes_nothing(self, how):
+        features = blobs(500, 64, 40, spread=2.0)
+        wanted = fitted(features, num_clusters=(40,))
+        with lowered(how):
+            head = fitted(features, num_clusters=(40,))
+            assert same_fit(head, wanted)
+            assert torch.equal(head.assign(features), wanted.pseudo_labels)
+
+    def test_torchs_defaults_change_nothing(self):
+        features, wanted = blobs(60, 6, 5), fitted()
+        head, z, index = ClusterFitHead(8, (2, 5)), torch.randn(4, 8), torch.arange(4)
+        head.load_state_dict(wanted.state_dict())
+        loss = head(z, index)
+        torch.set_default_dtype(torch.float64)
+        try:
+            with torch.device("meta"):
+                head = ClusterFitHead(8, (2, 5)).to_empty(device="cpu").float()
+                head.fit(features)
+                head.load_state_dict(wanted.state_dict())
+                assert torch.equal(head(z, index), loss)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert same_fit(head, wanted)
+
     def test_leaves_its_features_alone(self):
         features = blobs(60, 6, 5).requires_grad_()
         before = features.detach().clone()
@@ -249,6 +303,13 @@ class TestLoss:
     def test_float64_stays(self, head):
         loss = head(self.embeddings.double(), self.index, "none")
         torch.testing.assert_close(loss, self.slow(head))
+
+    @LOWERED
+    def test_precision_set_elsewhere_changes_neither_value_nor_any_derivative(self, how):
+        head = fitted(in_features=64)
+        index, z = torch.arange(8), torch.randn(8, 64)
+        # To look at an index breaks the graph.
+        assert_float32s(lambda z: head(z, index), z, how=how, one_graph=False)
 
     def test_gradients(self, head):
         head = head.double()
@@ -396,6 +457,22 @@ class TestState:
         with pytest.raises(ValueError, match=message):
             ClusterFitHead(8, (2, 5)).load_state_dict(state)
 
+    @pytest.mark.parametrize("name", FITTED)
+    @pytest.mark.parametrize("entry", [None, [1, 2, 3], "labels", 3.0, torch.tensor(True)])
+    def test_refuses_entries_of_any_other_kind(self, name, entry):
+        state, head = fitted().state_dict(), fitted()
+        before = copy.deepcopy(head)
+        with pytest.raises(ValueError, match="|".join((*FITTED, "fingerprint must"))):
+            head.load_state_dict({**state, name: entry})
+        assert same_fit(head, before)
+
+    @pytest.mark.parametrize("entry", [torch.inf, torch.nan])
+    def test_refuses_centroids_that_are_not_finite(self, entry):
+        state = copy.deepcopy(fitted().state_dict())
+        state["centroids"][1, 2] = entry
+        with pytest.raises(ValueError, match="centroids must be finite"):
+            ClusterFitHead(8, (2, 5)).load_state_dict(state)
+
     def test_refuses_a_fit_for_other_numbers_of_clusters(self):
         with pytest.raises(ValueError, match="make the head with the checkpoint's num_clusters"):
             ClusterFitHead(8, (2, 6)).load_state_dict(fitted().state_dict())
@@ -433,19 +510,27 @@ class TestState:
         assert not head.fingerprint.is_meta
 
     def test_repr(self):
+        assert ClusterFitHead(8).num_clusters == (2, 10, 50, 100, 500)
         assert "in_features=8, num_clusters=(2, 5), not fitted" in repr(ClusterFitHead(8, (2, 5)))
         assert "fitted to 60 examples of size 6" in repr(fitted())
 
 
 class TestBadInput:
-    @pytest.mark.parametrize("num_clusters", [(), (2, 2), (1, 5)])
+    @pytest.mark.parametrize(
+        "num_clusters", [(), (2, 2), (1, 5), 10, "10", None, (2.5,), (True, 5), (2, None)]
+    )
     def test_numbers_of_clusters(self, num_clusters):
-        with pytest.raises(ValueError, match=r"num_clusters must be .* got \("):
+        with pytest.raises(ValueError, match=r"num_clusters must be .*got "):
             ClusterFitHead(8, num_clusters)
 
-    def test_in_features(self):
-        with pytest.raises(ValueError, match="in_features must be at least 1, got 0"):
-            ClusterFitHead(0)
+    @pytest.mark.parametrize("in_features", [0, -1, 2.5, "8", None, (8,), True])
+    def test_in_features(self, in_features):
+        with pytest.raises(ValueError, match=r"in_features must be .*got "):
+            ClusterFitHead(in_features)
+
+    def test_numpys_numbers_are_numbers(self):
+        head = ClusterFitHead(np.int64(8), np.array([2, 5]))
+        assert repr(head.num_clusters) == "(2, 5)"
 
     def test_more_clusters_than_examples(self):
         with pytest.raises(ValueError, match="61 clusters need as many examples, got 60"):
@@ -458,7 +543,8 @@ class TestBadInput:
             (torch.ones(9, 2, dtype=torch.int64), "floating point.*got torch.int64"),
             (torch.full((9, 2), torch.nan), "finite"),
             (torch.tensor([[torch.inf, 1.0]] * 9), "finite"),
-            (torch.full((9, 2), 1e300, dtype=torch.float64), "finite length in float32"),
+            ([[1.0, 2.0]] * 9, r"shape \(N, D\), got list"),
+            (np.zeros((9, 2)), r"shape \(N, D\), got a ndarray"),
         ],
     )
     def test_features(self, features, message):
@@ -492,6 +578,8 @@ class TestBadInput:
             (torch.arange(4), "3 integers, one per embedding"),
             (torch.rand(3), "3 integers"),
             (torch.ones(3, dtype=torch.bool), "3 integers"),
+            ([0, 1, 2], "index must be 3 integers"),
+            (np.arange(3), "index must be 3 integers"),
         ],
     )
     def test_index(self, index, message):
@@ -504,6 +592,8 @@ class TestBadInput:
             (torch.randn(3, 9), r"embeddings of size 8, got shape \(3, 9\)"),
             (torch.randn(3, 8, 1, 1), "flatten"),
             (torch.ones(3, 8, dtype=torch.int64), "floating point"),
+            ([[0.0] * 8] * 3, "embeddings must be floating point"),
+            (np.zeros((3, 8)), "embeddings must be floating point"),
         ],
     )
     def test_embeddings(self, embeddings, message):
@@ -523,6 +613,7 @@ def _two_ranks(rank, store, results):
     messages = []
     for wrong in (
         features[: 50 + rank],  # a shard each
+        features if rank == 0 else None,
         torch.full_like(features, torch.nan) if rank == 0 else features,
         features[:4],
     ):
@@ -542,8 +633,9 @@ def test_rank_0_fits_for_all(tmp_path):
     for path in results:
         there = torch.load(path, weights_only=True)
         assert all(torch.equal(there[name], getattr(alone, name)) for name in FITTED)
-        shard, finite, few = there["messages"]
-        assert "one shape, got [(50, 6), (51, 6)]" in shard
+        shard, nothing, finite, few = there["messages"]
+        assert re.search(r"rank 0 .*\(50, 6\).*rank 1 .*\(51, 6\)", shard)
+        assert re.search(r"rank 0 .*\(60, 6\).*rank 1 .*None", nothing)
         assert "finite" in finite
         assert "5 clusters need as many examples, got 4" in few
 

@@ -111,6 +111,18 @@ class TestMathematics:
             mask = views._new_mask(100, 100, 0.3, "pixel", torch.device("cpu"), torch.float32)
             assert mask[rows, columns] == (np.hypot(rows, columns) < 30)
 
+    @pytest.mark.parametrize("size", [25, 50, 75, 100])
+    def test_whatever_the_radius_only_what_is_nearer_is_low(self, size):
+        # In whole numbers, where nothing rounds; float32 takes some that are at the radius for low.
+        rows = torch.arange(size)
+        rows = torch.minimum(rows, size - rows)
+        for cycles in range(1, size // 2):
+            key = (size, size, cycles / size, "pixel", torch.device("cpu"), torch.float32)
+            mask = views._new_mask(*key).bool()
+            wanted = rows[:, None] ** 2 + torch.arange(mask.shape[1]) ** 2 < cycles**2
+            assert mask.shape[1] >= cycles
+            assert torch.equal(mask, wanted), cycles
+
     def test_the_mean_belongs_to_the_low_view(self, images):
         means = images.mean(dim=(2, 3))
         high, low = HighFreqView()(images), LowFreqView()(images)
@@ -215,6 +227,16 @@ class TestPrecisionAndLayout:
             under_autocast = view(images, params=view._params)
         assert under_autocast.dtype == dtype
         assert torch.equal(under_autocast, result)
+
+    def test_torchs_default_type_changes_nothing(self, make, images):
+        wanted = make(3)(images)
+        views._cached_mask.cache_clear()
+        torch.set_default_dtype(torch.float64)
+        try:
+            assert torch.equal(make(3)(images), wanted)
+        finally:
+            torch.set_default_dtype(torch.float32)
+            views._cached_mask.cache_clear()
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
     @pytest.mark.parametrize("p", [0.5, 1.0])
@@ -349,9 +371,26 @@ class TestRefuses:
         with pytest.raises(ValueError, match=rf"p must be a probability in \[0, 1\], got {p}"):
             make(p=p)
 
+    @pytest.mark.parametrize("wrong", ["8", None, (8,), True])
+    def test_what_is_no_number(self, make, wrong):
+        with pytest.raises(ValueError, match="radius must be a number"):
+            make(wrong)
+        with pytest.raises(ValueError, match="p must be a number"):
+            make(p=wrong)
+
+    def test_numpys_numbers_are_numbers(self, make):
+        assert repr(make(np.float64(8), p=torch.tensor(1))) == repr(make())
+
+    @pytest.mark.parametrize("wrong", [np.zeros((2, 3, 8, 8)), [[0.0]], None])
+    def test_what_is_no_tensor(self, make, wrong):
+        with pytest.raises(ValueError, match="images must be a floating point tensor, got"):
+            make()(wrong)
+
     @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
     def test_integer_images(self, make, dtype):
         images = torch.ones(2, 3, 8, 8).to(dtype)
         for view in (make(), AugmentationSequential(make(), data_keys=["input"])):
-            with pytest.raises(ValueError, match=rf"floating point, got {dtype};.*images / 255"):
+            with pytest.raises(
+                ValueError, match=rf"floating point tensor, got {dtype} .*images / 255"
+            ):
                 view(images)

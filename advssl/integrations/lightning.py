@@ -144,7 +144,8 @@ class AdversarialViews(_Bolt):
     banks, centers, counters, plain attributes (see :class:`~.snapshots.Snapshot`); what it logs is
     dropped. Every step of the attack and the training pass draw the same random numbers, and the
     module's random state advances as it would without the attack. Batches pass through unchanged
-    where ``training_step`` returns None.
+    where ``training_step`` returns None. A copy of the module that is taken or saved meanwhile
+    (deepcopy, pickle, averaging callbacks) has its plain ``training_step``, without any callback.
 
     Args:
         adversary: gives ball, steps, bounds; for normalised views with ``mean`` and ``std``
@@ -205,7 +206,8 @@ class AdversarialViews(_Bolt):
         assert self._draws is not None
         seed = int(torch.randint(2**62, (), generator=self._draws))
         start = torch.Generator(views[0].device).manual_seed(seed)
-        return self.adversary(views, objective, generator=start)
+        # Nothing to freeze: the step gives back the whole module.
+        return self.adversary(views, objective, freeze=(), generator=start)
 
 
 class SharpnessAware(_Bolt):
@@ -434,11 +436,8 @@ class ClusterFit(_Term):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)
         if self.head.pseudo_labels is not None:
-            now = Snapshot(pl_module)  # of the random state, which looking at images may move
-            try:
+            with _given_back(pl_module):
                 self._check_labels(self.head.pseudo_labels)
-            finally:
-                now.restore()
             return
         if self.extractor is None or self.images is None:
             raise ValueError(
@@ -466,11 +465,8 @@ class ClusterFit(_Term):
                 f"{len(data)}: they are not the same images in the same order; cluster the very "
                 "dataset that IndexedDataset wraps, whole, or fit a fresh head"
             )
-        now = Snapshot(pl_module)
-        try:
+        with _given_back(pl_module):
             self._look_at_a_sample(loader)
-        finally:
-            now.restore()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if getattr(trainer, "reload_dataloaders_every_n_epochs", 0):
@@ -501,10 +497,8 @@ class ClusterFit(_Term):
         """Raise if the first images' clusters are, more likely than not, not what the head says."""
         if self.extractor is None or self.images is None or isinstance(self.images, Iterator):
             return
-        found = self.head.assign(_features(self.extractor, self.images, enough=_LOOKED_AT)).to(
-            labels
-        )
-        own = labels[: len(found)]
+        features = _features(self.extractor, self.images, enough=_LOOKED_AT)
+        found, own = self.head.assign(features).to(labels), labels[: len(features)]
         shares = [label.bincount() / len(labels) for label in labels.T]
         chance = sum(float(share.square().sum()) for share in shares) / len(shares)
         agree = float((found == own).float().mean()) if len(own) == len(found) else 0
@@ -722,6 +716,16 @@ def _deaf(module: nn.Module, inputs: Any, output: Any) -> None:
 
 def _same(value: Any) -> Any:
     return value
+
+
+@contextmanager
+def _given_back(module: nn.Module) -> Iterator[None]:
+    """The module and the random state, which reading images may move, are kept."""
+    now = Snapshot(module)
+    try:
+        yield
+    finally:
+        now.restore()
 
 
 @contextmanager

@@ -474,6 +474,7 @@ class TestAllCallbacks:
         module, critic = Teaches(), divergence("net")
         fit(module, [adversarial(), critic], steps=2)
         assert module.teacher(IMAGES).shape == (16, OUT)
+        assert not any(getattr(h, "calls", ()) for h in module.teacher._forward_hooks.values())
         assert not module.net._forward_hooks
 
     @pytest.mark.parametrize("averaging", ["StochasticWeightAveraging", "EMAWeightAveraging"])

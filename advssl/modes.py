@@ -685,12 +685,12 @@ def random_state_kept(
 def uphill(
     height: Scalar, inputs: Sequence[Tensor], *, retain_graph: bool = False
 ) -> tuple[Tensor | None, ...]:
-    """The direction in which ``height`` rises: its gradient, times one positive number.
+    """The gradient of ``height``, also where part of its graph is float16.
 
-    The number is 1 unless part of the graph is float16. There a mean over a large batch has
-    gradients below the smallest float16, so the number is chosen to bring the largest value that
-    enters the float16 part to 64. The direction then does not depend on the scale of ``height``. It
-    costs a second backward through what lies above that part, the loss, and no device sync.
+    There a mean over a large batch has gradients below the smallest float16. They pass that part
+    times a power of two, chosen to bring the largest value that enters it to 64, and are brought
+    back in float32: what ranks average has one scale. It costs a second backward through what lies
+    above that part, the loss, and no device sync.
 
     Returns:
         One tensor per input, None where ``height`` does not depend on it.
@@ -698,23 +698,29 @@ def uphill(
     # Backward belongs outside autocast: inside it a loss's own float32 products are cast again.
     with without_autocast(height.device):
         scale = _float16_scale(height)
-        return torch.autograd.grad(
-            height, inputs, grad_outputs=scale, retain_graph=retain_graph, allow_unused=True
+        gradients = torch.autograd.grad(
+            height,
+            inputs,
+            grad_outputs=None if scale is None else scale.to(height.dtype),
+            retain_graph=retain_graph,
+            allow_unused=True,
         )
+    if scale is None:
+        return gradients
+    return tuple(None if g is None else widen(g) / scale for g in gradients)
 
 
-def _float16_scale(height: Scalar) -> Scalar:
+def _float16_scale(height: Scalar) -> Scalar | None:
     """The power of two that brings what enters the float16 part of the graph to at most 64."""
-    one = torch.ones_like(height)
     edges = _float16_edges(height)
     if not edges:
-        return one
+        return None
     entering = torch.autograd.grad(height, edges, retain_graph=True, allow_unused=True)
     peaks = [g.detach().abs().amax().float() for g in entering if g is not None]
     peak = torch.stack(peaks).amax()
     usable = (peak > 0) & peak.isfinite()
-    power = torch.where(usable, 6 - peak.log2().round(), 0.0).clamp(-60, 60)
-    return one * power.exp2()  # a power of two rounds nothing
+    power = torch.where(usable, 6 - peak.log2().round(), 0.0).clamp(-100, 100)
+    return power.exp2()  # a power of two rounds nothing
 
 
 def _float16_edges(height: Tensor) -> list[GradientEdge]:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.func import functional_call
 
 from advssl.distributed import average
-from advssl.modes import random_state, random_state_kept, state_kept, uphill
-from advssl.types import Closure, Scalar
+from advssl.modes import (
+    modules_reached,
+    random_state,
+    random_state_kept,
+    state_kept,
+    submodules,
+    uphill,
+    weights_recomputed,
+)
+from advssl.types import Closure, Scalar, described, height_of, modules_of, number
 
 
 class SAMWrapper(nn.Module):
@@ -24,9 +33,11 @@ class SAMWrapper(nn.Module):
 
     Convention:
         While the closure runs a second time the modules' parameters are replaced by θ + e; the
-        parameters themselves, and ``.grad``, are never touched. BatchNorm buffers (and a momentum
-        encoder) move in the pass at θ and not in the second; both passes draw the same random
-        numbers. Parameters that the closure does not reach stay where they are. Under
+        parameters themselves, and ``.grad``, are never touched. BatchNorm buffers, a momentum
+        encoder, a queue and its pointer move in the pass at θ and not in the second, in the modules
+        given and in others that the closure calls, as far as they are found from its variables;
+        both passes draw the same random numbers. Weights that ``parametrize.cached()`` remembers
+        are computed anew. Parameters that the closure does not reach stay where they are. Under
         ``torch.distributed`` g is averaged over ranks, so every rank must make the call; the term
         is then that of one process on the whole batch. A closure must read parameters from the
         modules (call them), not from a variable bound before. Second derivatives through e are
@@ -41,7 +52,8 @@ class SAMWrapper(nn.Module):
             ρ = 1.0, its text says SAM.
 
     Raises:
-        ValueError: on a negative rho, no module, or DTensor (FSDP2) parameters.
+        ValueError: on a negative rho, no module, TorchScript, and parameters that are DTensors
+            (FSDP2) or in half precision: a step of ρ would vanish in their rounding.
 
     Reference: Foret et al. 2021, Eqs. 2 and 3, https://arxiv.org/abs/2010.01412; Kwon et al. 2021,
     https://arxiv.org/abs/2102.11600; on the benign term alone: GSA-RSL, Theorem 4.5 and Algorithm 1
@@ -56,12 +68,17 @@ class SAMWrapper(nn.Module):
 
     def __init__(self, *modules: nn.Module, rho: float = 0.05, adaptive: bool = False) -> None:
         super().__init__()
-        if not modules or not all(isinstance(m, nn.Module) for m in modules):
-            raise ValueError(f"SAMWrapper needs the modules whose weights move, got {modules}")
-        if not 0 <= rho < float("inf"):
+        if not modules_of("SAMWrapper", modules):
+            raise ValueError("SAMWrapper needs the modules whose weights move, got none")
+        for m in submodules(*modules):
+            if isinstance(m, torch.jit.ScriptModule):
+                raise ValueError("the weights of TorchScript cannot move; give the plain module")
+        self.rho = number("rho", rho)
+        if not 0 <= self.rho < float("inf"):
             raise ValueError(f"rho must be non-negative and finite, got {rho}")
-        self.rho = rho
-        self.adaptive = adaptive
+        if not isinstance(adaptive, bool | np.bool_):
+            raise ValueError(f"adaptive must be True or False, got {described(adaptive)}")
+        self.adaptive = bool(adaptive)
         # A tuple of modules is not registered, so nothing of theirs is moved or saved through here.
         self.modules_moved = modules
 
@@ -75,7 +92,8 @@ class SAMWrapper(nn.Module):
         """The closure's loss at θ + e, with a graph down to θ.
 
         Args:
-            closure: forwards and returns a scalar, without backward; it runs at θ and at θ + e.
+            closure: forwards and returns a scalar, without backward; it runs at θ and at θ + e. One
+                element of another shape is taken too, and a mapping that holds it as "loss".
             loss: its value at θ with its graph, if your loop has it already: then the closure runs
                 at θ + e only. The graph stays alive for your own ``backward``; if a compiled module
                 made it, set ``torch._functorch.config.donated_buffer = False`` before.
@@ -83,33 +101,43 @@ class SAMWrapper(nn.Module):
                 repeats; without ``loss`` there is no need of it.
 
         Raises:
-            ValueError: if the loss is not a scalar, or depends on no parameter of the modules.
+            ValueError: if ``closure`` cannot be called, the loss is not a scalar, or it depends on
+                no parameter of the modules.
             RuntimeError: if the closure uses activation checkpointing, which would recompute at θ.
         """
+        if not callable(closure):
+            raise ValueError(
+                "SAMWrapper takes a closure that computes the loss each time it is called, got "
+                f"{described(closure)}; write sam(lambda: criterion(model(x)))"
+            )
         if loss is None and rng_state is not None:
             raise ValueError("rng_state belongs to a loss that was computed before; give loss too")
         parameters = self._parameters_moved()
         device = next(iter(parameters.values())).device
         state = rng_state
         with torch.enable_grad():
-            at_theta = loss
-            if at_theta is None:
+            if loss is None:
                 state = random_state(device)
-                at_theta = closure()
-            if at_theta.ndim != 0 or not at_theta.requires_grad:
+                with weights_recomputed():
+                    at_theta = height_of("the closure", closure())
+            else:
+                at_theta = height_of("the closure that loss comes from", loss)
+            if not at_theta.requires_grad:
                 raise ValueError(
                     "the closure must return a scalar that depends on the modules' parameters, got "
-                    f"shape {tuple(at_theta.shape)}, requires_grad={at_theta.requires_grad}"
+                    "one with requires_grad=False; compute it without detach() and item()"
                 )
             _check_no_reentrant_checkpoint(at_theta)
             gradients = uphill(at_theta, list(parameters.values()), retain_graph=loss is not None)
             moved = self._moved(parameters, gradients)
             with (
                 random_state_kept(device, state),
-                state_kept(*self.modules_moved),
+                weights_recomputed(),
+                state_kept(*self.modules_moved, *modules_reached(closure)),
                 disable_saved_tensors_hooks(_CHECKPOINTED),
             ):
-                return functional_call(_Run(self.modules_moved), moved, (closure,))
+                again = functional_call(_Run(self.modules_moved), moved, (closure,))
+                return height_of("the closure", again)
 
     def rng_state(self) -> tuple[Tensor, ...]:
         """The random state that a ``loss`` computed after this call starts from."""
@@ -128,6 +156,11 @@ class SAMWrapper(nn.Module):
         if not parameters:
             raise ValueError("no parameter of the modules requires gradient; nothing can move")
         for name, p in parameters.items():
+            if torch.finfo(p.dtype).bits < 32:
+                raise ValueError(
+                    f"{name} is in {p.dtype}, too coarse for a step of rho; keep parameters in "
+                    "float32 and compute under torch.autocast"
+                )
             if hasattr(p, "device_mesh"):
                 raise ValueError(
                     f"{name} is a DTensor (FSDP2): its shards cannot be moved from here; "
@@ -149,6 +182,9 @@ class SAMWrapper(nn.Module):
                     for p, g in zip(parameters.values(), gradients, strict=True)
                 ]
             )
+            # Of a small loss the squares would be too small for float32; only directions count.
+            peak = torch.stack([g.abs().amax() for g in slopes if g.numel()]).amax()
+            slopes = [(g / torch.where(peak > 0, peak, 1)).to(g.dtype) for g in slopes]
             if self.adaptive:
                 scaled = [p.abs() * g for p, g in zip(parameters.values(), slopes, strict=True)]
                 steps = [p.abs() * s for p, s in zip(parameters.values(), scaled, strict=True)]
@@ -159,7 +195,7 @@ class SAMWrapper(nn.Module):
             )
             scale = self.rho / torch.where(length > 0, length, 1)
             shifts = [step * scale for step in steps]
-        return {n: p + e for (n, p), e in zip(parameters.items(), shifts, strict=True)}
+        return {n: p + e.to(p.dtype) for (n, p), e in zip(parameters.items(), shifts, strict=True)}
 
 
 _CHECKPOINTED = (

@@ -121,7 +121,7 @@ COMPONENTS = {
         lambda: advssl.SAMWrapper(nn.Linear(1, 1), rho=0.5),
         sharp,
         lambda c: c(lambda: torch.zeros(2)),
-        r"must return a scalar .* got shape \(2,\)",
+        r"must return a scalar.* of shape \(2,\)",
         "rho=0.5",
     ),
     "ClusterFitHead": Case(

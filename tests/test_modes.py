@@ -485,18 +485,28 @@ def test_uphill_is_the_gradient_where_nothing_is_float16():
     assert nothing is None
 
 
-@pytest.mark.parametrize("scale", [2.0**-20, 1.0, 2.0**12])
-def test_uphill_does_not_depend_on_the_scale_above_a_float16_part(scale):
+@pytest.mark.parametrize("scale", [2.0**-80, 2.0**-20, 1.0, 2.0**12, 2.0**60])
+def test_uphill_is_the_gradient_where_part_is_float16(scale):
     w = torch.randn(64, requires_grad=True)
 
-    def direction(c):
+    def gradient(c):
         half = (w.half() * 0.37).tanh()
         (g,) = uphill((half.float().square() * c).sum(), [w])
         return g
 
-    torch.testing.assert_close(direction(scale), direction(1.0), rtol=0, atol=0)
+    torch.testing.assert_close(gradient(scale), gradient(1.0) * scale, rtol=0, atol=0)
     plain = torch.autograd.grad((w * 0.37).tanh().square().sum(), w)[0]
-    assert torch.cosine_similarity(direction(scale), plain, dim=0) > 0.999
+    torch.testing.assert_close(gradient(1.0), plain, rtol=0.02, atol=0.01)
+
+
+@pytest.mark.parametrize("of", ["inputs", "height"])
+def test_uphill_is_the_gradient_where_an_end_is_float16(of):
+    w = torch.randn(64).to(torch.float16 if of == "inputs" else torch.float32).requires_grad_()
+    height = (w.float() * 1e-9).sum() if of == "inputs" else (w / 1024).sum().half()
+    (found,) = uphill(height, [w])
+    assert found.dtype == torch.float32
+    wanted = torch.full((64,), 1e-9 if of == "inputs" else 1 / 1024)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=0)
 
 
 def test_weights_that_torch_remembers_are_the_callers_again():

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import types
 
+import numpy as np
 import pytest
 import torch
 from borrowed import Trace
 from flops import flops
+from ranks import WORLD, on_two_ranks
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from advssl.branches import branch_batchnorm, on_branch
 from advssl.losses import MultiViewNTXentLoss
@@ -372,6 +376,224 @@ def test_activation_checkpointing_is_refused(images, reentrant):
     trace.assert_none()
 
 
+class TestWhatTorchRemembers:
+    """The pass at the moved weights computes with them, and nothing of them stays behind."""
+
+    def closure(self, model):
+        x = torch.linspace(-1, 1, 27, dtype=torch.float64).view(9, 3)
+        return lambda: model(x).pow(3).mean()
+
+    def net(self, wrapped) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(wrapped(nn.Linear(3, 8)), nn.Tanh(), wrapped(nn.Linear(8, 3))).double()
+
+    class Low(nn.Module):
+        def __init__(self, rows: int, columns: int) -> None:
+            super().__init__()
+            self.a = nn.Parameter(torch.randn(rows, 1))
+            self.b = nn.Parameter(torch.randn(1, columns))
+
+        def forward(self, weight):
+            return weight + self.a @ self.b
+
+    def low_rank(self, layer: nn.Linear) -> nn.Module:
+        layer.weight.requires_grad_(False)
+        low = self.Low(*layer.weight.shape)
+        return parametrize.register_parametrization(layer, "weight", low)
+
+    @pytest.mark.parametrize("given", [False, True])
+    @pytest.mark.parametrize("kind", ["weight_norm", "orthogonal", "low_rank", "none"])
+    def test_cached_weights_are_computed_anew(self, kind, given):
+        wrapped = {
+            "weight_norm": nn.utils.parametrizations.weight_norm,
+            "orthogonal": nn.utils.parametrizations.orthogonal,
+            "low_rank": self.low_rank,
+            "none": lambda layer: layer,
+        }[kind]
+        model = self.net(wrapped)
+        twin = copy.deepcopy(model)
+        expected = SAMWrapper(twin, rho=0.3)(self.closure(twin))
+        (expected + self.closure(twin)()).backward()
+        closure, sam = self.closure(model), SAMWrapper(model, rho=0.3)
+        with parametrize.cached():
+            loss = closure()
+            found = sam(closure, loss) if given else sam(closure)
+            (found + closure()).backward()
+            torch.testing.assert_close(closure(), loss)
+        torch.testing.assert_close(found, expected)
+        for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(p.grad, q.grad)
+
+    @pytest.mark.parametrize("given", [False, True])
+    def test_vectors_of_spectral_norm_move_once(self, given):
+        model = self.net(nn.utils.parametrizations.spectral_norm)
+        once = copy.deepcopy(model)
+        self.closure(once)()
+        closure = self.closure(model)
+        SAMWrapper(model, rho=0.3)(closure, closure() if given else None)
+        for mine, other in zip(model.buffers(), once.buffers(), strict=True):
+            torch.testing.assert_close(mine, other)
+
+
+class TestOtherModulesThatTheClosureCalls:
+    """Their state moves once too."""
+
+    class Slow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(8, 8).requires_grad_(False)
+
+        def forward(self, z):
+            self.net.weight.mul_(0.5)
+            return z + self.net(z)
+
+    OUTSIDE = pytest.mark.parametrize(
+        "outside",
+        [
+            lambda: nn.BatchNorm1d(8),
+            lambda: branch_batchnorm(nn.Sequential(nn.BatchNorm1d(8))),
+            lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)),
+            Slow,
+        ],
+    )
+
+    def state(self, module):
+        plain = {n: v for n, v in vars(module).items() if isinstance(v, int | list)}
+        plain.pop("_is_torch_compile", None)
+        return plain, [t.clone() for t in (*module.parameters(), *module.buffers())]
+
+    @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+    @OUTSIDE
+    @pytest.mark.parametrize("given", [False, True])
+    @pytest.mark.parametrize("how", ["closure", "attribute", "collection", "compiled"])
+    def test_move_once(self, outside, given, how):
+        encoder, head, x = nn.Linear(6, 8), outside(), torch.randn(9, 6)
+        once = copy.deepcopy(head)
+        called = torch.compile(head, backend="eager") if how == "compiled" else head
+        holder = types.SimpleNamespace(head=called)
+        heads = {"first": [called]}
+        use = {
+            "closure": lambda z: called(z),
+            "compiled": lambda z: called(z),
+            "attribute": lambda z: holder.head(z),
+            "collection": lambda z: heads["first"][0](z),
+        }[how]
+
+        def closure():
+            return use(encoder(x)).square().mean()
+
+        once(encoder(x))
+        SAMWrapper(encoder)(closure, closure() if given else None)
+        (found, tensors), (wanted, others) = self.state(head), self.state(once)
+        assert found == wanted
+        for mine, other in zip(tensors, others, strict=True):
+            torch.testing.assert_close(mine, other)
+
+    def test_move_once_also_when_the_second_pass_fails(self):
+        encoder, head, x, calls = nn.Linear(6, 8), nn.BatchNorm1d(8), torch.randn(9, 6), []
+
+        def closure():
+            loss = head(encoder(x)).square().mean()
+            calls.append(1)
+            if len(calls) == 2:
+                raise KeyError
+            return loss
+
+        with pytest.raises(KeyError):
+            SAMWrapper(encoder)(closure)
+        assert head.num_batches_tracked == 1
+
+    @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+    def test_compiled_ones_are_compiled_once(self):
+        graphs = []
+
+        def backend(graph, inputs):  # noqa: ARG001
+            graphs.append(graph)
+            return graph.forward
+
+        torch._dynamo.reset()
+        encoder, x = nn.Linear(6, 8), torch.randn(9, 6)
+        head = torch.compile(nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 3)), backend=backend)
+        sam = SAMWrapper(encoder)
+        for _ in range(3):
+            sam(lambda: head(encoder(x)).square().mean())
+        assert len(graphs) == 1
+
+
+def climb(images: Tensor, weight: Tensor) -> Tensor:
+    torch.manual_seed(0)
+    model, seen = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)), []
+
+    def closure():
+        seen.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+        with torch.autocast("cpu", torch.float16):
+            z = model(images)
+        return (weight * (z.float() - 1).square().mean(1)).mean()
+
+    SAMWrapper(model, rho=0.3)(closure)
+    return seen[1] - seen[0]
+
+
+def half_learned() -> tuple[Tensor, Tensor]:
+    """The second rank's images pay a hundredth, so its gradients have another scale."""
+    images = torch.randn(8, 6, generator=torch.Generator().manual_seed(1))
+    return images, torch.tensor([1.0] * 4 + [0.01] * 4)
+
+
+def climb_of_rank(rank: int) -> Tensor:
+    return climb(*(values.chunk(WORLD)[rank] for values in half_learned()))
+
+
+def test_two_ranks_in_float16_climb_as_one_process(tmp_path):
+    alone = climb(*half_learned())
+    for found in on_two_ranks(climb_of_rank, tmp_path):
+        assert (found - alone).norm() < 0.01 * alone.norm()
+
+
+def test_the_climb_of_a_tiny_loss_is_rho():
+    """Its gradients have squares below the smallest float32."""
+    point = Point(3.0, 4.0)
+    sam = SAMWrapper(point, rho=0.5)
+    torch.testing.assert_close(sam(lambda: 1e-25 * point()) * 1e25, sam(point))
+
+
+@pytest.mark.parametrize("rho", [np.float32(0.5), np.array(0.5), torch.tensor(0.5), np.int64(1)])
+def test_rho_as_numpy_and_torch_give_it(rho):
+    sam = SAMWrapper(Point(3.0, 4.0), rho=rho, adaptive=np.bool_(False))
+    assert type(sam.rho) is float
+    assert sam.rho == float(rho)
+
+
+@pytest.mark.parametrize("answer", [lambda z: z.view(1), lambda z: {"loss": z}])
+@pytest.mark.parametrize("given", [False, True])
+def test_a_loss_of_one_element_is_a_scalar(answer, given):
+    point = Point(3.0, 4.0)
+    term = SAMWrapper(point, rho=0.5)(lambda: answer(point()), answer(point()) if given else None)
+    torch.testing.assert_close(term, torch.tensor(5.5**2 / 2))
+
+
+def test_a_loss_that_is_nan_stays_nan():
+    """A gradient scaler skips the step, as it does without SAM."""
+    point = Point(3.0, 4.0)
+    assert SAMWrapper(point)(lambda: point() * float("nan")).isnan()
+
+
+def test_defaults_for_new_tensors_change_nothing():
+    found = []
+    for device, dtype in (("cpu", torch.float32), ("meta", torch.float64)):
+        images, weight = half_learned()
+        torch.manual_seed(0)
+        model = nn.Linear(6, 4)
+        closure = lambda: (model(images).half().float().square().mean(1) * weight).mean()  # noqa: E731
+        torch.set_default_dtype(dtype)
+        try:
+            with torch.device(device):
+                found.append(SAMWrapper(model, rho=0.3)(closure).item())
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert found[0] == found[1]
+
+
 def test_references_its_modules_without_registering_them():
     point = Point(1.0)
     sam = SAMWrapper(point)
@@ -388,10 +610,66 @@ class TestErrors:
         with pytest.raises(ValueError, match="rho must be non-negative and finite, got"):
             SAMWrapper(Point(1.0), rho=rho)
 
-    @pytest.mark.parametrize("modules", [(), (torch.ones(1),)])
-    def test_modules(self, modules):
+    def test_no_module(self):
         with pytest.raises(ValueError, match="needs the modules whose weights move"):
-            SAMWrapper(*modules)
+            SAMWrapper()
+
+    @pytest.mark.parametrize(
+        "one",
+        [
+            torch.ones(1),
+            [Point(1.0)],
+            Point(1.0).parameters(),
+            torch.optim.SGD(Point(1.0).parameters(), 0.1),
+            0.05,
+            "encoder",
+        ],
+    )
+    def test_what_is_no_module(self, one):
+        with pytest.raises(ValueError, match="SAMWrapper takes modules, got"):
+            SAMWrapper(one)
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+    def test_torchscript(self):
+        with pytest.raises(ValueError, match="weights of TorchScript cannot move"):
+            SAMWrapper(nn.Sequential(torch.jit.script(nn.Linear(2, 1))))
+
+    @pytest.mark.parametrize("adaptive", ["asam", 0.5, None])
+    def test_adaptive(self, adaptive):
+        with pytest.raises(ValueError, match="adaptive must be True or False, got"):
+            SAMWrapper(Point(1.0), adaptive=adaptive)
+
+    @pytest.mark.parametrize("rho", ["0.1", None, torch.ones(2)])
+    def test_rho_is_a_number(self, rho):
+        with pytest.raises(ValueError, match="rho must be a number, got"):
+            SAMWrapper(Point(1.0), rho=rho)
+
+    def test_no_closure(self):
+        point = Point(1.0)
+        with pytest.raises(ValueError, match=r"takes a closure .* got torch.float32 of shape \(\)"):
+            SAMWrapper(point)(point())
+
+    @pytest.mark.parametrize("answer", [lambda z: z.item(), lambda z: (z, z), lambda z: {"a": z}])
+    @pytest.mark.parametrize("given", [False, True])
+    def test_what_is_no_loss(self, answer, given):
+        point = Point(1.0)
+        with pytest.raises(ValueError, match=r"closure.* must return a scalar, .*, got"):
+            SAMWrapper(point)(lambda: answer(point()), answer(point()) if given else None)
+
+    @pytest.mark.parametrize("given", [False, True])
+    def test_detached(self, given):
+        point = Point(1.0)
+        loss = point().detach()
+        with pytest.raises(ValueError, match="requires_grad=False; compute it without detach"):
+            SAMWrapper(point)(lambda: loss, loss if given else None)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("mixed", [False, True])
+    def test_parameters_in_half_precision(self, dtype, mixed):
+        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        model[1 if mixed else slice(None)].to(dtype)
+        with pytest.raises(ValueError, match=rf"weight is in {dtype}.*autocast"):
+            SAMWrapper(model)(pytest.fail)
 
     def test_nothing_requires_gradient(self):
         with pytest.raises(ValueError, match="no parameter of the modules requires gradient"):
@@ -399,7 +677,7 @@ class TestErrors:
 
     def test_not_a_scalar(self):
         point = Point(1.0, 2.0)
-        with pytest.raises(ValueError, match=r"must return a scalar .* got shape \(2,\)"):
+        with pytest.raises(ValueError, match=r"must return a scalar.* of shape \(2,\)"):
             SAMWrapper(point)(lambda: point.w * 2)
 
     def test_not_a_function_of_the_modules(self):

@@ -373,6 +373,8 @@ def compare(options: argparse.Namespace, command: str) -> dict[str, Path]:
     with attacks.progress_bars() as progress:
         transfer = _transfer({short[one.folder]: one for one in earlier}, progress)
     page = replace(page, tables=(*page.tables, transfer))
+    for section, check in report.failed(page):
+        print(f"doubt: {section.label}: {check.evidence}")
     for table in page.tables:
         print(table)
     return report.write(page, options.out)

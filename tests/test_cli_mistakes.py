@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from advssl import cli
-from advssl.evaluation import probes
+from advssl.evaluation import probes, report
+from advssl.evaluation.records import Measurement
 
 NUMBER, RADIUS, CHANNELS = "a whole number from", "--eps", "one number or three"
-LINE = 300  # characters: a line, and room for a name of a folder
+LINE = 500  # characters: a line, and room for names of folders
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +176,90 @@ def test_of_a_folder_that_may_not_be_written_to(capsys, place):
     (place / "closed").mkdir(mode=0o500)
     words = [word for pair in {**EVALUATE, "--out": "closed/report"}.items() for word in pair]
     assert "--out: closed may not be written to" in said(capsys, "evaluate", *words)
+
+
+# --- records by others ----------------------------------------------------------------------------
+
+ASKED = "advssl evaluate --backbone timm:resnet10t --data folder:images --image-size 32"
+
+
+def written(place: Path, command: str = ASKED, left: int = 1, classifier: str | None = None) -> str:
+    """A report of four images, of which ``left`` stand under an attack."""
+    fields = {"seed": 0, "settings": {}, "dataset": "0" * 16, "commit": None, "machine": {}}
+    measured = tuple(
+        Measurement(name=name, correct=tuple(i < right for i in range(4)), **fields)
+        for name, right in (("clean", 2), ("PGD-20", left))
+    )
+    section = report.Section("slf", None, measured, classifier=classifier)
+    place.mkdir()
+    text = report._record(report.Report("by others", {}, {"classes": 2}, command, (section,)))
+    (place / "record.json").write_text(text, encoding="utf-8")
+    return str(place)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        *(
+            (f"{ASKED} {word}", word)
+            for word in ("--help", "-h", "--radius 8", "--eps 8/0", "more")
+        ),
+        (f"{ASKED} --eps 8", "grey levels"),
+        (f"{ASKED} --seed", "expected one argument"),
+        (f"{ASKED} 'open", "No closing quotation"),
+        ("advssl evaluate", "required: --backbone"),
+        *(
+            (other, "give reports of advssl evaluate")
+            for other in ("", "rm -rf x", "advssl --help")
+        ),
+    ],
+)
+def test_of_a_command_inside_a_record_acts_on_nothing(command, message, tmp_path, capsys):
+    places = written(tmp_path / "a", command), written(tmp_path / "b")
+    text = said(capsys, "compare", *places, "--out", "comparison")
+    assert "record.json" in text
+    assert message in text
+
+
+def test_of_a_comparison_into_a_report_that_is_compared(tmp_path, capsys):
+    a, b = written(tmp_path / "a"), written(tmp_path / "b")
+    assert "is a report that is compared" in said(capsys, "compare", a, b, "--out", b)
+
+
+@pytest.mark.parametrize(
+    ("classifier", "content", "message"),
+    [
+        ("../../evil", {}, "16 hex digits, got '../../evil'"),
+        ("0" * 16, None, "is not there"),
+        ("0" * 16, b"", "does not fit its record"),
+        ("0" * 16, b"<html>", "does not fit its record"),
+        ("0" * 16, [1], "does not fit its record"),
+        ("0" * 16, {}, "does not fit its record"),
+        ("0" * 16, {"linear.weight": 3}, "does not fit its record"),
+        ("0" * 16, {"linear.weight": torch.zeros(2, 512)}, "does not fit its record"),
+        ("0" * 16, {"linear.weight": torch.zeros(1).expand(10**6, 10**6)}, "larger than the file"),
+    ],
+)
+def test_of_weights_by_others_are_not_run(classifier, content, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "figures", lambda _: {})
+    places = [written(tmp_path / name, classifier=classifier) for name in "ab"]
+    path = tmp_path / "a" / "work" / f"classifier-{'0' * 16}.pt"
+    path.parent.mkdir()
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    cli.main(["compare", *places, "--out", str(tmp_path / "out")])
+    note = report.read(tmp_path / "out" / "record.json").tables[-1].note
+    assert note.startswith("Not run: ")
+    assert message in note
+
+
+def test_of_an_attack_that_helps_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report, "figures", lambda _: {})
+    places = written(tmp_path / "a", left=4), written(tmp_path / "b")
+    cli.main(["compare", *places, "--out", str(tmp_path / "out")])
+    doubt = "PGD-20 leaves 100.0 % where clean accuracy is 50.0 %"
+    assert f"doubt: a: slf: {doubt}" in capsys.readouterr().out
+    for name in ("report.md", "report.html"):
+        assert doubt in (tmp_path / "out" / name).read_text(encoding="utf-8")

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from advssl.types import Images, Labels, check_indices
+from advssl.types import Images, Labels, check_indices, described
 
 Interval: TypeAlias = tuple[float, float]  # low and high end, 95 %
 
@@ -29,6 +29,7 @@ VERSION = 1
 CONFIDENCE = 0.95
 _KEYS = ("kind", "version", "value", "n")  # written beside the fields, checked when read
 _CHUNK = 256  # images turned into bytes at once
+_DEEPEST = 64  # lists and mappings within each other, in settings
 
 
 # --- one measurement ------------------------------------------------------------------------------
@@ -42,7 +43,8 @@ class Measurement:
         name: what was measured, such as ``"PGD-20"``.
         correct: one flag per example, in the dataset's order.
         seed: of the training whose encoder is measured; :func:`compare` pairs by it.
-        settings: the attack and its numbers, or whatever else the value depends on. Plain JSON.
+        settings: the attack and its numbers, or whatever else the value depends on. Plain JSON;
+            single numbers of numpy and torch become plain ones.
         dataset: :func:`fingerprint` of the images and labels.
         commit: of the code, see :func:`commit`.
         machine: see :func:`machine`. Plain JSON.
@@ -63,11 +65,15 @@ class Measurement:
         for field in ("name", "dataset"):
             if not isinstance(getattr(self, field), str) or not getattr(self, field):
                 raise ValueError(f"{field} must be a string, got {getattr(self, field)!r}")
+        object.__setattr__(self, "seed", _unboxed(self.seed))
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ValueError(f"seed must be an int, got {self.seed!r}")
         if not (self.commit is None or isinstance(self.commit, str)):
             raise ValueError(f"commit must be a string or None, got {self.commit!r}")
-        flags = np.asarray(self.correct)
+        try:
+            flags = np.asarray(self.correct)
+        except (TypeError, ValueError):  # rows of several lengths, or on another device
+            flags = np.array(described(self.correct))
         if flags.dtype != bool or flags.ndim != 1 or not flags.size:
             raise ValueError(
                 "correct must be one bool per example, at least one, "
@@ -77,7 +83,14 @@ class Measurement:
         for field in ("settings", "machine"):
             if not isinstance(getattr(self, field), Mapping):
                 raise ValueError(f"{field} must be a mapping, got {getattr(self, field)!r}")
-            object.__setattr__(self, field, _plain(getattr(self, field), field))
+            object.__setattr__(self, field, plain(getattr(self, field), field))
+        made_of = self.settings.get("worst_case_of", [])
+        if not isinstance(made_of, list) or not all(
+            isinstance(m, dict) and isinstance(m.get("name"), str) for m in made_of
+        ):
+            raise ValueError(
+                f"settings['worst_case_of'] must be measurements with a name, got {made_of!r:.60}"
+            )
 
     @property
     def value(self) -> float:
@@ -103,7 +116,18 @@ class Measurement:
         Raises:
             ValueError: on anything else: damaged text, another version, keys that lack or are new.
         """
-        record = _parsed(text)
+        return cls.from_plain(parsed(text, "measurement"))
+
+    @classmethod
+    def from_plain(cls, record: Any) -> Measurement:
+        """What :func:`json.loads` makes of what :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: as :meth:`from_json`.
+        """
+        if not isinstance(record, dict):
+            raise ValueError(f"not a measurement: {described(record)}, not an object")
+        record = dict(record)
         expected = {*_KEYS, *(f.name for f in fields(cls))}
         if record.get("kind") != KIND:
             raise ValueError(f'not a measurement: "kind" is {record.get("kind")!r}, not {KIND!r}')
@@ -142,7 +166,7 @@ class Measurement:
             ValueError: on anything else, with the file's name.
         """
         try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+            return cls.from_json(Path(path).read_text(encoding="utf-8-sig"))
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from error
 
@@ -165,27 +189,49 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def _plain(value: Any, where: str) -> Any:
+def plain(value: Any, where: str, *, finite: bool = True, depth: int = 0) -> Any:
     """A copy that JSON gives back equal: tuples are lists, and the caller's own stay the caller's.
+
+    Single numbers of numpy and torch become plain ones. Without ``finite`` NaN and infinity become
+    text: a loss may be one, and is no reason to lose a report.
 
     Raises:
         ValueError: with the place, on what JSON cannot hold or would change.
     """
+    value = _unboxed(value)
     if value is None or isinstance(value, str | bool | int):
         return value
-    if isinstance(value, float) and math.isfinite(value):
-        return value
+    if isinstance(value, float) and (math.isfinite(value) or not finite):
+        return value if math.isfinite(value) else str(value)
+    if depth >= _DEEPEST:
+        raise ValueError(f"{where[:60]}... is nested more than {_DEEPEST} deep; flatten it")
+
+    def inside(value: Any, where: str) -> Any:
+        return plain(value, where, finite=finite, depth=depth + 1)
+
     if isinstance(value, list | tuple):
-        return [_plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
+        return [inside(v, f"{where}[{i}]") for i, v in enumerate(value)]
     if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
-        return {k: _plain(v, f"{where}[{k!r}]") for k, v in value.items()}
+        return {k: inside(v, f"{where}[{k!r}]") for k, v in value.items()}
     raise ValueError(
-        f"{where} must be plain JSON (string keys, finite numbers), got {type(value).__name__} "
-        f"{str(value)[:60]}; pass .item() of a tensor and str() of other objects"
+        f"{where} must be plain JSON (string keys, {'finite ' * finite}numbers, text), got "
+        f"{type(value).__name__} {str(value)[:60]}; pass .tolist() of arrays and tensors and str() "
+        "of other objects"
     )
 
 
-def _parsed(text: str) -> dict[str, Any]:
+def _unboxed(value: Any) -> Any:
+    """The one value of a numpy number or of a 0-d array or tensor; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def parsed(text: str, what: str) -> dict[str, Any]:
+    """The object in JSON text.
+
+    Raises:
+        ValueError: that calls it ``what``, on anything else.
+    """
+
     def no_double(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) < len(pairs):
             raise ValueError("a key stands twice")
@@ -194,9 +240,9 @@ def _parsed(text: str) -> dict[str, Any]:
     try:
         record = json.loads(text, object_pairs_hook=no_double)
     except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"damaged measurement, not JSON: {error}") from error
+        raise ValueError(f"damaged {what}, not JSON: {error}") from error
     if not isinstance(record, dict):
-        raise ValueError(f"not a measurement: JSON of a {type(record).__name__}, not an object")
+        raise ValueError(f"not a {what}: JSON of a {type(record).__name__}, not an object")
     return record
 
 

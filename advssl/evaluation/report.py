@@ -19,8 +19,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from advssl.evaluation.diagnostics import Check
-from advssl.evaluation.records import Interval, Measurement, replacing, worst_case
-from advssl.types import Images
+from advssl.evaluation.records import (
+    Interval,
+    Measurement,
+    parsed,
+    plain,
+    replacing,
+    worst_case,
+)
+from advssl.types import Images, described, number, whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,7 +103,7 @@ class Section:
         classifier: a fingerprint, by which the file with its weights is found.
         measurements: the first is the clean accuracy, the others are attacks.
         checks: the reasons to doubt, with their verdicts.
-        by_radius: (radius in pixels of [0, 1], accuracy) pairs.
+        by_radius: (radius in pixels of [0, 1], accuracy in [0, 1]) pairs.
         by_steps: (steps, accuracy) pairs.
         strip: images to look at; it is drawn, but not kept in the record.
     """
@@ -117,6 +124,9 @@ class Section:
             raise ValueError(
                 f"section {self.label!r} has no measurements; the first must be clean accuracy"
             )
+        for name in ("by_radius", "by_steps"):
+            for i, point in enumerate(getattr(self, name)):
+                _check_point(f"{name}[{i}]", point)
 
     @property
     def label(self) -> str:
@@ -159,7 +169,7 @@ class Report:
         title: of the page.
         model: plain values by name: backbone, checkpoint, format, ...
         data: plain values by name: name, sizes, fingerprint, ...; with "classes" (their number or
-            their names), the chance level is drawn.
+            their names), the chance level is drawn. A NaN or an infinity becomes text.
         command: that makes this report again.
         sections: one per protocol and branch.
         tables: what a page of several encoders says beside that.
@@ -179,7 +189,12 @@ class Report:
         if len(set(labels)) < len(labels):
             raise ValueError(f"sections must differ in protocol or branch, got {labels}")
         for name in ("model", "data"):
-            object.__setattr__(self, name, _plain(getattr(self, name), name))
+            object.__setattr__(self, name, plain(getattr(self, name), name, finite=False))
+            if not isinstance(getattr(self, name), dict):
+                raise ValueError(f"{name} must be a mapping, got {described(getattr(self, name))}")
+        classes = self.data.get("classes")
+        if not (classes is None or isinstance(classes, list)):
+            whole("data['classes']", classes, least=1)
 
 
 def write(report: Report, folder: str | os.PathLike[str]) -> dict[str, Path]:
@@ -216,13 +231,13 @@ def read(path: str | os.PathLike[str]) -> Report:
         ValueError: if the file is damaged, is no record, or comes from another version.
     """
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        document = parsed(Path(path).read_text(encoding="utf-8-sig"), "record")
         version = document["version"]
         report = _report_from(document) if version == VERSION else None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError) as error:
         raise ValueError(
-            f"{path} is damaged or no record of an evaluation ({type(error).__name__}: {error}); "
-            "move it away and run the evaluation's command again"
+            f"{path} is damaged or no record of an evaluation ({error}); move it away and run the "
+            "evaluation's command again"
         ) from error
     if report is None:
         raise ValueError(
@@ -284,8 +299,8 @@ def _record(report: Report) -> str:
         "tables": [vars(t) for t in report.tables],
     }
     # Sorted, so that equal reports give equal bytes whatever order their mappings were filled in.
-    plain = _plain(document, "record")
-    return json.dumps(plain, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    kept = plain(document, "record", finite=False)
+    return json.dumps(kept, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _section_to(section: Section) -> dict[str, Any]:
@@ -306,65 +321,111 @@ def _section_to(section: Section) -> dict[str, Any]:
     }
 
 
-def _report_from(document: Mapping[str, Any]) -> Report:
-    return Report(
-        title=_expect(str, document, "title"),
-        model=_expect(dict, document, "model"),
-        data=_expect(dict, document, "data"),
-        command=_expect(str, document, "command"),
-        sections=tuple(map(_section_from, _expect(list, document, "sections"))),
-        tables=tuple(map(_table_from, _expect(list, document, "tables"))),
+_TEXT_OR_NONE = (str, type(None))
+
+
+def _report_from(document: Any) -> Report:
+    # Finite and no deeper than what is written, so that nothing that follows can stumble over it.
+    fields = _fields(
+        plain(document, "record"),
+        "record",
+        version=int,
+        title=str,
+        model=dict,
+        data=dict,
+        command=str,
+        sections=list,
+        tables=list,
     )
+    del fields["version"]
+    sections = _each(_section_from, fields.pop("sections"), "sections")
+    tables = _each(_table_from, fields.pop("tables"), "tables")
+    return Report(**fields, sections=sections, tables=tables)
 
 
-def _section_from(document: Mapping[str, Any]) -> Section:
-    return Section(
-        protocol=_expect(str, document, "protocol"),
-        **{k: _expect((str, type(None)), document, k) for k in _MAY_LACK},
-        measurements=tuple(
-            Measurement.from_json(json.dumps(m)) for m in _expect(list, document, "measurements")
-        ),
-        checks=tuple(Check(**c) for c in _expect(list, document, "checks")),
-        by_radius=tuple((r, a) for r, a in _expect(list, document, "by_radius")),
-        by_steps=tuple((k, a) for k, a in _expect(list, document, "by_steps")),
+def _section_from(document: Any, where: str) -> Section:
+    fields = _fields(
+        document,
+        where,
+        protocol=str,
+        **dict.fromkeys(("branch", "selected", "encoder", "classifier"), _TEXT_OR_NONE),
+        **dict.fromkeys(("measurements", "checks", "by_radius", "by_steps"), list),
     )
+    for name, of in (("measurements", _measurement_from), ("checks", _check_from)):
+        fields[name] = _each(of, fields[name], f"{where}.{name}")
+    for name in ("by_radius", "by_steps"):
+        fields[name] = tuple(tuple(p) if isinstance(p, list) else p for p in fields[name])
+    with _named(where):
+        return Section(**fields)
 
 
-_MAY_LACK = ("branch", "selected", "encoder", "classifier")
+def _measurement_from(document: Any, where: str) -> Measurement:
+    with _named(where):
+        return Measurement.from_plain(document)
 
 
-def _table_from(document: Mapping[str, Any]) -> Table:
-    def cell(value: Any) -> Cell:
-        return (value[0], value[1]) if isinstance(value, list) else value
-
-    return Table(
-        title=_expect(str, document, "title"),
-        header=tuple(_expect(list, document, "header")),
-        rows=tuple(tuple(map(cell, row)) for row in _expect(list, document, "rows")),
-        note=_expect(str, document, "note"),
-    )
+def _check_from(document: Any, where: str) -> Check:
+    fields = _fields(document, where, name=str, verdict=str, evidence=str, numbers=dict)
+    if fields["verdict"] not in _MARKS:
+        raise ValueError(f"{where}.verdict is one of {[*_MARKS]}, got {fields['verdict']!r:.60}")
+    return Check(**fields)
 
 
-def _expect(kind: Any, document: Mapping[str, Any], key: str) -> Any:
-    if not isinstance(document[key], kind):
-        raise TypeError(f"{key} is a {type(document[key]).__name__}")
-    return document[key]
+def _table_from(document: Any, where: str) -> Table:
+    fields = _fields(document, where, title=str, header=list, rows=list, note=str)
+    header, rows = fields["header"], fields["rows"]
+    if not all(isinstance(name, str) for name in header):
+        raise ValueError(f"{where}.header must be text, got {described(header)}")
+    for i, row in enumerate(rows):
+        if not isinstance(row, list) or len(row) != len(header) or not all(map(_is_cell, row)):
+            raise ValueError(
+                f"{where}.rows[{i}] must be {len(header)} cells (text, numbers, pairs of numbers "
+                f"or null), got {described(row)}"
+            )
+    cells = tuple(tuple(tuple(c) if isinstance(c, list) else c for c in row) for row in rows)
+    return Table(fields["title"], tuple(header), cells, fields["note"])
 
 
-def _plain(value: Any, where: str) -> Any:
-    """``value`` in JSON's own types, so that it is the same after a round trip."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # JSON has no NaN; a loss may be one, and is no reason to lose a report
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return {key: _plain(inner, f"{where}[{key!r}]") for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner, f"{where}[{i}]") for i, inner in enumerate(value)]
-    raise ValueError(
-        f"{where} must be plain JSON (string keys, numbers, text), got {type(value).__name__} "
-        f"{str(value)[:60]}; pass .item() of a tensor and str() of other objects"
-    )
+def _is_cell(value: Any) -> bool:
+    if isinstance(value, list):
+        return len(value) == 2 and all(_is_cell(v) and isinstance(v, int | float) for v in value)
+    return isinstance(value, str | int | float | None) and not isinstance(value, bool)
+
+
+def _fields(document: Any, where: str, **kinds: Any) -> dict[str, Any]:
+    """A copy of an object that has these fields, no others, and each of its kind."""
+    if not isinstance(document, dict):
+        raise ValueError(f"{where} must be an object, got {described(document)}")
+    if set(document) != set(kinds):
+        raise ValueError(
+            f"{where}: fields {sorted(set(kinds) - set(document))} are missing, "
+            f"{sorted(set(document) - set(kinds))} are unknown"
+        )
+    for name, kind in kinds.items():
+        if not isinstance(document[name], kind):
+            raise ValueError(f"{where}.{name} is {described(document[name])}")
+    return dict(document)
+
+
+def _each(of: Callable[[Any, str], Any], documents: list[Any], where: str) -> tuple[Any, ...]:
+    return tuple(of(document, f"{where}[{i}]") for i, document in enumerate(documents))
+
+
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """What is refused inside is refused as what stands at ``where``."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _check_point(where: str, point: Any) -> None:
+    if not isinstance(point, tuple | list) or len(point) != 2:
+        raise ValueError(f"{where} must be two numbers, got {described(point)}")
+    at, share = (number(where, value) for value in point)
+    if not (0 <= at < math.inf and 0 <= share <= 1):
+        raise ValueError(f"{where} must be a size and an accuracy in [0, 1], got {point}")
 
 
 # What page and markdown both say
@@ -454,10 +515,26 @@ def _summary(report: Report) -> str:
 
 
 def _checks(report: Report) -> list[tuple[Section, Check]]:
-    return [(s, c) for s in report.sections for c in s.checks]
+    return [(s, c) for s in report.sections for c in _checks_of(s)]
 
 
-def _failed(report: Report) -> list[tuple[Section, Check]]:
+def _checks_of(section: Section) -> Iterator[Check]:
+    """Those made, and attacks that leave more than there was: one that finds nothing leaves all."""
+    yield from section.checks
+    clean = section.measurements[0]
+    for m in section.measurements[1:]:
+        if _paired(m, clean) and m.value > clean.value:
+            yield Check(
+                "attacks leave no more than clean accuracy",
+                "fail",
+                f"{m.name} leaves {_percent(m.value)} where clean accuracy is "
+                f"{_percent(clean.value)}: its attack is broken, or the record is not as measured",
+                {"clean": clean.value, "left": m.value},
+            )
+
+
+def failed(report: Report) -> list[tuple[Section, Check]]:
+    """The checks that failed, with the section that each is of."""
     return [(s, c) for s, c in _checks(report) if c.verdict == "fail"]
 
 
@@ -546,15 +623,15 @@ def _cell(value: Cell) -> str:
 
 def _markdown(report: Report) -> str:
     rows = _rows(report)
-    failed = [
-        f"> **✗ {_md(c.name)}** ({_md(s.label)}): {_md(c.evidence)}" for s, c in _failed(report)
+    doubts = [
+        f"> **✗ {_md(c.name)}** ({_md(s.label)}): {_md(c.evidence)}" for s, c in failed(report)
     ]
     state, sentence = _verdict(report)
     parts = [
         f"# {_md(report.title)}",
         _md(_summary(report)),
         _md_headline(rows),
-        "\n\n".join(failed) if state == "fail" else "",
+        "\n\n".join(doubts) if state == "fail" else "",
         f"**{_md(sentence)}**" if state != "pass" else _md(sentence),
         "\n\n".join(_md(note) for note in _notes(rows)),
         *(_md_more(table) for table in report.tables),
@@ -700,8 +777,8 @@ def _row_head(section: Section) -> str:
     words = [_PROTOCOLS.get(section.protocol)]
     words += [f"{section.branch} branch" if section.branch is not None else None]
     below = "".join(f"<small>{_e(w)}</small>" for w in words if w)
-    failed = any(c.verdict == "fail" for c in section.checks)
-    doubted = '<small class="bad">✗ doubtful, see below</small>' if failed else ""
+    doubtful = any(c.verdict == "fail" for c in _checks_of(section))
+    doubted = '<small class="bad">✗ doubtful, see below</small>' if doubtful else ""
     name = ": ".join(filter(None, (section.encoder, section.protocol)))
     return f'<th scope="row">{_e(name)}{below}{doubted}</th>'
 
@@ -723,7 +800,7 @@ def _doubts(report: Report) -> str:
     boxes = [
         f'<section class="doubt"><h2>✗ {_e(c.name)} <span>{_e(s.label)}</span></h2>'
         f"<p>{_e(c.evidence)}</p></section>"
-        for s, c in _failed(report)
+        for s, c in failed(report)
     ]
     kind = state.replace(" ", "-")
     return "\n".join([*boxes, f'<p class="verdict {kind}">{_MARKS[state]} {_e(sentence)}</p>'])

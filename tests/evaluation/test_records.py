@@ -114,6 +114,13 @@ class TestThereAndBack:
         assert dataclasses.replace(FULL) == FULL
 
 
+def deep(levels: int):
+    inside: object = 1
+    for _ in range(levels):
+        inside = [inside]
+    return inside
+
+
 class TestMeasurement:
     def test_value_and_n(self):
         assert (FULL.value, FULL.n) == (0.75, 4)
@@ -143,6 +150,12 @@ class TestMeasurement:
             ("dataset", ""),
             ("seed", True),
             ("seed", 1.0),
+            ("seed", np.float32(1)),
+            ("seed", np.bool_(True)),
+            ("seed", np.array([1])),
+            ("seed", torch.tensor([1, 2])),
+            ("seed", "0"),
+            ("correct", [[True], [True, False]]),
             ("commit", 7),
             ("settings", [1]),
             ("machine", None),
@@ -157,8 +170,18 @@ class TestMeasurement:
         [
             ({"eps": math.nan}, r"settings\['eps'\]"),
             ({"a": [1, {"b": math.inf}]}, r"settings\['a'\]\[1\]\['b'\]"),
-            ({"eps": torch.tensor(0.1)}, r"settings\['eps'\].*Tensor.*\.item\(\)"),
-            ({"eps": np.float32(0.1)}, r"settings\['eps'\].*float32"),
+            ({"eps": torch.tensor([0.1, 0.2])}, r"settings\['eps'\].*Tensor.*\.tolist\(\)"),
+            ({"eps": np.array([0.1])}, r"settings\['eps'\].*ndarray.*\.tolist\(\)"),
+            ({"eps": np.float32("nan")}, r"settings\['eps'\].*nan"),
+            ({"eps": torch.tensor(math.inf)}, r"settings\['eps'\].*inf"),
+            ({"eps": np.longdouble(1)}, r"settings\['eps'\].*longdouble"),
+            ({"eps": np.complex64(1j)}, r"settings\['eps'\].*complex"),
+            ({"a": deep(100)}, r"settings.*nested more than 64 deep"),
+            ({"worst_case_of": "all"}, r"settings\['worst_case_of'\] must be measurements"),
+            (
+                {"worst_case_of": [{"value": 1}]},
+                r"settings\['worst_case_of'\] must be measurements",
+            ),
             ({"path": Path("x")}, r"settings\['path'\].*str\(\)"),
             ({"a": {1: 2}}, r"settings\['a'\].*string keys"),
             ({"a": {1, 2}}, r"settings\['a'\].*set"),
@@ -167,6 +190,28 @@ class TestMeasurement:
     def test_what_json_would_change_is_refused_with_its_place(self, value, where):
         with pytest.raises(ValueError, match=where):
             dataclasses.replace(FULL, settings=value)
+
+    @pytest.mark.parametrize(
+        ("value", "expected"),
+        [
+            *((kind(3), 3) for kind in (np.int64, np.uint8, np.int32, torch.tensor, np.array)),
+            *((kind(0.5), 0.5) for kind in (np.float16, np.float32, np.float64, torch.tensor)),
+            (torch.tensor(0.5, dtype=torch.bfloat16), 0.5),
+            (torch.tensor(0.5, requires_grad=True), 0.5),
+            (np.bool_(True), True),
+            (torch.tensor(False), False),
+            (np.str_("linf"), "linf"),
+        ],
+    )
+    def test_single_numbers_of_numpy_and_torch_become_plain(self, value, expected):
+        settings = {"a": value, "b": [{"c": value}]}
+        made = dataclasses.replace(FULL, settings=settings, machine=settings)
+        plain = {"a": expected, "b": [{"c": expected}]}
+        assert made.settings == made.machine == plain
+        assert type(made.settings["a"]) is type(made.settings["b"][0]["c"]) is type(expected)
+        assert Measurement.from_json(made.to_json()) == made
+        if type(expected) is int:
+            assert type(dataclasses.replace(FULL, seed=value).seed) is int
 
     def test_settings_are_a_copy(self):
         mine = {"sizes": [1, 2], "pair": (1, 2)}
@@ -178,6 +223,11 @@ class TestMeasurement:
     def test_is_frozen(self):
         with pytest.raises(dataclasses.FrozenInstanceError):
             FULL.seed = 4
+
+
+# What a field of a record may hold in place of what belongs there.
+STRANGE = [None, True, -1, 0.5, 10**30, math.inf, math.nan, "", "x", "../../x", [], {}, [None]]
+STRANGE += [[[]], {"x": None}, deep(80)]
 
 
 class TestDamage:
@@ -228,6 +278,27 @@ class TestDamage:
         text = FULL.to_json().replace('"steps": 20', '"steps": NaN')
         with pytest.raises(ValueError, match=r"settings\['steps'\]"):
             Measurement.from_json(text)
+
+    @pytest.mark.parametrize("key", sorted(json.loads(FULL.to_json())))
+    @pytest.mark.parametrize("value", STRANGE, ids=repr)
+    def test_a_field_of_another_kind_is_read_as_it_is_or_refused_by_name(
+        self, key, value, tmp_path
+    ):
+        record = {**json.loads(FULL.to_json()), key: value}
+        path = tmp_path / "record.json"
+        path.write_text(json.dumps(record).replace("Infinity", "1e400"), encoding="utf-8")
+        refusal = f"record.json {key}"
+        try:
+            assert json.loads(Measurement.load(path).to_json()) == record
+        except ValueError as error:
+            refusal = str(error)
+        assert "record.json" in refusal
+        assert key in refusal
+
+    def test_a_byte_order_mark_is_no_damage(self, tmp_path):
+        path = tmp_path / "record.json"
+        path.write_text(FULL.to_json(), encoding="utf-8-sig")
+        assert Measurement.load(path) == FULL
 
     def test_a_damaged_file_is_named(self, tmp_path):
         path = tmp_path / "record.json"

@@ -26,6 +26,8 @@ from advssl.evaluation.report import (
     Section,
     Strip,
     Table,
+    _record,
+    failed,
     figures,
     read,
     wilson,
@@ -1240,6 +1242,40 @@ class TestRecord:
         assert whole.model == {"mean": [0.5]}
 
 
+def fields_of(value, path=()):
+    """Every place in a record, with what stands there."""
+    if path:
+        yield path, value
+    if isinstance(value, dict | list):
+        for key, inside in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from fields_of(inside, (*path, key))
+
+
+def replaced(value, path, other):
+    if not path:
+        return other
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = replaced(value[path[0]], path[1:], other)
+    return copy
+
+
+STRANGE = [None, True, -1, 1.5, math.inf, math.nan, "", "x", [], {}, [None], [[]], {"x": None}]
+
+
+class TestDoubtfulNumbers:
+    def test_an_attack_that_leaves_more_than_clean_accuracy_is_a_failed_check(self, folder):
+        worse = bare(measurements=(measurement("clean", 20), measurement(PGD, 31)))
+        fine = bare(measurements=(measurement("clean", 31), measurement(PGD, 31)), encoder="b")
+        text = write(report(worse, fine), folder)["markdown"].read_text(encoding="utf-8")
+        assert text.count(f"{PGD} leaves 77.5 % where clean accuracy is 50.0 %") == 2
+        assert "**1 of 1 check failed.**" in text
+
+    def test_another_number_of_images_is_no_such_attack(self):
+        other = measurement(AA, SUBSET, SUBSET, dataset=OTHER_IMAGES)
+        one = bare(measurements=(measurement("clean", 20), other))
+        assert failed(report(one)) == []
+
+
 class TestDamage:
     @pytest.fixture
     def record(self, written, tmp_path) -> Path:
@@ -1303,6 +1339,49 @@ class TestDamage:
         record.write_text(json.dumps(document), encoding="utf-8")
         with pytest.raises(ValueError, match="its flags say"):
             read(record)
+
+    def test_every_field_is_read_as_it_is_or_refused_by_its_name(self, tmp_path):
+        """Each field of a record, at every depth, with each of what does not belong there."""
+        curves = {"by_radius": ((0.0, 0.9), (0.1, 0.5)), "by_steps": ((1, 0.8),)}
+        one = section(checks=checks()[:1], **curves)
+        rows = (("a", 0.5, None, (0.1, 0.2)),)
+        whole = report(one, tables=(Table("t", ("a", "b", "c", "d"), rows, "note"),))
+        good = json.loads(write(whole, tmp_path)["record"].read_text(encoding="utf-8"))
+        record = tmp_path / "record.json"
+        for (path, value), damaged in itertools.product(list(fields_of(good)), STRANGE):
+            if path in [("version",), ("command",)] or value == damaged:
+                continue
+            document = replaced(good, path, damaged)
+            record.write_text(json.dumps(document).replace("Infinity", "1e400"), encoding="utf-8")
+            refusal = ""
+            try:
+                assert json.loads(_record(read(record))) == document
+            except ValueError as error:
+                refusal = str(error)
+            names = [step.rstrip("s") for step in path if isinstance(step, str)]
+            assert not refusal or any(name in refusal for name in names), (path, damaged, refusal)
+            assert not refusal or str(record) in refusal
+
+    @pytest.mark.parametrize("path", [(), ("sections", 0), ("sections", 0, "checks", 0)], ids=str)
+    @pytest.mark.parametrize("gone", [False, True])
+    def test_fields_that_lack_or_are_new_are_named(self, path, gone, record):
+        document = json.loads(record.read_text(encoding="utf-8"))
+        inside = document
+        for step in path:
+            inside = inside[step]
+        name = sorted(set(inside) - {"version"})[0] if gone else "novelty"
+        if gone:
+            del inside[name]
+        else:
+            inside[name] = 1
+        record.write_text(json.dumps(document), encoding="utf-8")
+        with pytest.raises(ValueError, match=name):
+            read(record)
+
+    def test_a_byte_order_mark_is_no_damage(self, record):
+        before = read(record)
+        record.write_text(record.read_text(encoding="utf-8"), encoding="utf-8-sig")
+        assert read(record) == before
 
     @pytest.mark.parametrize("version", [0, VERSION + 1, "2", None])
     def test_another_version_is_named(self, record, version):
@@ -1396,7 +1475,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("value", "found"),
         [
-            ({"size": torch.tensor(3)}, r"model\['size'\] must be plain JSON .* got Tensor"),
+            ({"size": torch.ones(3)}, r"model\['size'\] must be plain JSON .* got Tensor"),
             ({"path": Path("a")}, r"model\['path'\] .* got \w*Path a"),
             ({"a": [{"b": {1, 2}}]}, r"model\['a'\]\[0\]\['b'\] .* got set"),
             ({"dtype": torch.float32}, "got dtype torch.float32"),
@@ -1406,6 +1485,17 @@ class TestRefusals:
     def test_what_json_cannot_hold_is_refused_at_once_and_by_place(self, value, found):
         with pytest.raises(ValueError, match=found):
             report(model=value)
+
+    @pytest.mark.parametrize("name", ["by_radius", "by_steps"])
+    @pytest.mark.parametrize("point", [(1, 1.1), (1, -0.1), (-1, 0.5), (math.nan, 0.5), (1,), 3])
+    def test_a_curve_is_of_sizes_and_shares(self, name, point):
+        with pytest.raises(ValueError, match=rf"{name}\[1\] must be"):
+            bare(**{name: ((1, 0.5), point)})
+
+    @pytest.mark.parametrize("classes", [0, -2, "ten", 2.5, {}])
+    def test_classes_are_their_number_or_their_names(self, classes):
+        with pytest.raises(ValueError, match=r"data\['classes'\] must be"):
+            report(bare(), data={"classes": classes})
 
     def test_the_label_is_the_protocol_and_the_branch(self):
         assert section().label == "slf"

@@ -434,9 +434,30 @@ class TestWhatTorchRemembers:
         for mine, other in zip(model.buffers(), once.buffers(), strict=True):
             torch.testing.assert_close(mine, other)
 
+    @pytest.mark.filterwarnings("ignore::FutureWarning")
+    def test_a_weight_that_a_hook_leaves_is_not_the_moved_one(self):
+        model, twin = self.net(nn.utils.weight_norm), self.net(nn.utils.weight_norm)
+        SAMWrapper(model, rho=0.3)(self.closure(model))
+        self.closure(twin)()
+        torch.testing.assert_close(model[0].weight, twin[0].weight)
+
 
 class TestOtherModulesThatTheClosureCalls:
     """Their state moves once too."""
+
+    class Bank(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("queue", torch.zeros(3))
+            self.pointer, self.seen = 0, []
+            self.last = None
+
+        def forward(self, z):
+            self.queue[self.pointer % 3] = z.detach().mean()
+            self.pointer += 1
+            self.seen.append(self.pointer)
+            self.queue = self.queue.clone()
+            return z
 
     class Slow(nn.Module):
         def __init__(self) -> None:
@@ -453,6 +474,7 @@ class TestOtherModulesThatTheClosureCalls:
             lambda: nn.BatchNorm1d(8),
             lambda: branch_batchnorm(nn.Sequential(nn.BatchNorm1d(8))),
             lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)),
+            Bank,
             Slow,
         ],
     )

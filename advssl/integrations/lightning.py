@@ -220,6 +220,10 @@ class SharpnessAware(_Bolt):
     Args:
         rho: ρ, a distance in weight space; see :class:`~advssl.SAMWrapper`.
         adaptive: ASAM.
+
+    Raises:
+        ValueError: for parameters in half precision (use ``precision="bf16-mixed"``, not
+            "bf16-true").
     """
 
     def __init__(self, rho: float = 0.05, adaptive: bool = False) -> None:

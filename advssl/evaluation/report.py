@@ -194,7 +194,7 @@ class Report:
                 raise ValueError(f"{name} must be a mapping, got {described(getattr(self, name))}")
         classes = self.data.get("classes")
         if not (classes is None or isinstance(classes, list)):
-            whole("data['classes']", classes, least=1)
+            whole("data['classes']", classes, least=0)
 
 
 def write(report: Report, folder: str | os.PathLike[str]) -> dict[str, Path]:

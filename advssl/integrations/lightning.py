@@ -206,8 +206,7 @@ class AdversarialViews(_Bolt):
         assert self._draws is not None
         seed = int(torch.randint(2**62, (), generator=self._draws))
         start = torch.Generator(views[0].device).manual_seed(seed)
-        # Nothing to freeze: the step gives back the whole module.
-        return self.adversary(views, objective, freeze=(), generator=start)
+        return self.adversary(views, objective, freeze=(), generator=start)  # given back there
 
 
 class SharpnessAware(_Bolt):

@@ -791,7 +791,7 @@ class _Worst:
             return
         labels = self._labels[where]
         objective: Objective = lambda v: loss(logits_of(self._classifier, v), labels)  # noqa: E731
-        hard = adversary(self._clean[where], objective, generator=draw)
+        hard = adversary(self._clean[where], objective, freeze=(), generator=draw)
         wrong, height = self._judged(self._answers(hard), labels)
         before = self._wrong[where]
         worse = (wrong & ~before) | ((wrong == before) & (height > self._height[where]))

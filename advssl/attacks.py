@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
-from typing import Literal, overload
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Generator, Tensor, nn
 
-from advssl.balls import Ball, Linf
-from advssl.modes import frozen, random_state_kept, seeded_state, uphill, widen
-from advssl.types import Images, Objective, Perturbation, positive
+from advssl.balls import Ball, Linf, check_radius, widest
+from advssl.modes import (
+    frozen,
+    modules_reached,
+    moved_since,
+    random_state_kept,
+    seeded_state,
+    state_marks,
+    submodules,
+    uphill,
+    widen,
+)
+from advssl.types import (
+    Images,
+    Objective,
+    Perturbation,
+    described,
+    height_of,
+    modules_of,
+    numbers,
+    positive,
+    whole,
+)
+
+Views = TypeVar("Views")  # a tensor, or a tuple, list or dict of such
 
 _GAUSSIAN_START = 0.001  # standard deviation, TRADES
 _OUTSIDE = 1e-4  # what rounding may put outside the bounds
@@ -76,92 +99,100 @@ class AdversarialViewGenerator(nn.Module):
         super().__init__()
         if not isinstance(ball, Ball):
             raise ValueError(f"ball must know radius, sample, steepest and project, got {ball!r}")
-        if steps < 0:
-            raise ValueError(f"steps must not be negative, got {steps}")
+        radius = positive("the radius of the ball", ball.radius)
+        steps = whole("steps", steps, 0)
         if step_size is None:
-            step_size = 2.5 * ball.radius / max(steps, 1)
+            step_size = 2.5 * radius / max(steps, 1)
         step_size = positive("step_size", step_size)
-        if 0 < steps * step_size < ball.radius:
+        if 0 < steps * step_size < radius:
             warnings.warn(
                 f"{steps} steps of {step_size:.3g} cannot reach the edge of a ball of radius "
-                f"{ball.radius:.3g}; take more or larger steps, or step_size=None",
+                f"{radius:.3g}; take more or larger steps, or step_size=None",
                 stacklevel=2,
             )
-        if start not in ("uniform", "gaussian", "zero"):
+        if not isinstance(start, str) or start not in ("uniform", "gaussian", "zero"):
             raise ValueError(f'start must be "uniform", "gaussian" or "zero", got {start!r}')
-        if bounds is not None and not bounds[0] < bounds[1]:
-            raise ValueError(f"bounds must be (low, high) with low < high, or None, got {bounds}")
         if (mean is None) != (std is None):
             raise ValueError(f"mean and std go together, got mean={mean} and std={std}")
-        if mean is not None and std is not None and (len(mean) != len(std) or min(std) <= 0):
-            raise ValueError(
-                f"mean and std need one number per channel, std above zero, got {mean} and {std}"
-            )
         self.ball = ball
         self.steps = steps
         self.step_size = step_size
         self.start = start
-        self.bounds = bounds
-        self.mean = None if mean is None else tuple(map(float, mean))
-        self.std = None if std is None else tuple(map(float, std))
-
-    @overload
-    def forward(
-        self,
-        images: Images,
-        objective: Objective,
-        *,
-        freeze: nn.Module | Iterable[nn.Module] = (),
-        generator: Generator | None = None,
-    ) -> Images: ...
-
-    @overload
-    def forward(
-        self,
-        images: tuple[Images, ...],
-        objective: Objective,
-        *,
-        freeze: nn.Module | Iterable[nn.Module] = (),
-        generator: Generator | None = None,
-    ) -> tuple[Images, ...]: ...
+        self.bounds = None if bounds is None else _bounds(bounds)
+        self.mean = None if mean is None else numbers("mean", mean)
+        self.std = None if std is None else numbers("std", std)
+        mean, std = self.mean or (), self.std or ()
+        if self.mean is not None and (len(mean) != len(std) or not std or not min(std) > 0):
+            raise ValueError(
+                f"mean and std need one number per channel, std above zero, got {mean} and {std}"
+            )
+        self._check_units()
 
     def forward(
         self,
-        images: Images | tuple[Images, ...],
+        images: Views,
         objective: Objective,
         *,
-        freeze: nn.Module | Iterable[nn.Module] = (),
+        freeze: nn.Module | Iterable[nn.Module] | None = None,
         generator: Generator | None = None,
-    ) -> Images | tuple[Images, ...]:
-        """The view, or one per image tensor where a tuple is attacked jointly.
+    ) -> Views:
+        """The view, or one per image tensor where several are attacked jointly.
 
         Args:
             images: (B, C, H, W), float32 or float64, in ``bounds`` (after undoing ``mean`` and
-                ``std``); or a tuple of such, of any sizes.
-            objective: what to increase, of as many views as there are image tensors; it returns
-                (B,) or a scalar, and the view is the same for a sum and for a mean.
+                ``std``); or a tuple, list or dict of such, nested or not, of any sizes. Other
+                tensors in it (labels, masks) are handed on to the objective as they are.
+            objective: what to increase, of as many arguments as there are tensors, in the order in
+                which they stand in ``images`` (a dict's are not named). It returns (B,), or one
+                element of any shape, or a mapping that holds either as "loss"; the view is the same
+                for a sum and for a mean.
             freeze: the modules (encoder, head, critic, a loss with a memory bank) whose parameters
-                need no gradient meanwhile and whose buffers and momentum encoders must not move.
-                Nothing else is touched; train or eval mode is your choice, papers differ on it:
-                ``with evaluating(model): adversary(...)``.
+                need no gradient meanwhile, and which are given back as they were: buffers, momentum
+                encoders, plain attributes. Nothing else is touched; train or eval mode is your
+                choice, papers differ on it: ``with evaluating(model): adversary(...)``. State of
+                other modules that the attack moves (BatchNorm, a queue) is warned of once for each
+                class of modules; ``freeze=()`` says that it is meant to move.
             generator: makes the view reproducible alone, the objective's own draws included.
 
         Returns:
-            What came in, perturbed. In a joint attack a view that the objective does not depend on
-            comes back as it was.
+            What came in, perturbed. In a joint attack a tensor that the objective does not depend
+            on (a mask, a grid, a view that is not compared) comes back as it was. One that lies
+            outside ``bounds`` is handed to the objective as it is; another may be seen once with
+            the random start, as whether it is needed shows in the first step.
 
         Raises:
             ValueError: on images or an objective that break the above, an objective that is not
-                finite (naming the step) or that depends on no view, or a frozen module whose
-                trainable parameters it changes.
+                finite (naming the step) or that depends on no view, a radius beyond the whole range
+                of the images, or a frozen module whose trainable parameters it changes.
         """
-        given = (images,) if isinstance(images, Tensor) else tuple(images)
-        if not given:
-            raise ValueError("there is nothing to attack: got an empty tuple of images")
-        modules = [freeze] if isinstance(freeze, nn.Module) else list(freeze)
+        if not callable(objective):
+            raise ValueError(
+                f"objective must be a function of the view, got {described(objective)}; write "
+                "lambda v: ... and compute the loss inside"
+            )
+        if not isinstance(generator, Generator | None):
+            raise ValueError(f"generator must be a torch.Generator, got {described(generator)}")
+        given: list[Tensor] = []
+        _mapped(images, given.append)
+        views = [i for i, x in enumerate(given) if isinstance(images, Tensor) or _is_view(x)]
+        if not views:
+            raise ValueError(
+                "there is nothing to attack: images must be (B, C, H, W), one or several, got "
+                f"{described(images)}"
+            )
+        modules = [] if freeze is None else modules_of("freeze", freeze)
+        meant = freeze is not None and not modules
+
+        def of_all(*hard: Images) -> Any:
+            return objective(*_exchanged(given, views, hard))
+
+        known = set(submodules(*modules))
+        watched = [] if meant else [m for m in modules_reached(objective) if m not in known]
         with torch.inference_mode(False), torch.enable_grad(), frozen(*modules):
-            views = self._search(given, objective, generator)
-        return views[0] if isinstance(images, Tensor) else views
+            found = self._search([given[i] for i in views], of_all, watched, generator)
+        others = [x if i in views else x.clone() for i, x in enumerate(given)]
+        back = iter(_exchanged(others, views, found))
+        return _mapped(images, lambda _: next(back))
 
     def extra_repr(self) -> str:
         text = f"{self.ball}, steps={self.steps}, step_size={self.step_size:.4g}, "
@@ -169,37 +200,59 @@ class AdversarialViewGenerator(nn.Module):
         return text if self.mean is None else f"{text}, mean={self.mean}, std={self.std}"
 
     def _search(
-        self, images: tuple[Images, ...], objective: Objective, generator: Generator | None
-    ) -> tuple[Images, ...]:
+        self,
+        images: Sequence[Images],
+        objective: Objective,
+        watched: list[nn.Module],
+        generator: Generator | None,
+    ) -> list[Images]:
         # An inference tensor cannot take part in a graph; its copy, made out here, can.
-        images = tuple(x.clone() if x.is_inference() else x.detach() for x in images)
+        images = [x.clone() if x.is_inference() else x.detach() for x in images]
         for x in images:
             self._check(x)
+            if len(images) == 1 or self.steps == 0:
+                self._check_as_image(x)
         clean = [self._to_pixels(x) for x in images]
-        pixels = [self._inside(x + self._first(x, generator)) for x in clean]
+        valid = [self._in_bounds(x) for x in clean]
+        # What lies outside is no image, and moves only if the objective asks for it; then it ends.
+        pixels = [
+            torch.where(ok, self._inside(x + self._first(x, generator)), x)
+            for x, ok in zip(clean, valid, strict=True)
+        ]
         touched = [self.steps == 0] * len(images)
         finite = []
         device = images[0].device
         replay = None if generator is None else seeded_state(device, generator)
+        marks = state_marks(watched)
         with random_state_kept(device, replay):
-            for _ in range(self.steps):
-                views = [self._from_pixels(x).detach().requires_grad_() for x in pixels]
+            for step in range(self.steps):
+                # One without gradient is what it was, not what undoing mean and std rounds it to.
+                views = [
+                    (x if now is before else self._from_pixels(now)).detach().requires_grad_()
+                    for x, now, before in zip(images, pixels, clean, strict=True)
+                ]
                 height = self._height(objective(*views), views)
-                gradients = uphill(height, views)
+                gradients = self._uphill(height, views)
                 known = [g for g in gradients if g is not None]
                 if not known:
                     raise ValueError(_NO_GRADIENT)
-                whole = torch.stack([g.isfinite().all() for g in known]).all()
-                finite.append(torch.stack([height.detach().isfinite(), whole]))
+                all_finite = torch.stack([g.isfinite().all() for g in known]).all()
+                finite.append(torch.stack([height.detach().isfinite(), all_finite]))
                 for i, gradient in enumerate(gradients):
                     if gradient is not None:
+                        self._check_as_image(images[i])
                         touched[i] = True
                         pixels[i] = self._climb(pixels[i], clean[i], gradient)
-        self._check_afterwards(clean, finite)
-        return tuple(
+                    elif not touched[i]:
+                        pixels[i] = clean[i]
+                if step == 0:
+                    self._say_moved(marks)
+        needed = [i for i, moved in enumerate(touched) if moved]
+        self._check_afterwards([clean[i] for i in needed], [valid[i] for i in needed], finite)
+        return [
             self._from_pixels(x).detach() if moved else original.clone()
             for x, original, moved in zip(pixels, images, touched, strict=True)
-        )
+        ]
 
     def _first(self, clean: Images, generator: Generator | None) -> Perturbation:
         if self.start == "zero":
@@ -220,26 +273,71 @@ class AdversarialViewGenerator(nn.Module):
         return pixels if self.bounds is None else pixels.clamp(*self.bounds)
 
     def _to_pixels(self, images: Images) -> Images:
-        if self.mean is None or self.std is None:
+        if self.mean is None or self.std is None or len(self.mean) != images.shape[1]:
             return images
         return images * _per_channel(self.std, images) + _per_channel(self.mean, images)
 
     def _from_pixels(self, pixels: Images) -> Images:
-        if self.mean is None or self.std is None:
+        if self.mean is None or self.std is None or len(self.mean) != pixels.shape[1]:
             return pixels
         return (pixels - _per_channel(self.mean, pixels)) / _per_channel(self.std, pixels)
 
-    def _height(self, value: Tensor, views: Sequence[Images]) -> Tensor:
-        if not isinstance(value, Tensor) or value.shape not in ((), (len(views[0]),)):
-            seen = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
-                f"the objective must return a scalar or one value per image ({len(views[0])},), "
-                f"got {seen}"
-            )
+    def _height(self, answer: Any, views: Sequence[Images]) -> Tensor:
+        value = height_of("the objective", answer, len(views[0]))
         if not value.requires_grad:
             raise ValueError(_NO_GRADIENT)
         # A sum, so that the gradient of an image does not shrink with the batch.
         return widen(value).sum()
+
+    def _uphill(self, height: Tensor, views: Sequence[Images]) -> tuple[Tensor | None, ...]:
+        try:
+            return uphill(height, views)
+        except RuntimeError as error:
+            if "use_reentrant" not in str(error):
+                raise
+            raise ValueError(
+                "the objective uses re-entrant activation checkpointing, which hides what is "
+                "inside from a gradient to the images; pass use_reentrant=False to "
+                "torch.utils.checkpoint"
+            ) from error
+
+    def _say_moved(self, marks: Any) -> None:
+        said = _SAID.setdefault(self, set())
+        moved = {type(m).__name__: name for m, name in moved_since(marks)}
+        new = [f"{kind} ({name})" for kind, name in moved.items() if kind not in said]
+        if new:
+            said.update(moved)
+            warnings.warn(
+                f"the attack moves state of modules that are not frozen: {', '.join(new)}, once in "
+                "every step; give the modules in freeze= to have them back as they were, or "
+                "freeze=() if they are meant to move",
+                stacklevel=2,
+            )
+
+    def _check_units(self) -> None:
+        """Numbers in 255 grey levels, where the bounds are others."""
+        if self.bounds is None:
+            return
+        check_radius(self.ball, bounds=self.bounds)
+        low, high = self.bounds
+        if self.mean is not None and not all(low <= m <= high for m in self.mean):
+            raise ValueError(
+                f"mean must lie in bounds {self.bounds}, got {self.mean}; of 255 grey levels write "
+                "mean and std over 255, or keep images and bounds in [0, 255]"
+            )
+        if self.std is not None and max(self.std) > 2 * (high - low):
+            warnings.warn(
+                f"std {self.std} is wider than the range of images in bounds {self.bounds}; of 255 "
+                "grey levels write mean and std over 255",
+                stacklevel=3,
+            )
+        if self.step_size > widest(self.ball, bounds=self.bounds):
+            warnings.warn(
+                f"a step_size of {self.step_size:.4g} crosses the whole range of images in bounds "
+                f"{self.bounds}; it is in their unit: of 255 grey levels write "
+                f"{self.step_size:.4g} / 255",
+                stacklevel=3,
+            )
 
     def _check(self, images: Images) -> None:
         if images.ndim != 4 or len(images) == 0:
@@ -249,15 +347,22 @@ class AdversarialViewGenerator(nn.Module):
                 f"images must be float32 or float64, got {images.dtype}; in half precision a step "
                 "is lost to rounding. Keep the images in float32 and use autocast for the encoder"
             )
+
+    def _check_as_image(self, images: Images) -> None:
+        """What only a view that the objective depends on must hold to."""
         if self.mean is not None and len(self.mean) != images.shape[1]:
             raise ValueError(
                 f"mean and std have {len(self.mean)} channels, the images {images.shape[1]}"
             )
+        if self.bounds is not None:
+            check_radius(self.ball, images.shape[1:], self.bounds)
 
-    def _check_afterwards(self, clean: Sequence[Images], finite: Sequence[Tensor]) -> None:
+    def _check_afterwards(
+        self, clean: Sequence[Images], valid: Sequence[Tensor], finite: Sequence[Tensor]
+    ) -> None:
         """What needs values on the host waits until here: one device sync for a whole attack."""
-        valid = torch.stack([self._in_bounds(x) for x in clean]).all()
-        answers = torch.stack([valid, *(f for pair in finite for f in pair)]).tolist()
+        all_valid = torch.stack(list(valid)).all()
+        answers = torch.stack([all_valid, *(f for pair in finite for f in pair)]).tolist()
         if not answers[0]:
             seen = [f"[{x.min():.4g}, {x.max():.4g}]" for x in clean]
             raise ValueError(
@@ -282,8 +387,42 @@ class AdversarialViewGenerator(nn.Module):
 
 _NO_GRADIENT = (
     "the objective has no gradient in any view; compute it from the views that it is given, "
-    "without no_grad, detach or a detour through numpy"
+    "without no_grad, inference_mode, detach or a detour through numpy"
 )
+# Beside the generators and not in them, where a module that is given back would forget it.
+_SAID: WeakKeyDictionary[AdversarialViewGenerator, set[str]] = WeakKeyDictionary()
+
+
+def _bounds(value: Any) -> tuple[float, float]:
+    bounds = numbers("bounds", value)
+    if len(bounds) != 2 or not bounds[0] < bounds[1]:
+        raise ValueError(f"bounds must be (low, high) with low < high, or None, got {value}")
+    return bounds[0], bounds[1]
+
+
+def _is_view(value: Tensor) -> bool:
+    return value.ndim == 4 and value.is_floating_point()
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """``value`` with every tensor in it changed, through tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        entries = {key: _mapped(one, change) for key, one in value.items()}
+        return entries if type(value) is dict else type(value)(entries)  # type: ignore[call-arg]
+    if isinstance(value, tuple | list):
+        parts = [_mapped(one, change) for one in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value
+
+
+def _exchanged(given: Sequence[Tensor], at: Sequence[int], new: Sequence[Tensor]) -> list[Tensor]:
+    """``given`` with others in some places."""
+    exchanged = list(given)
+    for place, value in zip(at, new, strict=True):
+        exchanged[place] = value
+    return exchanged
 
 
 def _per_channel(values: Sequence[float], images: Images) -> Tensor:

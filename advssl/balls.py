@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -55,6 +57,10 @@ class Linf:
     def __post_init__(self) -> None:
         object.__setattr__(self, "radius", positive("radius", self.radius))
 
+    def widest(self, shape: Sequence[int] | None = None) -> float:  # noqa: ARG002
+        """The distance of a black image from a white one, whatever its shape."""
+        return 1.0
+
     def sample(self, images: Images, generator: Generator | None = None) -> Perturbation:
         """Uniform in the ball."""
         return torch.empty_like(images).uniform_(-self.radius, self.radius, generator=generator)
@@ -83,6 +89,10 @@ class L2:
     def __post_init__(self) -> None:
         object.__setattr__(self, "radius", positive("radius", self.radius))
 
+    def widest(self, shape: Sequence[int] | None = None) -> float:
+        """The distance of a black image from a white one of shape (C, H, W); without it, no end."""
+        return math.inf if shape is None else math.sqrt(math.prod(shape))
+
     def sample(self, images: Images, generator: Generator | None = None) -> Perturbation:
         """Uniform in the ball: a uniform direction, and U^(1/d) of the radius."""
         direction = self.steepest(torch.empty_like(images).normal_(generator=generator))
@@ -101,6 +111,34 @@ class L2:
         """Each image's perturbation, shortened to length ε where it is longer."""
         length = _length(delta)
         return torch.where(length > self.radius, delta * (self.radius / length), delta)
+
+
+def widest(
+    ball: Ball, shape: Sequence[int] | None = None, bounds: tuple[float, float] = (0, 1)
+) -> float:
+    """The radius from which on every image in ``bounds`` becomes any other.
+
+    Args:
+        ball: one with a method ``widest(shape)``, for images in [0, 1]. A user's without it is not
+            known, and has no end.
+        shape: (C, H, W).
+        bounds: what a pixel may be.
+    """
+    known = getattr(ball, "widest", None)
+    return math.inf if known is None else (bounds[1] - bounds[0]) * float(known(shape))
+
+
+def check_radius(
+    ball: Ball, shape: Sequence[int] | None = None, bounds: tuple[float, float] = (0, 1)
+) -> None:
+    """Raise where the ball is wider than the whole range of images, as 8 is for 8 / 255."""
+    whole = widest(ball, shape, bounds)
+    if ball.radius > whole * (1 + 1e-6):
+        raise ValueError(
+            f"{ball} is wider than the whole range of images in {list(bounds)}, {whole:.4g} in its "
+            f"norm, so any image would do; the radius is in the images' unit: of 255 grey levels "
+            f"write {ball.radius:.4g} / 255, or keep images and bounds in [0, 255]"
+        )
 
 
 def _per_image(images: Tensor) -> tuple[int, int, int, int]:

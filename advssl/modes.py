@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import random
 import threading
 import types
@@ -408,6 +407,7 @@ def _copied_with(value: Any) -> list[Any]:
     return [*arguments, state, *(one for several in items if several for one in several)]
 
 
+@_disable_dynamo
 def modules_reached(function: Callable[..., Any]) -> list[nn.Module]:
     """The modules that ``function`` may call: in its closure, its defaults, its object, by name.
 
@@ -415,6 +415,42 @@ def modules_reached(function: Callable[..., Any]) -> list[nn.Module]:
     compiled again. Looked into are collections and objects of the caller's own classes.
     """
     return submodules(*_modules_in([function]))
+
+
+@_disable_dynamo
+def state_marks(modules: Iterable[nn.Module]) -> dict[tuple[nn.Module, str], Any]:
+    """What tells whether a module's state moved, by module and name; see :func:`moved_since`.
+
+    State is parameters, buffers, tensors without a graph and numbers that are plain attributes.
+    """
+    marks: dict[tuple[nn.Module, str], Any] = {}
+    for module in modules:
+        named = dict(vars(module))
+        named |= module.named_parameters(recurse=False)
+        named |= module.named_buffers(recurse=False)
+        for name, value in named.items():
+            if isinstance(value, Tensor):
+                if value.is_leaf and not value.is_inference():
+                    marks[module, name] = (value, value._version)
+            elif isinstance(value, int | float) and not isinstance(value, bool):
+                marks[module, name] = value
+    return marks
+
+
+@_disable_dynamo
+def moved_since(marks: dict[tuple[nn.Module, str], Any]) -> list[tuple[nn.Module, str]]:
+    """Whose state moved since its :func:`state_marks` were taken: changed in place or replaced.
+
+    What is new since, such as a table that is made at the first call, has not moved.
+    """
+    now = state_marks(dict.fromkeys(module for module, _ in marks))
+    return [key for key, mark in marks.items() if key in now and not _same_mark(mark, now[key])]
+
+
+def _same_mark(before: Any, after: Any) -> bool:
+    if isinstance(before, tuple) and isinstance(after, tuple):
+        return before[0] is after[0] and before[1] == after[1]
+    return type(before) is type(after) and bool(before == after)
 
 
 def _modules_in(values: Iterable[Any]) -> list[nn.Module]:
@@ -430,7 +466,7 @@ def _modules_in(values: Iterable[Any]) -> list[nn.Module]:
             found.append(value)
         elif isinstance(value, types.MethodType):
             pending += [value.__self__, value.__func__]
-        elif isinstance(value, functools.partial):
+        elif isinstance(value, partial):
             pending += [value.func, value.args, value.keywords]
         elif isinstance(value, types.FunctionType):
             if not foreign(value):

@@ -61,6 +61,13 @@ def positive(name: str, value: Any) -> float:
     return plain
 
 
+def numbers(name: str, value: Any) -> tuple[float, ...]:
+    """``value``, a list, array or tensor of numbers, as plain floats; else raise."""
+    if isinstance(value, str) or not isinstance(value, Iterable) or getattr(value, "ndim", 1) != 1:
+        raise ValueError(f"{name} must be several numbers, got {described(value)}")
+    return tuple(number(f"each of {name}", one) for one in value)
+
+
 def modules_of(name: str, value: Any) -> list[nn.Module]:
     """The modules given, one or several; raise on anything else, such as parameters."""
     members = [value] if isinstance(value, nn.Module) else value

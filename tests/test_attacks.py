@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import OrderedDict
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from borrowed import Trace
 from flops import flops
 from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import weight_norm
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from advssl.attacks import AdversarialViewGenerator
 from advssl.balls import L2, Linf
@@ -145,7 +151,7 @@ def test_leaves_no_trace_when_the_objective_fails(encoder, images):
 def test_without_freeze_the_attack_moves_batchnorm(encoder, images):
     """Papers differ on it, so it is the caller's choice."""
     before = encoder[1].running_mean.clone()
-    AdversarialViewGenerator(steps=1)(images, lambda v: encoder(v).square().sum())
+    AdversarialViewGenerator(steps=1)(images, lambda v: encoder(v).square().sum(), freeze=())
     assert not torch.equal(encoder[1].running_mean, before)
 
 
@@ -295,7 +301,9 @@ def test_a_view_without_gradient_comes_back_as_it_was(encoder, images):
     ],
 )
 def test_no_view_with_gradient_is_an_error(images, objective):
-    with pytest.raises(ValueError, match=r"no gradient in any view.*without no_grad, detach"):
+    with pytest.raises(
+        ValueError, match=r"no gradient in any view.*without no_grad, inference_mode, detach"
+    ):
         AdversarialViewGenerator()(images, objective)
 
 
@@ -407,7 +415,7 @@ class TestErrors:
             AdversarialViewGenerator()(images.to(dtype), lambda v: v.sum())
 
     def test_nothing_to_attack(self):
-        with pytest.raises(ValueError, match="nothing to attack: got an empty tuple"):
+        with pytest.raises(ValueError, match=r"nothing to attack: images must be .* tuple of \[\]"):
             AdversarialViewGenerator()((), lambda: torch.zeros(()))
 
     @pytest.mark.parametrize("shape", [(3, 8, 8), (0, 3, 8, 8)])
@@ -425,9 +433,9 @@ class TestErrors:
             adversary(images, lambda v: v.sum())
 
     def test_what_the_objective_returns(self, images):
-        with pytest.raises(ValueError, match=r"scalar or one value per image \(8,\), got \(8, 3\)"):
+        with pytest.raises(ValueError, match=r"one value per image \(8,\), .* shape \(8, 3\)"):
             AdversarialViewGenerator()(images, lambda v: v.sum(dim=(2, 3)))
-        with pytest.raises(ValueError, match="got float"):
+        with pytest.raises(ValueError, match=r"objective must return a scalar .* got [0-9.]+$"):
             AdversarialViewGenerator()(images, lambda v: v.sum().item())
 
     def test_not_finite_names_the_step(self, images):
@@ -457,7 +465,7 @@ class TestErrors:
         ("settings", "message"),
         [
             ({"ball": 0.1}, "ball must know radius, sample, steepest and project, got 0.1"),
-            ({"steps": -1}, "steps must not be negative, got -1"),
+            ({"steps": -1}, "steps must be at least 0, got -1"),
             ({"step_size": 0.0}, "step_size must be positive and finite, got 0.0"),
             ({"start": "random"}, 'start must be "uniform", "gaussian" or "zero", got \'random\''),
             ({"bounds": (1, 0)}, r"bounds must be \(low, high\)"),
@@ -468,6 +476,298 @@ class TestErrors:
     def test_settings(self, settings, message):
         with pytest.raises(ValueError, match=message):
             AdversarialViewGenerator(**settings)
+
+
+class Queue(nn.Module):
+    """A loss with rows of its own and a place in them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.randn(8, 4))
+        self.pointer = 0
+
+    def forward(self, z):
+        self.rows[self.pointer] = z.detach()[0]
+        self.pointer = (self.pointer + 1) % 8
+        return (z @ self.rows.clone().T).square().sum(1)
+
+
+@pytest.fixture
+def stateful():
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.BatchNorm1d(4)), Queue()
+
+
+def test_state_that_is_not_frozen_is_said_once(images, stateful):
+    net, queue = stateful
+    adversary = AdversarialViewGenerator(steps=2)
+    with pytest.warns(UserWarning, match=r"Queue \(.*freeze=") as said:
+        adversary(images, lambda v: queue(net(v)))
+    adversary(images, lambda v: queue(net(v)))  # in silence, or the test ends here
+    assert len(said) == 1
+    assert "BatchNorm1d (" in str(said[0].message)
+    with pytest.warns(UserWarning, match="Queue") as said:
+        AdversarialViewGenerator(steps=2)(images, lambda v: queue(net(v)), freeze=net)
+    assert "BatchNorm" not in str(said[0].message)
+    trace, pointer = Trace(net, queue), queue.pointer
+    AdversarialViewGenerator(steps=2)(images, lambda v: queue(net(v)), freeze=[net, queue])
+    trace.assert_none()
+    assert queue.pointer == pointer
+
+
+def test_nothing_is_said_of_what_does_not_move_or_is_meant_to(images, stateful):
+    net, queue = stateful
+    adversary = AdversarialViewGenerator(steps=2)
+    for meant in ((), []):
+        adversary(images, lambda v: queue(net(v)), freeze=meant)
+    net.eval()
+    adversary(images, lambda v: net(v).square().sum(1))
+
+
+def test_looking_for_state_compiles_nothing_anew(images):
+    compiled = []
+
+    def backend(graph, _):
+        compiled.append(graph)
+        return graph.forward
+
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.BatchNorm1d(4))
+    quick = torch.compile(net, backend=backend)
+    adversary = AdversarialViewGenerator(steps=3)
+    with pytest.warns(UserWarning, match="BatchNorm1d"):
+        adversary(images, lambda v: quick(v).square().sum(1))
+    once = len(compiled)
+    for freeze in (None, quick, ()):
+        adversary(images, lambda v: quick(v).square().sum(1), freeze=freeze)
+    assert once >= 1
+    assert len(compiled) <= once + 1  # the graph without weight gradients
+
+
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        lambda a, b: (a, b),
+        lambda a, b: [a, b],
+        lambda a, b: {"global": a, "local": b},
+        lambda a, b: OrderedDict(x=a, y=b),
+        lambda a, b: Pair(a, b),
+        lambda a, b: {"views": (a, [b]), "number": 3},
+    ],
+)
+def test_views_come_and_go_in_one_form(images, tree):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    objective = lambda a, b: (model(a) - 2 * model(b)).square().sum(1)  # noqa: E731
+    adversary = AdversarialViewGenerator(start="zero")
+    first, second = adversary((images, images.flip(3)), objective, freeze=model)
+    found, wanted = adversary(tree(images, images.flip(3)), objective, freeze=model), tree(0, 0)
+    assert type(found) is type(wanted)
+    torch.testing.assert_close(found, tree(first, second), rtol=0, atol=0)
+
+
+def grid(images):
+    return torch.randn(len(images), 7, 7, 2) * 9
+
+
+def mask(images):
+    return (torch.rand(len(images), 1, 8, 8) > 0.5).float()
+
+
+@pytest.mark.parametrize("norms", [{}, {"mean": MEAN, "std": STD}])
+@pytest.mark.parametrize(
+    "other",
+    [
+        grid,
+        mask,
+        lambda x: mask(x).bool(),
+        lambda x: torch.arange(len(x)),
+        lambda x: torch.rand(len(x), 8, 8),
+        lambda x: torch.full((len(x), 3, 8, 8), torch.nan),
+    ],
+)
+def test_what_the_objective_needs_no_gradient_in_is_handed_on_as_it_is(images, other, norms):
+    """Grids and masks among the views, outside the bounds of an image or inside."""
+    beside, seen = other(images), []
+
+    def objective(view, extra):
+        seen.append(extra.detach().clone())
+        return (
+            (view * view.detach()).sum((1, 2, 3)) + extra.detach().flatten(1).nansum(1)
+            if extra.ndim > 1
+            else view.sum((1, 2, 3))
+        )
+
+    hard, same = AdversarialViewGenerator(steps=3, **norms)((images, beside), objective)
+    assert not torch.equal(hard, images)
+    torch.testing.assert_close(same, beside, rtol=0, atol=0, equal_nan=True)
+    assert same.data_ptr() != beside.data_ptr()
+    # In the first step nothing is known of what lies inside the bounds.
+    first = 1 if other is mask else 0
+    for extra in seen[first:]:
+        torch.testing.assert_close(extra, beside, rtol=0, atol=1e-6, equal_nan=True)
+
+
+def test_a_view_outside_bounds_that_is_needed_is_refused(images):
+    with pytest.raises(ValueError, match=r"must lie in bounds .*got \["):
+        AdversarialViewGenerator()((images, 9 * images), lambda a, b: (a + b).sum((1, 2, 3)))
+    norms = {"mean": MEAN, "std": STD}
+    with pytest.raises(ValueError, match="have 3 channels, the images 7"):
+        AdversarialViewGenerator(**norms)(
+            (images, torch.rand(8, 7, 7, 2)), lambda a, b: a.sum((1, 2, 3)) + b.sum((1, 2, 3))
+        )
+
+
+@pytest.mark.parametrize("answer", [lambda h: h, lambda h: {"loss": h, "z": 1}])
+@pytest.mark.parametrize(
+    "shape", [lambda h: h, lambda h: h[:, None], lambda h: h.sum(), lambda h: h.sum().view(1, 1)]
+)
+def test_whatever_form_the_answer_has_the_view_is_one(images, answer, shape):
+    adversary, height = AdversarialViewGenerator(start="zero"), lambda v: v.pow(3).sum((1, 2, 3))
+    expected = adversary(images, height)
+    assert torch.equal(adversary(images, lambda v: answer(shape(height(v)))), expected)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("start", ["uniform", "gaussian", "zero"])
+@pytest.mark.parametrize("ball", [Linf(0.1), L2(0.5)], ids=str)
+def test_torchs_defaults_change_nothing(encoder, images, device, dtype, start, ball):
+    adversary = AdversarialViewGenerator(ball, start=start, mean=MEAN, std=STD, steps=2)
+    images = (images - 0.5) / 0.5
+    adversary.bounds = None
+
+    def attacked():
+        generator = torch.Generator("cpu").manual_seed(4)
+        return adversary(
+            images, lambda v: encoder(v).square().sum(1), freeze=encoder, generator=generator
+        )
+
+    expected = attacked()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            found = attacked()
+    finally:
+        torch.set_default_dtype(before)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("as_given", [np.float32, np.asarray, torch.tensor], ids=str)
+def test_numbers_from_numpy_and_torch_are_plain(as_given):
+    adversary = AdversarialViewGenerator(
+        Linf(as_given(0.125)),
+        as_given(3) if as_given is not np.float32 else np.int64(3),
+        as_given(0.25),
+        bounds=np.array([0.0, 1.0]),
+        mean=torch.tensor([0.5, 0.5, 0.5]),
+        std=np.array([0.25, 0.25, 0.25], dtype=np.float32),
+    )
+    plain = AdversarialViewGenerator(
+        Linf(0.125), 3, 0.25, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)
+    )
+    assert repr(adversary) == repr(plain)
+    assert {type(v) for v in (*adversary.bounds, *adversary.mean, adversary.step_size)} == {float}
+
+
+class TestUnits:
+    """Numbers in 255 grey levels where images lie in [0, 1]."""
+
+    def test_a_radius_beyond_every_image(self, images):
+        with pytest.raises(ValueError, match=r"radius=8.*wider than the whole range.* 8 / 255"):
+            AdversarialViewGenerator(Linf(8), step_size=2)
+        adversary = AdversarialViewGenerator(L2(128), step_size=30)
+        with pytest.raises(ValueError, match=r"radius=128.*wider than the whole range.* 128 / 255"):
+            adversary(images, lambda v: v.sum())
+
+    @pytest.mark.parametrize("settings", [{"step_size": 2}, {"mean": (0, 0), "std": (58, 57)}])
+    def test_what_could_be_meant_is_said(self, settings):
+        with pytest.warns(UserWarning, match="255"):
+            AdversarialViewGenerator(**settings)
+
+    def test_a_mean_outside_the_bounds(self):
+        with pytest.raises(ValueError, match=r"mean must lie in bounds .*255 grey levels"):
+            AdversarialViewGenerator(mean=(123.7, 116.3, 103.5), std=(58.4, 57.1, 57.4))
+
+    def test_images_in_grey_levels_are_right(self, images):
+        grey, bounds = images * 255, (0, 255)
+        quiet = AdversarialViewGenerator(
+            Linf(8), step_size=2, bounds=bounds, mean=(123.7, 116.3, 103.5), std=(58, 57, 57)
+        )
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (quiet.mean, quiet.std))
+        view = quiet((grey - mean) / std, lambda v: v.sum())
+        assert view.shape == images.shape
+        AdversarialViewGenerator(L2(128), steps=10, step_size=30, bounds=bounds)(
+            grey, lambda v: v.sum()
+        )
+
+    def test_a_ball_of_ones_own_has_no_end(self, images):
+        AdversarialViewGenerator(Rows(8.0))(images, lambda v: v.sum())
+
+    def test_a_sparse_choice_is_no_mistake(self):
+        AdversarialViewGenerator(Linf(1.0))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: AdversarialViewGenerator()(x, x.sum()), "objective must be a function"),
+        (lambda x: AdversarialViewGenerator()(x.numpy(), lambda v: v.sum()), "images must be"),
+        (lambda x: AdversarialViewGenerator()([], lambda: x.sum()), "images must be"),
+        (
+            lambda x: AdversarialViewGenerator()(
+                x, lambda v: v.sum(), freeze=nn.Linear(2, 2).parameters()
+            ),
+            "freeze takes modules",
+        ),
+        (lambda x: AdversarialViewGenerator()(x, lambda v: v.sum(), freeze=3), "freeze takes"),
+        (lambda x: AdversarialViewGenerator()(x, lambda v: v.sum(), generator=3), "generator must"),
+        (lambda _: AdversarialViewGenerator(steps="5"), "steps must be a whole number"),
+        (lambda _: AdversarialViewGenerator(steps=2.5), "steps must be a whole number"),
+        (lambda _: AdversarialViewGenerator(step_size="2"), "step_size must be a number"),
+        (lambda _: AdversarialViewGenerator(start=None), "start must be"),
+        (lambda _: AdversarialViewGenerator(bounds=1.0), "bounds must be several numbers"),
+        (lambda _: AdversarialViewGenerator(bounds=(0, 1, 2)), r"bounds must be \(low, high\)"),
+        (lambda _: AdversarialViewGenerator(bounds="01"), "bounds must be several numbers"),
+        (lambda _: AdversarialViewGenerator(mean=0.5, std=0.5), "mean must be several numbers"),
+        (lambda _: AdversarialViewGenerator(mean=("a",), std=(1,)), "each of mean must be"),
+    ],
+)
+def test_the_wrong_kind_of_argument(images, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(images)
+
+
+def test_checkpointing_inside_an_objective(images):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    adversary = AdversarialViewGenerator(start="zero")
+
+    def attacked(reentrant):
+        return adversary(
+            images,
+            lambda v: checkpoint(model, v, use_reentrant=reentrant).square().sum(1),
+            freeze=model,
+        )
+
+    expected = adversary(images, lambda v: model(v).square().sum(1), freeze=model)
+    assert torch.equal(attacked(False), expected)
+    with pytest.raises(
+        ValueError, match=r"re-entrant activation checkpointing.*use_reentrant=False"
+    ):
+        attacked(True)
+
+
+def test_weights_that_torch_remembers_around_an_attack(images):
+    model = nn.Sequential(nn.Flatten(), weight_norm(nn.Linear(192, 4)))
+    with parametrize.cached():
+        height = model(images).square().sum()
+        hard = AdversarialViewGenerator()(images, lambda v: model(v).square().sum(1), freeze=model)
+        (height + model(hard).square().sum()).backward()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 def test_says_what_it_is():

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advssl.balls import L2, Ball, Linf
+from advssl.balls import L2, Ball, Linf, check_radius, widest
 
 # A ball, and the length of each image's perturbation in that ball's own norm: (B, ...) -> (B,).
 BALLS = {
@@ -301,3 +301,16 @@ class TestUniform:
         delta = Linf(3.0).sample(images, torch.Generator().manual_seed(0)).flatten(1)
         for column in delta.T:
             assert self.is_uniform((column + 3) / 6)
+
+
+@EVERY_BALL
+@pytest.mark.parametrize("bounds", [(0, 1), (0, 255), (-1, 1)])
+def test_at_its_widest_a_ball_around_any_image_holds_every_other(make, bounds):
+    shape = (3, 4, 5)
+    apart = torch.full((1, *shape), float(bounds[1] - bounds[0]))
+    found = widest(make(1), shape, bounds)
+    assert found == pytest.approx(length(make(1), apart).item())
+    torch.testing.assert_close(make(found).project(apart), apart)
+    check_radius(make(found), shape, bounds)
+    with pytest.raises(ValueError, match=r"wider than the whole range of images.*/ 255"):
+        check_radius(make(1.01 * found), shape, bounds)

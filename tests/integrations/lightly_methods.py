@@ -17,6 +17,7 @@ from lightly.loss import (
     NegativeCosineSimilarity,
     NTXentLoss,
     SwaVLoss,
+    VICRegLLoss,
     VICRegLoss,
 )
 from lightly.models import utils
@@ -36,7 +37,7 @@ from lightly.models.modules import (
     SwaVProjectionHead,
     SwaVPrototypes,
 )
-from lightly.models.modules.heads import VICRegProjectionHead
+from lightly.models.modules.heads import VicRegLLocalProjectionHead, VICRegProjectionHead
 from lightly.models.modules.memory_bank import MemoryBankModule
 from lightly.models.utils import deactivate_requires_grad, update_momentum
 from pytorch_lightning.loggers import Logger
@@ -349,6 +350,38 @@ class MAE(Method):
         predicted = utils.get_at_index(self.decoder(tokens), mask)
         target = utils.get_at_index(utils.patchify(images, 4), mask - 1)  # but the class token
         loss = self.criterion(predicted, target)
+        self.log("train_loss", loss)
+        return loss
+
+
+class Grids(Views):
+    """(views and their grids, label): where each cell of a view lies in the photograph."""
+
+    def __getitem__(self, index: int):
+        views, label = super().__getitem__(index)
+        cells = torch.stack(torch.meshgrid(*[4.0 * torch.arange(4)] * 2, indexing="ij"), dim=-1)
+        return [*views, cells, cells + 1], label
+
+
+class VICRegL(Method):
+    """Compares cells that lie near each other, by grids that stand among the views."""
+
+    data = Grids
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = self.backbone[:-2]
+        self.projection_head = VICRegProjectionHead(WIDTH, HIDDEN, OUT, num_layers=2)
+        self.local_projection_head = VicRegLLocalProjectionHead(WIDTH, HIDDEN, OUT)
+        self.criterion = VICRegLLoss(num_matches=(4, 2))
+
+    def forward(self, x):
+        cells = self.backbone(x).permute(0, 2, 3, 1)
+        return self.projection_head(cells.mean((1, 2))), self.local_projection_head(cells)
+
+    def training_step(self, batch, batch_idx):
+        x0, x1, *grids = batch[0]
+        loss = self.criterion([self.forward(x0), self.forward(x1)], grids)
         self.log("train_loss", loss)
         return loss
 

@@ -62,6 +62,7 @@ from .lightly_methods import (
     MoCo,
     SimCLR,
     SwAV,
+    VICRegL,
     Views,
     assert_same,
     fit,
@@ -337,6 +338,42 @@ class TestAdversarialViews:
         x0, x1 = TOLD[-1]
         assert not torch.equal(x1, x0.flip(3))
         assert torch.allclose(x1, x0.flip(3), atol=BALL.radius + 1e-6)
+
+    @pytest.mark.parametrize("normalised", [False, True])
+    def test_what_is_no_image_among_the_views_stays_as_it_is(self, normalised):
+        class Shows(VICRegL):
+            def training_step(self, batch, batch_idx):
+                TOLD.append([x.clone() for x in batch[0]])
+                return super().training_step(batch, batch_idx)
+
+        scale = {"mean": (0.5,) * 3, "std": (0.5,) * 3} if normalised else {}
+        adversary = AdversarialViewGenerator(BALL, steps=2, **scale)
+        fit(made(Shows), [AdversarialViews(adversary, "all")], steps=1)
+        x0, x1, *grids = next(iter(made(Shows).train_dataloader()))[0]
+        y0, y1, *same = TOLD[-1]
+        assert all(map(torch.equal, grids, same))
+        assert not torch.equal(x0, y0)
+        assert not torch.equal(x1, y1)
+
+    def test_takes_a_module_that_augments_by_itself(self):
+        """kornia keeps parameters that share their memory with themselves."""
+        augmentation = import_module("kornia.augmentation")
+
+        class Augments(SimCLR):
+            def __init__(self):
+                super().__init__()
+                self.augment = augmentation.AugmentationSequential(
+                    augmentation.RandomAffine(10), augmentation.ColorJitter(0.1, 0.1, 0.1, 0.1)
+                )
+
+            def forward(self, x):
+                return super().forward(self.augment(x))
+
+        plain, module = made(Augments), made(Augments)
+        fit(plain, steps=2)
+        fit(module, [still(2)], steps=2)
+        assert_same(state(module), state(plain))
+        fit(module, [adversarial(), SharpnessAware(), divergence()], steps=2)
 
     def test_refuses_a_view_that_is_not_there(self):
         with pytest.raises(ValueError, match=r"the batch has 2 views, got views=\(2,\)"):

@@ -823,6 +823,21 @@ class TestClusterFit:
             assert type(TOLD[0]) is type(expected)
             assert str(TOLD[0]) == str(expected)
 
+    def test_a_collate_function_of_ones_own_may_keep_the_index_beside_bare_images(self):
+        def collate(samples):
+            images, index = zip(*samples, strict=True)
+            return torch.stack(images), list(index)
+
+        class Shows(OnIndexed):
+            def training_step(self, batch, batch_idx):
+                TOLD.append(batch)
+                return super().training_step(batch, batch_idx)
+
+        head = ClusterFitHead(OUT, (8,))
+        head.fit(IMAGES.flatten(1))
+        fit(Shows(collate_fn=collate), [ClusterFit(head, on="net")], steps=1)
+        assert torch.equal(TOLD[0], IMAGES[:8])
+
     def test_names_the_collate_function_that_has_no_room_for_the_index(self):
         def collate(samples):
             for image, _, name in samples:

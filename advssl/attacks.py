@@ -66,6 +66,8 @@ class AdversarialViewGenerator(nn.Module):
         steps: gradient evaluations.
         step_size: η, in the ball's own norm and units. None is 2.5 · radius / steps.
         start: "uniform" in the ball, "gaussian" (0.001, TRADES) or "zero".
+        clamp_start: whether the start is in ``bounds`` before the first gradient, as RoCL's is;
+            ACL's and AdvCL's is not. All that comes after it is.
         bounds: what a pixel may be. None for views that are not images in a box, such as the high
             frequency view, which is negative in places.
         mean: per channel, if the images are normalised as (pixel - mean) / std. Ball, step and
@@ -92,6 +94,7 @@ class AdversarialViewGenerator(nn.Module):
         step_size: float | None = None,
         *,
         start: Literal["uniform", "gaussian", "zero"] = "uniform",
+        clamp_start: bool = True,
         bounds: tuple[float, float] | None = (0.0, 1.0),
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -118,6 +121,7 @@ class AdversarialViewGenerator(nn.Module):
         self.steps = steps
         self.step_size = step_size
         self.start = start
+        self.clamp_start = clamp_start
         self.bounds = None if bounds is None else _bounds(bounds)
         self.mean = None if mean is None else numbers("mean", mean)
         self.std = None if std is None else numbers("std", std)
@@ -216,7 +220,7 @@ class AdversarialViewGenerator(nn.Module):
         valid = [self._in_bounds(x) for x in clean]
         # What lies outside is no image, and moves only if the objective asks for it; then it ends.
         pixels = [
-            torch.where(ok, self._inside(x + self._first(x, generator)), x)
+            torch.where(ok, self._begun(x, generator), x)
             for x, ok in zip(clean, valid, strict=True)
         ]
         touched = [self.steps == 0] * len(images)
@@ -253,6 +257,10 @@ class AdversarialViewGenerator(nn.Module):
             self._from_pixels(x).detach() if moved else original.clone()
             for x, original, moved in zip(pixels, images, touched, strict=True)
         ]
+
+    def _begun(self, clean: Images, generator: Generator | None) -> Images:
+        start = clean + self._first(clean, generator)
+        return self._inside(start) if self.clamp_start or self.steps == 0 else start
 
     def _first(self, clean: Images, generator: Generator | None) -> Perturbation:
         if self.start == "zero":

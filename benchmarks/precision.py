@@ -7,24 +7,24 @@ They are ``simclr --adversarial`` with an attack in another precision than the t
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "papers"))
 
 import reproduce
-from harness.data import Batch
-from harness.method import Seen, Views
 from simclr import SimCLR
 
 
 class AttackInFloat32(SimCLR):
     title, bf16 = "SimCLR, attack in float32", False
 
-    def search(self, views: Views, seen: Seen, batch: Batch) -> Views:
-        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.bf16):
-            return super().search(views, seen, batch)
+    def attack(self, views: Tensor, height: Callable[..., Tensor]) -> Tensor:
+        with torch.autocast(views.device.type, torch.bfloat16, enabled=self.bf16):
+            return super().attack(views, height)
 
 
 class AttackInBF16(AttackInFloat32):

@@ -20,78 +20,69 @@ from torch.optim import Optimizer
 from advcl import AdvCL
 from gsa_rsl import GSARSL
 from harness.data import Batch
+from harness.method import total
 
 ADVCL_FORWARDS, GSA_RSL_FORWARDS = 50, 56
 
 
 def advcl_step(method: AdvCL, optimizer: Optimizer, batch: Batch) -> None:
     """Both perturbations climb together, in train mode, and BatchNorm moves at every forward."""
-    settings = method.settings
-    with torch.no_grad():
-        made = method.views(batch.images)
-    fixed = {name: made[name] for name in method.anchors}
-    images = made["x"]
-    deltas = [_start(images, settings.radius) for _ in method.attacked]
-    for _ in range(settings.steps):
-        moved = {
-            name: images + d.requires_grad_()
-            for name, d in zip(method.attacked, deltas, strict=True)
-        }
-        height = method.height(method.see(fixed | moved), batch)
-        slopes = torch.autograd.grad(height, deltas)
-        deltas = [
-            _climb(images, d, g, settings.radius) for d, g in zip(deltas, slopes, strict=True)
-        ]
-    found = {name: images + d for name, d in zip(method.attacked, deltas, strict=True)}
-    views = {name: (fixed | found)[name] for name in method.names}
+    radius = method.settings.radius
+    x, t1, t2 = method.weak(batch.images), method.strong(batch.images), method.second(batch.images)
+    fixed = (t1, t2, method.high(x))
+
+    def loss(hard: Tensor, hard_ce: Tensor) -> Tensor:
+        z = [method.embed(hard, "pgd"), *(method.embed(view, "normal") for view in fixed)]
+        contrastive = method.settings.loss_scale * method.contrast(*z)
+        return total({"contrastive": contrastive, **method.pseudo(hard_ce, batch.index)})
+
+    deltas = [_start(x, radius) for _ in range(2)]
+    for _ in range(method.settings.steps):
+        moved = [x + d.requires_grad_() for d in deltas]
+        slopes = torch.autograd.grad(loss(*moved), deltas)
+        deltas = [_climb(x, d, g, radius) for d, g in zip(deltas, slopes, strict=True)]
     optimizer.zero_grad()
-    _total(method.terms(method.see(views), views, batch)).backward()
+    loss(*(x + d for d in deltas)).backward()
     optimizer.step()
 
 
 def gsa_rsl_step(method: GSARSL, optimizer: Optimizer, batch: Batch) -> None:
     """Attack and critic in eval mode; then gradients of two losses, kept and joined by hand."""
-    settings = method.settings
-    with torch.no_grad():
-        made = method.views(batch.images)
-    p, q = made["p"], made["q"]
+    settings, gsa = method.settings, method.gsa
+    p, q = method.strong(batch.images), method.second(batch.images)
     delta = _start(q, settings.radius)
     method.eval()
     for _ in range(settings.steps):
         delta.requires_grad_()
-        seen = method.see({"p": p, "qd": q + delta})
-        fake = method.cloud(method.see({"qd": q + delta}), ("qd",))
-        divergence = method.critic.estimate(fake.detach(), fake)
-        height = method.contrast(seen["p"], seen["qd"])
-        height = height + settings.attack_factor * settings.global_weight * divergence
+        z_p, z = method.embed(p, "clean"), method.embed(q + delta, "adversarial")
+        height = method.contrast(z_p, z) + gsa.height(method.embed(q + delta, "adversarial"))
         (slope,) = torch.autograd.grad(height, delta)
         delta = _climb(q, delta, slope, settings.radius)
-    views = {"p": p, "q": q, "qd": q + delta}
+    hard = q + delta
     with torch.no_grad():
-        seen = method.see({"q": views["q"], "qd": views["qd"]})
-    method.learn(seen)
+        clouds = method.embed(q, "clean"), method.embed(hard, "adversarial")
+    gsa.learn(*clouds)
     method.train()
 
-    def benign(seen: dict[str, Tensor]) -> Tensor:
-        return settings.benign_weight * method.contrast(seen["p"], seen["q"])
+    def benign(z_p: Tensor, z_q: Tensor) -> Tensor:
+        return settings.benign_weight * method.contrast(z_p, z_q)
 
-    seen = method.see(views)
-    clouds = (method.cloud(seen, names) for names in method.clouds)
-    others = _total(method.adversarial(seen, batch))
-    others = others + settings.global_weight * method.critic.estimate(*clouds)
+    z_p, z_q = method.embed((p, q), "clean")
+    z_hard = method.embed(hard, "adversarial")
+    others = total({"local": method.contrast(z_p, z_hard), **gsa.aligned(z_q, z_hard)})
     optimizer.zero_grad()
     others.backward(retain_graph=True)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     kept = [copy.deepcopy((p.detach(), p.grad)) for p in parameters]
     optimizer.zero_grad()
-    benign(seen).backward()
+    benign(z_p, z_q).backward()
     _ascend(parameters, settings.rho)
     optimizer.zero_grad()
     norms = [m for m in method.modules() if isinstance(m, _BatchNorm)]
     momenta = [m.momentum for m in norms]
     for m in norms:
         m.momentum = 0.0
-    benign(method.see({"p": p, "q": q})).backward()
+    benign(*method.embed((p, q), "clean")).backward()
     for m, momentum in zip(norms, momenta, strict=True):
         m.momentum = momentum
     with torch.no_grad():
@@ -120,7 +111,3 @@ def _ascend(parameters: list[nn.Parameter], rho: float) -> None:
     scale = rho / torch.linalg.vector_norm(torch.stack(lengths))
     for p in moving:
         p.add_(p.square() * p.grad * scale)
-
-
-def _total(terms: dict[str, Tensor]) -> Tensor:
-    return torch.stack(list(terms.values())).sum()

@@ -21,7 +21,7 @@ from advssl.integrations.timm import backbone
 from gsa_rsl import GSARSL
 from harness.cost import flops
 from harness.data import Batch, pixels
-from harness.method import Method, Terms, Views
+from harness.method import Method, total
 from rows.measuring import Bench, Call, Claim, Row, Turns, agree, installed
 from rows.released import ADVCL_FORWARDS, GSA_RSL_FORWARDS, advcl_step, gsa_rsl_step
 from simclr import SimCLR
@@ -39,9 +39,10 @@ def prepared(bench: Bench, of: type[Method], **settings: Any) -> Method:
     """A method as its release sets it, at its random start."""
     torch.manual_seed(0)
     encoder = backbone(f"cifar:resnet18:{bench.sizes.width}")
-    method = of(encoder, PHOTOGRAPHS, bench.sizes.pixels, of.settings_of("released", **settings))
-    if method.clusters_of:
-        method.prepare(torch.randn(max(_CLUSTERED, bench.sizes.batch), 8))
+    told = of.settings_type.of("released", **settings)
+    method = of(encoder, PHOTOGRAPHS, bench.sizes.pixels, told)
+    if method.after:
+        method.prepare(method, torch.randn(max(_CLUSTERED, bench.sizes.batch), 8))
     return method.to(bench.device)
 
 
@@ -97,10 +98,6 @@ def our_step(method: Method, optimizer: Optimizer, batch: Batch, *, bf16: bool =
         terms = method(batch)
     total(terms).backward()
     optimizer.step()
-
-
-def total(terms: Terms) -> Tensor:
-    return torch.stack(list(terms.values())).sum()
 
 
 ours = partial(contestant, our_step)
@@ -208,7 +205,7 @@ def sam(bench: Bench) -> Row:
     return Row(claims, turns.times, checks={"forwards per image": counted})
 
 
-def classic(bench: Bench, method: Method, *, again: bool) -> Call:
+def classic(bench: Bench, method: GSARSL, *, again: bool) -> Call:
     """The same terms under an optimizer that knows nothing but the whole loss."""
     from pytorch_optimizer import SAM
 
@@ -218,16 +215,22 @@ def classic(bench: Bench, method: Method, *, again: bool) -> Call:
     optimizer = SAM(method.parameters(), SGD, **climb, **descent)
     batch = stored(bench)
 
+    def attacked(p: Tensor, q: Tensor) -> Tensor:
+        with evaluating(method), torch.no_grad():
+            z = method.embed(p, "clean")
+            return method.attack(q, lambda v: method.contrast(z, method.embed(v, "adversarial")))
+
     def run() -> None:
-        moved = on_device(bench, batch)
-        with torch.no_grad():
-            made = method.views(moved.images)
-        kept = None if again else attacked(method, made, moved)
+        images = on_device(bench, batch).images
+        p, q = method.strong(images), method.second(images)
+        kept = None if again else attacked(p, q)
 
         def closure() -> Tensor:
-            views = attacked(method, made, moved) if kept is None else kept
+            hard = attacked(p, q) if kept is None else kept
             optimizer.zero_grad()
-            loss = total(method.terms(method.see(views), views, moved))
+            z_p, z_q = method.embed((p, q), "clean")
+            loss = method.contrast(z_p, method.embed(hard, "adversarial"))
+            loss = loss + method.settings.benign_weight * method.contrast(z_p, z_q)
             loss.backward()
             return loss
 
@@ -235,15 +238,6 @@ def classic(bench: Bench, method: Method, *, again: bool) -> Call:
         optimizer.step(closure)
 
     return run
-
-
-def attacked(method: Method, made: Views, batch: Batch) -> Views:
-    """The views of a step after its attack in eval mode."""
-    views = {name: made[name.removesuffix("d")] for name in method.names}
-    with evaluating(method):
-        with torch.no_grad():
-            anchors = method.see({name: views[name] for name in method.anchors})
-        return views | method.search(views, anchors, batch)
 
 
 # --- images per second ----------------------------------------------------------------------------

@@ -11,70 +11,60 @@ https://arxiv.org/abs/2010.13337. The kinds, with δ found against the same loss
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
-from advssl import MultiViewNTXentLoss
-from harness.data import Batch
+from advssl import MultiViewNTXentLoss, branch_batchnorm, evaluating
 from harness.heads import projection
-from harness.method import IMAGENET, Method, Recipe, Seen, Settings, Terms, Views
-from harness.schedules import WarmupCosine
+from harness.method import IMAGENET, Method, Terms
+from harness.schedules import Recipe, WarmupCosine
+from harness.settings import Settings, setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class ACLSettings(Settings):
-    kind: Literal["ds", "a2a", "a2s"] = "ds"
-    temperature: float = 0.5
+    kind: Literal["ds", "a2a", "a2s"] = setting("ds", "which views are attacked")
+    temperature: float = setting(0.5, "of the contrastive loss")
 
 
 class ACL(Method):
     title, paper = "ACL", "Jiang et al. 2020"
-    settings_type = ACLSettings
-    recipe = Recipe(1000, 512, WarmupCosine(5.0, 10, floor=1e-6), "lars", 1e-6)
-    probe = "dynacl"
     settings: ACLSettings
-    ours = ("The released code has only ds; a2a and a2s follow the text.",)
+    settings_type: ClassVar[type[Settings]] = ACLSettings
+    recipe = Recipe(1000, 512, WarmupCosine(5.0, 10, floor=1e-6, restarts=True), "lars", 1e-6)
+    probe, pixels = "dynacl", IMAGENET
+    strong_as = {"scale": (0.1, 1.0), "interpolation": "bicubic"}
+    ours: ClassVar[tuple[str, ...]] = (
+        "The released code has only ds; a2a and a2s follow the text.",
+    )
 
-    branch_of = {"t1": "clean", "t2": "clean", "t1d": "adversarial", "t2d": "adversarial"}
-    head_branches = True
-    evaluated = ("adversarial", "clean")
-    augmentation = {"scale": (0.1, 1.0), "interpolation": "bicubic"}
-    normalization = IMAGENET
-    # What a method built on this one may replace: the clean pair's term, and its weight.
-    pair, clean_term, pair_weight = ("t1", "t2"), "clean", 0.5
-
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args, clamp_start=False)
+        self.head = projection(self.width, self.width, self.width, layers=3, batchnorm="all")
+        for module in (self.encoder, self.head):
+            branch_batchnorm(module, self.measured()[1])
         self.contrast = MultiViewNTXentLoss(self.settings.temperature, gather_distributed=True)
-        self.embedding = self.encoder.num_features
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        kinds = {"ds": ("t1", "t2", "t1d", "t2d"), "a2a": ("t1d", "t2d"), "a2s": ("t1d", "t2")}
-        return kinds[self.settings.kind]
+    def step(self, images: Tensor, labels: Tensor, index: Tensor) -> Terms:
+        t1, t2 = self.strong(images), self.second(images)
+        if self.settings.kind == "a2s":
+            with evaluating(self), torch.no_grad():
+                z2 = self.embed(t2, "clean")
+                hard = self.attack(t1, lambda v: self.contrast(self.embed(v, "adversarial"), z2))
+            z1 = self.embed(hard, "adversarial")
+            return {"adversarial": self.contrast(z1, self.embed(t2, "clean"))}
 
-    @property
-    def anchors(self) -> tuple[str, ...]:
-        return ("t2",) if self.settings.kind == "a2s" else ()
+        with evaluating(self):
+            hard = self.attack((t1, t2), lambda *v: self.contrast(*self.embed(v, "adversarial")))
+        adversarial = self.contrast(*self.embed(hard, "adversarial"))
+        if self.settings.kind == "a2a":
+            return {"adversarial": adversarial}
 
-    def make_head(self, features: int, classes: int) -> nn.Module:
-        return projection(features, features, features, layers=3, batchnorm="all")
+        clean = self.contrast(*self.embed((t1, t2), "clean"))
+        return {"clean": 0.5 * clean, "adversarial": 0.5 * adversarial}
 
-    def views(self, images: Tensor) -> Views:
-        return {"t1": self.strong(images), "t2": self.second(images)}
-
-    def benign(self, seen: Seen, batch: Batch) -> Terms:
-        if self.settings.kind != "ds":
-            return {}
-        return {"clean": self.pair_weight * self.contrast(seen["t1"], seen["t2"])}
-
-    def adversarial(self, seen: Seen, batch: Batch) -> Terms:
-        weight = 0.5 if self.settings.kind == "ds" else 1.0
-        return {"adversarial": weight * self.hard_pair(seen)}
-
-    def height(self, seen: Seen, batch: Batch) -> Tensor:
-        return self.hard_pair(seen)  # without the weight, which a critic beside it would feel
-
-    def hard_pair(self, seen: Seen) -> Tensor:
-        return self.contrast(*(seen[name] for name in (*self.attacked, *self.anchors)))
+    def measured(self) -> tuple[nn.Module, tuple[str, ...]]:
+        branches = ("adversarial",) if self.settings.kind == "a2a" else ("adversarial", "clean")
+        return self.encoder, branches

@@ -2,9 +2,9 @@
 
 Fan, Liu, Chen, Zhang and Gan 2021, "When does contrastive learning preserve adversarial robustness
 from pretraining to finetuning?", https://arxiv.org/abs/2111.01124. With x a weakly augmented image,
-two strong views t1 and t2, the high-frequency part of x, and two perturbations of x:
+two strong views t1 and t2, the high-frequency part of x (Eq. 8), and two perturbations of x:
 
-    min E [ max over δ  SupCon(x + δ, t1, t2, high(x))                                    Eq. 8
+    min E [ max over δ  NT(t1, t2, x + δ, high(x))                          Eq. 9, of Eq. 5's form
             + λ max over δ'  mean over K of cross-entropy(fc_K(x + δ'), cluster_K(x)) ]   Eq. 10
 
 A view setup is a list of views, "d" behind the attacked ones: Table 4's rows. The pseudo-labels are
@@ -14,18 +14,25 @@ rows cluster an ImageNet network's features.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 from torch import Tensor, nn
 
-from advssl import ClusterFitHead, HighFreqView, LowFreqView, MultiViewNTXentLoss
-from harness.data import Batch
+from advssl import (
+    ClusterFitHead,
+    HighFreqView,
+    LowFreqView,
+    MultiViewNTXentLoss,
+    branch_batchnorm,
+)
 from harness.heads import projection
-from harness.method import Differs, Method, Recipe, Seen, Settings, Terms, Views
-from harness.schedules import WarmupCosine
+from harness.method import Method, Terms, total
+from harness.schedules import Recipe, WarmupCosine
+from harness.settings import Settings, setting
 
-VIEWS = (
+Setup: TypeAlias = Literal[
     "t1d,t2",
     "t1d,t2d",
     "t1d,t2d,t1,t2",
@@ -33,85 +40,90 @@ VIEWS = (
     "xd,t1,t2,low",
     "xd,t1,t2,low,high",
     "xd,t1,t2,high",
-)
-CLUSTERS = {"none": (), "simclr-10": (10,), "simclr-100": (100,), "ensemble": (2, 10, 50, 100, 500)}
+]
+Labels: TypeAlias = Literal["none", "simclr-10", "simclr-100", "ensemble"]
+VIEWS: tuple[Setup, ...] = get_args(Setup)
+CLUSTERS: dict[Labels, tuple[int, ...]] = {
+    "none": (),
+    "simclr-10": (10,),
+    "simclr-100": (100,),
+    "ensemble": (2, 10, 50, 100, 500),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdvCLSettings(Settings):
-    views: Literal[VIEWS] = "xd,t1,t2,high"
-    supervision: Literal[tuple(CLUSTERS)] = "ensemble"
-    temperature: float = 0.5
-    loss_scale: float = 0.5 / 0.07
-    cluster_weight: float = 0.2  # λ
-    cutoff: float = 0.25  # of the frequency views, in cycles per pixel: 8 per image at 32
+    views: Setup = setting("xd,t1,t2,high", "Table 4's rows, d behind the attacked ones")
+    supervision: Labels = setting("ensemble", "whose clusters, and how many: Table 5's rows")
+    temperature: float = setting(0.5, "of the contrastive loss")
+    loss_scale: float = setting(
+        0.5 / 0.07, "of it", paper=1.0, why="the release divides by a base temperature of 0.07"
+    )
+    cluster_weight: float = setting(0.2, "λ: the release's, the text does not say")
+    cutoff: float = setting(0.25, "of the frequency views, in cycles per pixel: 8 per image at 32")
 
 
 class AdvCL(Method):
     title, paper = "AdvCL", "Fan et al. 2021"
-    settings_type = AdvCLSettings
-    recipe = Recipe(1000, 512, WarmupCosine(0.5, 10, 0.01, 5e-4, per_epoch=True), "sgd", 1e-4)
     settings: AdvCLSettings
-    differences = (
-        Differs("loss_scale", 0.5 / 0.07, 1.0, "the release divides by a base temperature of 0.07"),
-    )
-    ours = (
+    settings_type: ClassVar[type[Settings]] = AdvCLSettings
+    recipe = Recipe(1000, 512, WarmupCosine(0.5, 10, 0.01, 5e-4, per_epoch="end"))
+    head_as: ClassVar[Mapping[str, bool]] = {"batchnorm": True}
+    ours: ClassVar[tuple[str, ...]] = (
         "Views that the attack does not change are forwarded once per step, not once per attack "
         "step, so BatchNorm statistics move once, not six times (exact_bn=True: as released).",
-        "Eq. 8 is a mean over anchors and positives, as released, not the printed sum.",
-        "λ is not stated in the text; 0.2 is the release's.",
+        "Eqs. 5 and 9 are a mean over anchors and positives, as released, not the printed sum.",
         "The ensemble clusters the same SimCLR features; the paper's is of an ImageNet network.",
     )
 
-    branch_of = {
-        **dict.fromkeys(("t1", "t2", "x", "low", "high"), "normal"),
-        **dict.fromkeys(("t1d", "t2d", "xd"), "pgd"),
-        "ced": "pgd_ce",
-    }
-    evaluated = ("pgd", "normal")
-    attack_in_train_mode, together = True, False
-    headless = ("ced",)  # the pseudo-labels' classifiers stand on the features
-    pair, clean_term = ("t1", "t2"), "benign"
-    embedding = 128
-
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        s = self.settings
-        self.pair_weight = s.loss_scale
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args, clamp_start=False)
+        s, width, names = self.settings, self.width, self.settings.views.split(",")
+        self.attacked = [name[:-1] for name in names if name.endswith("d")]
+        self.clean = [name for name in names if not name.endswith("d")]
+        self.head = projection(width, width, 128, **self.head_as)
+        self.high, self.low = (view(s.cutoff, unit="pixel") for view in (HighFreqView, LowFreqView))
         self.contrast = MultiViewNTXentLoss(s.temperature, gather_distributed=True)
-        self.high = HighFreqView(s.cutoff, unit="pixel")
-        self.low = LowFreqView(s.cutoff, unit="pixel")
+        self.clusters: ClusterFitHead | None = None
+        branches = self.measured()[1]
         if s.supervision != "none":
-            self.clusters = ClusterFitHead(self.encoder.num_features, CLUSTERS[s.supervision])
-            self.clusters_of = "simclr"
+            self.clusters = ClusterFitHead(width, CLUSTERS[s.supervision])
+            self.after, branches = "simclr", (*branches, "pgd_ce")
+        branch_batchnorm(self.encoder, branches)
 
-    @property
-    def contrasted(self) -> tuple[str, ...]:
-        return tuple(self.settings.views.split(","))
+    def step(self, images: Tensor, labels: Tensor, index: Tensor) -> Terms:
+        x, t1, t2 = self.weak(images), self.strong(images), self.second(images)
+        views = {"x": x, "t1": t1, "t2": t2, "low": self.low(x), "high": self.high(x)}  # Eq. 8
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        return self.contrasted + (("ced",) if self.settings.supervision != "none" else ())
+        def benign() -> list[Tensor]:  # a forward each, so each has its own batch statistics
+            return [self.embed(views[name], "normal") for name in self.clean]
 
-    @property
-    def anchors(self) -> tuple[str, ...]:
-        return tuple(name for name in self.contrasted if not name.endswith("d"))
+        def terms(clean: Sequence[Tensor], hard: Sequence[Tensor]) -> Terms:
+            z = [self.embed(view, "pgd") for view in hard[: len(self.attacked)]]
+            contrastive = self.contrast(*clean, *z)  # Eqs. 6, 7 and 9, as Eq. 5
+            return {
+                "contrastive": self.settings.loss_scale * contrastive,
+                **self.pseudo(hard[-1], index),  # Eq. 10
+            }
 
-    def make_head(self, features: int, classes: int) -> nn.Module:
-        return projection(features, features, 128, batchnorm=True)
+        clean = benign()
+        start = [views[name] for name in self.attacked]
+        start += [x] if self.clusters else []
+        hard = self.attack(  # in train mode: what training lowers is raised
+            start, lambda *moved: total(terms(self.known(benign, clean), moved))
+        )
+        return terms(clean, hard)
 
-    def prepare(self, features: Tensor, before: Method | None = None) -> None:
-        self.clusters.fit(features)
+    def pseudo(self, view: Tensor, index: Tensor) -> Terms:
+        """λ · the mean over K of cross-entropy with the images' clusters; no term without any."""
+        if self.clusters is None:
+            return {}
+        loss = self.clusters(self.encode(view, "pgd_ce"), index)
+        return {"clusters": self.settings.cluster_weight * loss}
 
-    def views(self, images: Tensor) -> Views:
-        x = self.weak(images)
-        made = {"t1": self.strong(images), "t2": self.second(images), "x": x, "ce": x}
-        return {**made, "high": self.high(x), "low": self.low(x)}
+    def prepare(self, before: Method, features: Tensor) -> None:
+        if self.clusters is not None:
+            self.clusters.fit(features)
 
-    def adversarial(self, seen: Seen, batch: Batch) -> Terms:
-        s = self.settings
-        contrastive = self.contrast(*(seen[name] for name in self.contrasted))  # Eq. 8
-        terms = {"contrastive": s.loss_scale * contrastive}
-        if s.supervision != "none":  # Eq. 10
-            terms["clusters"] = s.cluster_weight * self.clusters(seen["ced"], batch.index)
-        return terms
+    def measured(self) -> tuple[nn.Module, tuple[str, ...]]:
+        return self.encoder, ("pgd", "normal") if self.clean else ("pgd",)

@@ -1,70 +1,148 @@
-"""The terms of GSA-RSL on top of another method: one function, and two hosts.
+"""The terms of GSA-RSL on top of another method: AdvCL, in two readings, and ACL.
 
-The paper's Table 1 adds them to AdvCL and its Table 2 to ACL. A host needs no change: it names its
-clean ``pair`` of views, how its loss weighs them (``pair_weight``), their term if it has one
-(``clean_term``), and the width of its embeddings.
+The paper's Table 1 adds them to AdvCL and its Table 2 to ACL. What is new against the host's step
+says gsa.
 """
 
 from __future__ import annotations
 
-from dataclasses import make_dataclass, replace
-from typing import get_type_hints
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
-from acl import ACL
-from advcl import AdvCL
-from gsa_rsl import GlobalAndSharp, GSASettings
-from harness.method import Method
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
 
+from acl import ACL, ACLSettings
+from advcl import AdvCL, AdvCLSettings, Labels
+from advssl import evaluating
+from gsa import GSA, GSASettings
+from gsa_rsl import GSARSL
+from harness.method import IMAGENET, Terms, total
+from harness.settings import setting
 
-class OnHost(GlobalAndSharp):
-    """Adds to the host's views what the two terms compare."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        benign = self.clouds[0] if self.settings.critic else ()
-        return tuple(dict.fromkeys((*self.pair, *benign, *super().names)))
-
-    @property
-    def clouds(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        attacked = tuple(n for n in super().names if n.endswith("d") and n not in self.headless)
-        return tuple(name.removesuffix("d") for name in attacked), attacked
+SAM = "the text does not say; 0.05 is SAM's own"
 
 
-def extended(host: type[Method], **defaults: object) -> type[Method]:
-    """``host`` with the critic, and its clean pair's term at the worst nearby weights.
-
-    Args:
-        host: a contrastive method with adversarial views.
-        defaults: settings of the combination that differ from those of its parts.
-    """
-    parts = (GSASettings, host.settings_type)
-    types = {name: kind for part in parts for name, kind in get_type_hints(part).items()}
-    settings = make_dataclass(
-        f"{host.__name__}GSASettings",
-        [(name, types[name], value) for name, value in defaults.items()],
-        bases=parts,
-        frozen=True,
-        kw_only=True,
-    )
-    return type(
-        f"{host.__name__}GSA",
-        (OnHost, host),
-        {
-            "title": f"{host.title} + GSA",
-            "paper": f"GSA-RSL, on top of {host.paper}",
-            "settings_type": settings,
-            "differences": tuple(
-                replace(d, released=defaults.get(d.setting, d.released))
-                for d in (*GlobalAndSharp.differences, *host.differences)
-            ),
-            "ours": host.ours + GlobalAndSharp.ours,
-        },
-    )
+@dataclass(frozen=True, kw_only=True)
+class OnAdvCLSettings(GSASettings, AdvCLSettings):
+    views: Literal["xd,t1,t2,high"] = setting("xd,t1,t2,high", "Table 4's best alone")
+    benign_weight: float = setting(0.5, "λ_benign: the release's, the text does not say")
+    global_weight: float = setting(0.3, "λ_global: the release's, the text does not say")
+    rho: float = setting(0.5, "how far SAM looks", paper=0.05, why=SAM, short=0.05)
+    critic_rate: float = setting(0.5, "peak rate of the critic's SGD, on the encoder's schedule")
 
 
-# The released settings; the release has no pseudo-labels in this combination.
-AdvCLGSA = extended(
-    AdvCL, supervision="none", benign_weight=0.5, global_weight=0.3, rho=0.5, critic_rate=0.5
-)
-# Not in the release; the paper does not state its settings.
-ACLGSA = extended(ACL, benign_weight=1.0, rho=0.5)
+class GSAOnAdvCL(AdvCL):
+    """AdvCL as its own authors train it, and the terms."""
+
+    title, paper = "AdvCL of its authors + GSA", "GSA-RSL, on top of Fan et al. 2021"
+    settings: OnAdvCLSettings
+    settings_type = OnAdvCLSettings
+    ours = (*AdvCL.ours[1:], *GSA.ours, "The attack is in eval mode, as in GSA-RSL's release.")
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.gsa = GSA(128, self.settings, self.encoder, self.head)
+
+    def step(self, images: Tensor, labels: Tensor, index: Tensor) -> Terms:
+        scale, gsa = self.settings.loss_scale, self.gsa
+        x, t1, t2 = self.weak(images), self.strong(images), self.second(images)
+        high = self.high(x)
+        with evaluating(self), torch.no_grad():
+            fixed = [self.embed(view, "normal") for view in (t1, t2, high)]
+
+            def height(*views: Tensor, blind: bool = False) -> Tensor:  # of GSA-RSL, Eq. 18
+                z = self.embed(views[0], "pgd")
+                contrastive = scale * self.contrast(z, *fixed)
+                climbed = total({"contrastive": contrastive, **self.pseudo(views[-1], index)})
+                return climbed + (0 if blind else gsa.height(z))
+
+            start = (x, x) if self.clusters else (x,)
+            if gsa.between:
+                blind = self.attack(start, partial(height, blind=True))[0]
+                gsa.learn(self.embed(x, "normal"), self.embed(blind, "pgd"))
+            found = self.attack(start, height)
+            hard, hard_ce = found[0], found[-1]
+
+        def pair() -> tuple[Tensor, Tensor]:
+            return self.embed(t1, "normal"), self.embed(t2, "normal")
+
+        z1, z2 = pair()
+        z_x = self.embed(x, "normal") if gsa.critic else z1  # a forward for the critic alone
+        z_hard, z_high = self.embed(hard, "pgd"), self.embed(high, "normal")
+        if not gsa.between:
+            gsa.learn(z_x, z_hard)
+        return {
+            "contrastive": scale * self.contrast(z_hard, z1, z2, z_high),  # of AdvCL, Eq. 9
+            **self.pseudo(hard_ce, index),  # of AdvCL, Eq. 10
+            "benign": scale * gsa.flat(lambda: self.contrast(*pair()), self.contrast(z1, z2)),
+            **gsa.aligned(z_x, z_hard),
+        }
+
+    def optimizers(self) -> dict[str, tuple[Optimizer, float]]:
+        return self.gsa.own
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdvCLGSASettings(OnAdvCLSettings):
+    supervision: Labels = setting("none", "pseudo-labels: the release has none here")
+
+
+class AdvCLGSA(GSAOnAdvCL):
+    """The AdvCL of GSA-RSL's tables, as GSA-RSL's authors train it, and the terms."""
+
+    title = "AdvCL + GSA"
+    settings: AdvCLGSASettings
+    settings_type = AdvCLGSASettings
+    recipe, probe, pixels, strong_as = GSARSL.recipe, "gsa", IMAGENET, GSARSL.strong_as
+    head_as = {"of_unit": True}  # and no BatchNorm
+    ours = (AdvCL.ours[1], *GSARSL.ours)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ACLGSASettings(GSASettings, ACLSettings):
+    kind: Literal["ds"] = setting("ds", "which views are attacked: Table 2's")
+    benign_weight: float = setting(1.0, "λ_benign: ours, neither text nor release says", short=0.5)
+    rho: float = setting(0.5, "how far SAM looks: ours", paper=0.05, why=SAM, short=0.05)
+
+
+class ACLGSA(ACL):
+    """The clean term of ACL's dual stream is made flat."""
+
+    title, paper = "ACL + GSA", "GSA-RSL, on top of Jiang et al. 2020"
+    settings: ACLGSASettings
+    settings_type = ACLGSASettings
+    ours = (*ACL.ours, *GSA.ours)
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.gsa = GSA(self.width, self.settings, self.encoder, self.head)
+
+    def step(self, images: Tensor, labels: Tensor, index: Tensor) -> Terms:
+        gsa, pair = self.gsa, (self.strong(images), self.second(images))
+        clean = partial(self.embed, pair, "clean")
+
+        def height(*views: Tensor, blind: bool = False) -> Tensor:  # of GSA-RSL, Eq. 18
+            z = self.embed(views, "adversarial")
+            return self.contrast(*z) + (0 if blind else gsa.height(torch.cat(z)))
+
+        with evaluating(self), torch.no_grad():
+            if gsa.between:
+                blind = self.attack(pair, partial(height, blind=True))
+                gsa.learn(torch.cat(clean()), torch.cat(self.embed(blind, "adversarial")))
+            hard = self.attack(pair, height)
+
+        z, z_hard = clean(), self.embed(hard, "adversarial")
+        both, both_hard = torch.cat(z), torch.cat(z_hard)
+        if not gsa.between:
+            gsa.learn(both, both_hard)
+        return {
+            "clean": 0.5 * gsa.flat(lambda: self.contrast(*clean()), self.contrast(*z)),
+            "adversarial": 0.5 * self.contrast(*z_hard),
+            **gsa.aligned(both, both_hard),
+        }
+
+    def optimizers(self) -> dict[str, tuple[Optimizer, float]]:
+        return self.gsa.own

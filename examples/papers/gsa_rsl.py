@@ -1,8 +1,8 @@
 """GSA-RSL: robust contrastive learning with global alignment and a flat benign loss.
 
-"Generalization bounds for robust contrastive learning", Algorithm 1. Per step, with p and q two
-views of an image, z̃ the embeddings of the attacked q + δ and D a critic between benign and
-adversarial embeddings:
+"Generalization bounds for robust contrastive learning", Algorithm 1; its terms are in ``gsa.py``.
+With p and q two views of an image, z̃ the embeddings of the attacked q + δ and D a critic between
+benign and adversarial embeddings:
 
     adversary   max over δ of  NT(p, q + δ) + λ_global · div_D(z̃ ‖ z)               Eq. 18
     critic      max over D of  div_D(z̃ ‖ z)                                          Eq. 19
@@ -12,140 +12,82 @@ adversarial embeddings:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from advssl import GlobalDivergenceCritic, MultiViewNTXentLoss, SAMWrapper
-from advssl.losses import unit
-from advssl.modes import widen
-from harness.data import Batch
+from advssl import MultiViewNTXentLoss, branch_batchnorm, evaluating
+from gsa import GSA, GSASettings
 from harness.heads import projection
-from harness.method import IMAGENET, Differs, Method, Recipe, Seen, Settings, Terms, Views
-from harness.schedules import WarmupCosine, optimizer, step_apart
+from harness.method import IMAGENET, Method, Terms
+from harness.schedules import Recipe, WarmupCosine
+from harness.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class GSASettings(Settings):
-    steps: int = 7
-    sam: bool = True
-    critic: bool = True
-    order: Literal["3-step", "4-step"] = "3-step"  # 4: the critic learns between two attacks
-    benign_weight: float = 2.0  # λ_benign
-    global_weight: float = 0.1  # λ_global
-    attack_factor: float = 2.0  # on λ_global, for the adversary
-    rho: float = 1.0
-    adaptive: bool = True
-    critic_rate: float = 0.2
-
-
-class GlobalAndSharp(Method):
-    """The paper's two terms on top of a contrastive loss: ``GSARSL``'s, or ``extended.py``'s."""
-
-    settings: GSASettings
-    clouds: tuple[tuple[str, ...], tuple[str, ...]]  # views for the critic: benign, adversarial
-    embedding: int  # width of what it reads
-    pair: tuple[str, str]  # the clean views
-    pair_weight: float  # in the loss
-    clean_term: str  # the name of the pair's term, which is replaced if the loss has it already
-    attack_in_train_mode = False  # the release attacks in eval mode, whatever the host does
-    differences = (
-        Differs("adaptive", True, False, "the release has ASAM, the text says SAM"),
-        Differs("attack_factor", 2.0, 1.0, "the release drops the half of Eq. 17 in the attack"),
-        Differs("rho", 1.0, 0.05, "the text does not say; 0.05 is SAM's own"),
+class GSARSLSettings(GSASettings):
+    second_view: Literal["strong", "weak"] = setting(
+        "weak",
+        "how q, which is attacked, is augmented",
+        paper="strong",
+        why="the text draws both views from one pool",
     )
-    short = {"benign_weight": 0.5, "rho": 0.05, "adaptive": False}
+
+
+class GSARSL(Method):
+    title, paper = "GSA-RSL", "Generalization bounds for robust contrastive learning"
+    settings: GSARSLSettings
+    settings_type = GSARSLSettings
+    recipe = Recipe(500, 512, WarmupCosine(0.5, 10, floor=1e-8, per_epoch="start"))
+    probe, pixels, strong_as = "gsa", IMAGENET, {"blur_p": 0.5}
     ours = (
-        "The critic learns from the training pass's embeddings; the release forwards again.",
-        "The attack computes the adversarial half of the divergence alone: the other is fixed.",
-        "Warm-up is linear; the release's first iteration of each warm-up epoch is at full rate.",
-        "BatchNorm does not move in SAM's second pass; on AdvCL the release lets it.",
+        *GSA.ours,
+        "Warm-up is linear over ten epochs; the release's is over nine, and the first iteration of "
+        "each is at the cosine's full rate.",
+        "The last incomplete batch of an epoch is left out; the release trains on it.",
     )
 
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        s = self.settings
-        self.flat = SAMWrapper(self.encoder, self.head, rho=s.rho, adaptive=s.adaptive)
-        self.fooled = s.critic  # whether the adversary goes for the critic too
-        if s.critic:
-            self.critic = GlobalDivergenceCritic(self.embedding)
-            self.critic_optimizer = optimizer("sgd", self.critic.parameters(), s.critic_rate, 1e-4)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args, clamp_start=False)
+        self.head = projection(self.width, self.width, 128, of_unit=True)  # as its probe
+        branch_batchnorm(self.encoder, self.measured()[1])
+        self.contrast = MultiViewNTXentLoss(0.5, gather_distributed=True)
+        self.gsa = GSA(128, self.settings, self.encoder, self.head)
+
+    def step(self, images: Tensor, labels: Tensor, index: Tensor) -> Terms:
+        gsa = self.gsa
+        p, q = self.strong(images), self.second(images)  # 1. two views
+        with evaluating(self), torch.no_grad():
+            z_p = self.embed(p, "clean")
+
+            def height(view: Tensor, blind: bool = False) -> Tensor:  # Eq. 18
+                z = self.embed(view, "adversarial")
+                return self.contrast(z_p, z) + (0 if blind else gsa.height(z))
+
+            if gsa.between:
+                blind = self.attack(q, partial(height, blind=True))
+                gsa.learn(self.embed(q, "clean"), self.embed(blind, "adversarial"))
+            hard = self.attack(q, height)  # 2. q at its worst
+
+        z_p, z_q = self.embed((p, q), "clean")
+        z_hard = self.embed(hard, "adversarial")
+        if not gsa.between:
+            gsa.learn(z_q, z_hard)  # 3. Eq. 19
+
+        def benign() -> Tensor:
+            return self.contrast(*self.embed((p, q), "clean"))
+
+        return {  # 4. Eq. 20
+            "adversarial": self.contrast(z_p, z_hard),
+            "benign": gsa.flat(benign, self.contrast(z_p, z_q)),
+            **gsa.aligned(z_q, z_hard),
+        }
 
     def optimizers(self) -> dict[str, tuple[Optimizer, float]]:
-        s = self.settings
-        return {"critic": (self.critic_optimizer, s.critic_rate)} if s.critic else {}
+        return self.gsa.own
 
-    def cloud(self, seen: Seen, names: tuple[str, ...]) -> Tensor:
-        return unit(widen(torch.cat([seen[name] for name in names])))
-
-    def height(self, seen: Seen, batch: Batch) -> Tensor:  # Eq. 18
-        height = super().height(seen, batch)
-        if not self.fooled:
-            return height
-        fake = self.cloud(seen, self.clouds[1])
-        weight = self.settings.attack_factor * self.settings.global_weight
-        return height + weight * self.critic.estimate(fake.detach(), fake)
-
-    def search(self, views: Views, seen: Seen, batch: Batch) -> Views:
-        if self.fooled and self.settings.order == "4-step":
-            self.fooled = False
-            found = views | super().search(views, seen, batch)
-            self.fooled = True
-            with torch.no_grad():
-                now = self.see({name: found[name] for name in sum(self.clouds, ())})
-            self.learn(now)
-        return super().search(views, seen, batch)
-
-    def learn(self, seen: Seen) -> None:  # Eq. 19
-        loss = self.critic.loss(*(self.cloud(seen, names) for names in self.clouds))
-        step_apart(self.critic_optimizer, loss)
-
-    def terms(self, seen: Seen, views: Views, batch: Batch) -> Terms:  # Eq. 20
-        s, terms = self.settings, super().terms(seen, views, batch)
-        benign = self.contrast(*(seen[name] for name in self.pair))
-        if s.sam:
-            pair = {name: views[name] for name in self.pair}
-            benign = self.flat(lambda: self.contrast(*self.see(pair).values()), loss=benign)
-        terms[self.clean_term] = s.benign_weight * self.pair_weight * benign
-        if s.critic:
-            if s.order == "3-step":
-                self.learn(seen)
-            divergence = self.critic.estimate(*(self.cloud(seen, n) for n in self.clouds))
-            terms["global"] = s.global_weight * divergence
-        return terms
-
-
-class GSARSL(GlobalAndSharp):
-    """NT-Xent between p and the attacked q, and the two terms."""
-
-    title, paper = "GSA-RSL", "Generalization bounds for robust contrastive learning"
-    settings_type = GSASettings
-    recipe = Recipe(500, 512, WarmupCosine(0.5, 10, floor=1e-8, per_epoch=True), "sgd", 1e-4)
-    probe = "gsa"
-    differences = (
-        *GlobalAndSharp.differences,
-        Differs("second_view", "weak", "strong", "the text draws both views from one pool"),
-    )
-
-    names, anchors = ("p", "q", "qd"), ("p",)
-    branch_of = {"p": "clean", "q": "clean", "qd": "adversarial"}
-    evaluated = ("adversarial", "clean")
-    pair, clean_term, pair_weight = ("p", "q"), "benign", 1.0
-    clouds, embedding = (("q",), ("qd",)), 128
-    normalization = IMAGENET
-    augmentation = {"blur_p": 0.5}
-    contrast = MultiViewNTXentLoss(0.5, gather_distributed=True)
-
-    def make_head(self, features: int, classes: int) -> nn.Module:
-        return projection(features, features, self.embedding)
-
-    def represent(self, images: Tensor, name: str) -> Tensor:
-        return self.head(unit(self.encode(images)))  # features of length one, as in its probe
-
-    def views(self, images: Tensor) -> Views:
-        return {"p": self.strong(images), "q": self.second(images)}
-
-    def adversarial(self, seen: Seen, batch: Batch) -> Terms:
-        return {"adversarial": self.contrast(seen["p"], seen["qd"])}
+    def measured(self) -> tuple[nn.Module, tuple[str, ...]]:
+        return self.encoder, ("adversarial", "clean")

@@ -18,7 +18,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import Field, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
@@ -29,12 +29,13 @@ from acl import ACL
 from advcl import AdvCL
 from advssl.evaluation import attacks, probes, records
 from ascl_local import ASCL
-from extended import ACLGSA, AdvCLGSA
+from extended import ACLGSA, AdvCLGSA, GSAOnAdvCL
 from gsa_rsl import GSARSL
 from harness import chain, cost, tables
 from harness.chain import Plan
-from harness.method import Method, Recipe
-from harness.schedules import WarmupCosine
+from harness.data import Batch
+from harness.method import Method
+from harness.schedules import Recipe, WarmupCosine
 from simclr import SimCLR
 from supcon import SupCon
 from supervised import AT, TRADES
@@ -49,6 +50,7 @@ METHODS: dict[str, type[Method]] = {
     "gsa_rsl": GSARSL,
     "ascl_local": ASCL,
     "gsa_advcl": AdvCLGSA,
+    "gsa_on_advcl": GSAOnAdvCL,
     "gsa_acl": ACLGSA,
 }
 
@@ -78,7 +80,7 @@ PRESETS = {
     "quick": Preset(
         "minutes on two cores: digits at 8 pixels, a narrow ResNet-18, ℓ∞ radius 0.1",
         backbone="cifar:resnet18:8",
-        recipe=Recipe(24, 100, WarmupCosine(8e-3, 4), "adam"),
+        recipe=Recipe(24, 100, WarmupCosine(8e-3, 4, restarts=True), "adam"),
         image_size=8,
         probe="plain",
         flags={"radius": 0.1},
@@ -86,7 +88,7 @@ PRESETS = {
     "look": Preset(
         "a first look at natural images on a CPU: 10,000 of them, a narrow ResNet-18",
         backbone="cifar:resnet18:16",
-        recipe=Recipe(20, 250, WarmupCosine(2e-3, 2), "adam"),
+        recipe=Recipe(20, 250, WarmupCosine(2e-3, 2, restarts=True), "adam"),
         limit=10_000,
         num_images=1_000,
         precision="bf16-mixed",
@@ -134,7 +136,7 @@ def run(plan: Plan, options: argparse.Namespace, command: str) -> dict[str, Any]
         deadline=options.deadline,
         memory_gb=options.memory_gb,
     )
-    if rank_zero_only.rank:
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
         raise SystemExit(0)  # the first process does the rest
     if trained is None:
         print(f"the time budget is spent; {_GOES_ON}")
@@ -197,7 +199,7 @@ def _exported(method: Method, encoder: torch.nn.Module) -> dict[str, torch.Tenso
     """What ``advssl evaluate`` reads: weights, and how the encoder's input is normalised."""
     normalization = {
         f"normalize.{part}": torch.tensor(values)
-        for part, values in (method.normalization or {}).items()
+        for part, values in chain.normalization(method).items()
     }
     return {**{k: v.cpu() for k, v in encoder.state_dict().items()}, **normalization}
 
@@ -221,7 +223,7 @@ def dry_run(plan: Plan) -> str:
     method, batch = chain.first_step(plan, METHODS, data)
     images = chain.training_images(method, data)
     steps = plan.recipe.epochs * chain.steps_per_epoch(plan, images)
-    few = batch._make(part[:_FEW] for part in batch)
+    few = Batch(*(part[:_FEW] for part in batch))
     forwards = cost.forwards_per_image(method, few)
     seconds = cost.seconds_per_step(method, few, plan.precision) * len(batch[0]) / len(few[0])
     if seconds < _PATIENCE:
@@ -229,8 +231,8 @@ def dry_run(plan: Plan) -> str:
     lines = [f"{key}: {_shown(value)}" for key, value in asdict(plan).items() if key != "flags"]
     lines += [f"settings: {_shown(asdict(method.settings))}"]
     lines += [f"neither as released nor as in the paper: {line}" for line in method.ours]
-    if method.clusters_of:
-        lines.append(f"before it: {method.clusters_of}, for its clusters (not in what follows)")
+    if method.after:
+        lines.append(f"before it: {method.after}, for its clusters (not in what follows)")
     lines += [
         f"cost: {forwards:.1f} F per image and step, F one forward through the encoder",
         f"time: {steps} steps of {seconds:.2f} s, {steps * seconds / 60:.1f} minutes of "
@@ -253,9 +255,10 @@ def reproduce_table(options: argparse.Namespace, command: str) -> str:
     table = tables.lookup(options.table, data)
     plans = {}  # all of them first: what cannot be run is refused before any work
     for row in table.rows:
-        if row.unavailable:
+        if row.unavailable or row.method is None:
             continue
-        plan = plan_of(row.method, options, row.flags, row.recipe)
+        asked = argparse.Namespace(**{**vars(options), "mode": row.mode or options.mode})
+        plan = plan_of(row.method, asked, row.flags, row.recipe)
         plan = replace(plan, protocols=row.protocols, branches="own")
         if options.preset == "paper":
             plan = replace(
@@ -269,7 +272,7 @@ def reproduce_table(options: argparse.Namespace, command: str) -> str:
     if options.dry_run:
         return "\n\n".join(f"{label}\n{dry_run(plan)}" for label, plan in plans.items())
     ours = {label: run(plan, options, command)["found"] for label, plan in plans.items()}
-    return tables.render(table, ours, data)
+    return tables.render(table, ours, data, options.mode)
 
 
 def listing() -> str:
@@ -289,7 +292,7 @@ def plan_of(
 
     ``own`` is the recipe for a preset without one, if not the method's.
     """
-    method = METHODS[name]
+    method, of = METHODS[name], METHODS[name].settings_type
     preset = PRESETS[options.preset or ("quick" if options.data == "digits" else "look")]
     recipe = preset.recipe or own or method.recipe
     recipe = replace(
@@ -305,7 +308,7 @@ def plan_of(
     plan = Plan(
         method=name,
         mode=options.mode,
-        flags={**(preset.flags or {}), **(method.short if preset.short else {}), **flags},
+        flags={**(preset.flags or {}), **(of.where("short") if preset.short else {}), **flags},
         data=options.data,
         image_size=options.image_size or preset.image_size,
         limit=preset.limit if options.limit is None else options.limit or None,
@@ -318,7 +321,7 @@ def plan_of(
         attacked=tuple(word for word in options.attacks.split(",") if word),
         num_images=preset.num_images if options.num_images is None else options.num_images,
     )
-    method.settings_of(plan.mode, **plan.flags)  # wrong ones are refused before any work
+    of.of(plan.mode, **plan.flags)  # wrong ones are refused before any work
     for protocol in plan.protocols:
         probes.protocol(plan.preset, protocol)
     return plan
@@ -359,17 +362,17 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     add("--out", type=Path, default=Path("runs/papers"))
     name = next((word for word in words if word in METHODS), None)
     if name:
-        own = parser.add_argument_group(f"settings of {name}", _differences(METHODS[name]))
-        for setting, kind, default in settings(METHODS[name]):
+        of = METHODS[name].settings_type
+        own, kinds = parser.add_argument_group(f"settings of {name}"), get_type_hints(of)
+        for setting in fields(of):
+            kind = kinds[setting.name]
             how: dict[str, Any] = {"type": _fraction if kind is float else kind}
-            told = f"default {default}"
             if kind is bool:
                 how = {"action": argparse.BooleanOptionalAction}
             elif get_origin(kind) is Literal:
-                how = {"choices": get_args(kind), "metavar": setting.upper()}
-                told = f"{' | '.join(get_args(kind))}; {told}"
-            flag = f"--{setting.replace('_', '-')}"
-            own.add_argument(flag, default=argparse.SUPPRESS, help=told, **how)
+                how = {"choices": get_args(kind), "metavar": setting.name.upper()}
+            flag = f"--{setting.name.replace('_', '-')}"
+            own.add_argument(flag, default=argparse.SUPPRESS, help=_told(setting, kind), **how)
     options, unknown = parser.parse_known_args(words)
     if unknown:
         whose = f"{SCRIPT} {name} --help" if name else f"{SCRIPT} --help"
@@ -386,10 +389,17 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _differences(method: type[Method]) -> str | None:
-    """For the help: where released code and paper differ."""
-    lines = [f"{d.setting}: {d.released} | {d.paper} ({d.note})" for d in method.differences]
-    return "\n".join(["where the modes differ, released | paper:", *lines]) if lines else None
+def _told(setting: Field[Any], kind: Any) -> str:
+    """What a setting is, what it may be and is, and where released code and paper differ."""
+    told, is_one_of = setting.metadata, get_origin(kind) is Literal
+    words = [told["what"], " | ".join(get_args(kind)) if is_one_of else ""]
+    if "paper" in told:
+        words.append(f"released {setting.default}, paper {told['paper']} ({told['why']})")
+    else:
+        words.append(f"default {setting.default}")
+    if "short" in told:
+        words.append(f"in short runs {told['short']}")
+    return "; ".join(filter(None, words))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -425,15 +435,10 @@ def _json(content: Any) -> Any:
     return json.loads(json.dumps(content))
 
 
-def settings(method: type[Method]) -> list[tuple[str, Any, Any]]:
-    """Name, type and default of each setting."""
-    kinds = get_type_hints(method.settings_type)
-    return [(f.name, kinds[f.name], f.default) for f in fields(method.settings_type)]
-
-
 def given(options: argparse.Namespace, method: type[Method]) -> dict[str, Any]:
     """Of a method's settings, those that were named."""
-    return {n: getattr(options, n) for n, _, _ in settings(method) if hasattr(options, n)}
+    names = [f.name for f in fields(method.settings_type)]
+    return {name: getattr(options, name) for name in names if hasattr(options, name)}
 
 
 if __name__ == "__main__":

@@ -7,79 +7,104 @@ https://arxiv.org/abs/1901.08573, Eq. 5.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.data import Batch
-from harness.method import Method, Recipe, Seen, Settings, Terms, Views
-from harness.schedules import Steps
+from advssl import evaluating
+from advssl.evaluation.data import Data
+from harness.method import Method, Terms
+from harness.schedules import Recipe, Steps
+from harness.settings import Settings, setting
 
 
 class Classifying(Method):
-    """A linear classifier on the encoder, and one weakly augmented view."""
+    """A linear classifier on the encoder."""
 
     labelled = True
 
-    def make_head(self, features: int, classes: int) -> nn.Module:
-        return nn.Linear(features, classes)
+    def __init__(
+        self, encoder: nn.Module, data: Data, size: int, settings: Settings, **attack: Any
+    ) -> None:
+        super().__init__(encoder, data, size, settings, **attack)
+        self.head = nn.Linear(self.width, len(data.classes))
+        self.logged: tuple[Tensor, ...] = ()
+
+    def move_batchnorm(self, *views: Tensor) -> None:
+        """With ``exact_bn``: a forward of Bui et al.'s code that leaves its statistics alone."""
+        if self.settings.exact_bn:
+            with torch.no_grad():
+                for view in views:
+                    self.embed(view)
+
+    def after_step(self) -> None:
+        self.move_batchnorm(*self.logged)  # their accuracies, with the weights after the step
+        self.logged = ()
 
     def classifier(self) -> nn.Module:
         return nn.Sequential(self.encoder, self.head)
 
-    def views(self, images: Tensor) -> Views:
-        return {"x": self.weak(images)}
-
 
 @dataclass(frozen=True, kw_only=True)
 class ATSettings(Settings):
-    steps: int = 10
-    natural: float = 0.0  # weight of the clean images' cross-entropy
+    steps: int = setting(10, "of the attack")
+    natural: float = setting(0.0, "weight of the clean images' cross-entropy")
 
 
 class AT(Classifying):
     title, paper = "AT", "Madry et al. 2018"
-    settings_type = ATSettings
     settings: ATSettings
+    settings_type = ATSettings
     # How Bui et al.'s release trains it.
-    recipe = Recipe(120, 128, Steps(0.1, (100, 105, 110), 120), "sgd", 5e-4)
-    ours = ("BatchNorm statistics do not move during the attack (exact_bn=True: they do).",)
+    recipe = Recipe(120, 128, Steps(0.1, (100, 105, 110), 120), weight_decay=5e-4)
+    ours = (
+        "BatchNorm statistics are those of the training pass; in the release of Bui et al. also of "
+        "the attack's, of clean images of weight 0 and of two logging passes (exact_bn=True).",
+    )
 
-    attack_in_train_mode, together = True, False
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return ("x", "xd") if self.settings.natural else ("xd",)
-
-    def benign(self, seen: Seen, batch: Batch) -> Terms:
-        if not self.settings.natural:
-            return {}
-        return {"natural": self.settings.natural * F.cross_entropy(seen["x"], batch.labels)}
-
-    def adversarial(self, seen: Seen, batch: Batch) -> Terms:
-        return {"adversarial": F.cross_entropy(seen["xd"], batch.labels)}
+    def step(self, images: Tensor, labels: Tensor, index: Tensor) -> Terms:
+        x, natural = self.weak(images), self.settings.natural
+        hard = self.attack(x, lambda view: F.cross_entropy(self.embed(view), labels))  # train mode
+        self.move_batchnorm(hard)  # to see how high it is
+        terms = {}
+        if natural:
+            terms["natural"] = natural * F.cross_entropy(self.embed(x), labels)
+        else:
+            self.move_batchnorm(x)
+        self.logged = (x, hard)
+        return {**terms, "adversarial": F.cross_entropy(self.embed(hard), labels)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TRADESSettings(Settings):
-    steps: int = 10
-    beta: float = 6.0
+    steps: int = setting(10, "of the attack")
+    beta: float = setting(6.0, "weight of the divergence")
 
 
 class TRADES(Classifying):
     title, paper = "TRADES", "Zhang et al. 2019"
-    settings_type = TRADESSettings
     settings: TRADESSettings
-    recipe = Recipe(76, 128, Steps(0.1, (75,), 76), "sgd", 2e-4)
+    settings_type = TRADESSettings
+    recipe = Recipe(76, 128, Steps(0.1, (75,), 76), weight_decay=2e-4)
     ours = ("x is forwarded once per training pass, not twice.",)
 
-    names, anchors, together = ("x", "xd"), ("x",), False
-    start = "gaussian"
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args, start="gaussian", clamp_start=False)
 
-    def benign(self, seen: Seen, batch: Batch) -> Terms:
-        return {"natural": F.cross_entropy(seen["x"], batch.labels)}
+    def step(self, images: Tensor, labels: Tensor, index: Tensor) -> Terms:
+        x = self.weak(images)
 
-    def adversarial(self, seen: Seen, batch: Batch) -> Terms:
-        clean, hard = (seen[name].log_softmax(1) for name in ("x", "xd"))
-        divergence = F.kl_div(hard, clean, reduction="batchmean", log_target=True)
-        return {"divergence": self.settings.beta * divergence}
+        def divergence(clean: Tensor, hard: Tensor) -> Tensor:
+            p, q = clean.log_softmax(1), hard.log_softmax(1)
+            return F.kl_div(q, p, reduction="batchmean", log_target=True)
+
+        with evaluating(self), torch.no_grad():
+            known = self.embed(x)
+            hard = self.attack(x, lambda view: divergence(known, self.embed(view)))
+        clean, attacked = self.embed(x), self.embed(hard)  # a forward each
+        return {
+            "natural": F.cross_entropy(clean, labels),
+            "divergence": self.settings.beta * divergence(clean, attacked),
+        }

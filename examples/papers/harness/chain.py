@@ -22,7 +22,9 @@ from advssl.evaluation import attacks, probes, records
 from advssl.evaluation.data import Data, batches, open_data, targets
 from advssl.integrations.timm import backbone
 from harness.data import Batch, Loader, pixels
-from harness.method import Method, Recipe, Settings
+from harness.method import Method
+from harness.schedules import Recipe
+from harness.settings import Settings
 from harness.training import pretrain
 
 BATCH = 100  # images attacked at once
@@ -100,7 +102,7 @@ def build(plan: Plan, method: type[Method], data: Data) -> Method:
     """The plan's method at its random start."""
     torch.manual_seed(plan.seed)
     size = data.train[0][0].shape[-1]
-    settings = method.settings_of(plan.mode, **plan.flags)
+    settings = method.settings_type.of(plan.mode, **plan.flags)
     built = method(backbone(plan.backbone), data, size, settings)
     return built.to(memory_format=torch.channels_last)
 
@@ -154,14 +156,14 @@ def pretrained(
         kept = torch.load(trained, map_location="cpu", weights_only=True)
         method.load_state_dict(kept["weights"])
         return Pretrained(method, kept["told"])
-    if method.clusters_of is not None:  # labels of the plan's own images
+    if method.after is not None:  # labels of the plan's own images
         found = pretrained(
             _before(plan, method), methods, data, out, memory_gb=memory_gb, **options
         )
         if found is None:
             return None
-        told["before"] = {"method": method.clusters_of, **found.told}
-        method.prepare(features(found.method, images), found.method)
+        told["before"] = {"method": method.after, **found.told}
+        method.prepare(found.method, features(found.method, images))
     seconds = pretrain(
         method,
         plan.recipe,
@@ -177,7 +179,7 @@ def pretrained(
     if seconds is None:
         return None
     told |= {"seconds": round(seconds, 1), "commit": records.commit(), "machine": records.machine()}
-    if rank_zero_only.rank == 0:
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         with records.replacing(trained) as part:
             torch.save({"weights": method.state_dict(), "told": told}, part)
     return Pretrained(method, told)
@@ -218,10 +220,10 @@ def _identity(plan: Plan, method: Method, images: Any) -> dict[str, Any]:
 
 def encoders(method: Method, branches: str = "all") -> dict[str, nn.Module]:
     """Plain encoders to measure, by BatchNorm branch; "" where there is only one BatchNorm."""
-    if not method.branch_of:
-        return {"": copy.deepcopy(method.measured)}
-    names = method.evaluated if branches == "all" else method.evaluated[:1]
-    return {name: keep_branch(method.measured, name) for name in names}
+    encoder, names = method.measured()
+    if not names:
+        return {"": copy.deepcopy(encoder)}
+    return {name: keep_branch(encoder, name) for name in names[: None if branches == "all" else 1]}
 
 
 def measured(
@@ -241,7 +243,7 @@ def measured(
                 data,
                 how,
                 ball=ball,
-                **(method.normalization or {}),
+                **normalization(method),
                 seed=plan.seed,
                 folder=out / "work" / "probes",
                 progress=_inside(progress, place),
@@ -298,22 +300,27 @@ def first_step(plan: Plan, methods: Mapping[str, type[Method]], data: Data) -> t
     """
     method = build(plan, methods[plan.method], data)
     images = training_images(method, data)
-    if method.clusters_of is not None:
-        before = build(_before(plan, method), methods[method.clusters_of], data)
-        method.prepare(torch.randn(len(images), 8), before)
+    if method.after is not None:
+        before = build(_before(plan, method), methods[method.after], data)
+        method.prepare(before, torch.randn(len(images), 8))
     batch = next(iter(_loader(images, plan, 0.0, 0, 1)))
     return method, batch._replace(images=pixels(batch.images))
 
 
 def features(method: Method, images: Any) -> Tensor:
     """The measured encoder's features (N, D) of a training set, in its order, on its own branch."""
-    encoder, device = method.measured, _device()
-    own = on_branch(encoder, method.evaluated[0]) if method.branch_of else nullcontext()
+    (encoder, branches), device = method.measured(), _device()
+    own = on_branch(encoder, branches[0]) if branches else nullcontext()
     method.to(device)
     with torch.no_grad(), evaluating(method), own:
         return torch.cat(
-            [method.encode(x.to(device), encoder).cpu() for x, _ in DataLoader(images, 256)]
+            [encoder(method.normalized(x.to(device))).cpu() for x, _ in DataLoader(images, 256)]
         )
+
+
+def normalization(method: Method) -> dict[str, tuple[float, ...]]:
+    """Mean and std of the encoder's input, if it is normalised."""
+    return dict(zip(("mean", "std"), method.pixels or (), strict=False))
 
 
 def digest(content: Any) -> str:
@@ -339,7 +346,7 @@ def _device() -> torch.device:
 def _before(plan: Plan, method: Method) -> Plan:
     """Of the method that is trained first: with those of the flags that any method has."""
     shared = {f.name: plan.flags[f.name] for f in fields(Settings) if f.name in plan.flags}
-    return replace(plan, method=method.clusters_of, flags=shared)
+    return replace(plan, method=method.after or plan.method, flags=shared)
 
 
 def _attacked_images(plan: Plan, data: Data) -> list[tuple[Tensor, Tensor]]:

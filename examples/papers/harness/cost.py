@@ -5,15 +5,14 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-if TYPE_CHECKING:
-    from harness.data import Batch
-    from harness.method import Method
+from harness.data import Batch
+from harness.method import Method, total
 
 
 class CountFlops(TorchDispatchMode):
@@ -55,7 +54,7 @@ def forwards_per_image(method: Method, batch: Batch) -> float:
 
 def step(method: Method, batch: Batch) -> None:
     """One training step without the optimizer's."""
-    torch.stack(list(method(batch).values())).sum().backward()
+    total(method(batch)).backward()
     method.zero_grad()
 
 

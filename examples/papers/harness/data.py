@@ -28,7 +28,7 @@ class Batch(NamedTuple):
 
     images: Tensor
     labels: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides what a tuple has of that name
 
 
 def pixels(images: Tensor) -> Tensor:

@@ -1,178 +1,69 @@
-"""A method: which views it looks at, what its adversary raises and what its training lowers."""
+"""A method: one training step, written as its paper's algorithm, and what the loop asks of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, ClassVar, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from advssl import AdversarialViewGenerator, Linf, branch_batchnorm, evaluating, on_branch
+from advssl import AdversarialViewGenerator, Linf, on_branch
 from advssl.evaluation.data import Data
 from harness.augment import augmentation
 from harness.data import Batch
-from harness.schedules import Schedule
+from harness.schedules import Recipe
+from harness.settings import Settings
 
-Views: TypeAlias = dict[str, Tensor]  # (B, 3, H, W) in [0, 1], by name
-Seen: TypeAlias = dict[str, Tensor]  # what the network makes of each view, by the same name
 Terms: TypeAlias = dict[str, Tensor]  # scalars to sum, weights included
-
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What every method can be told; a method's own settings extend it, and all become flags."""
-
-    radius: float = 8 / 255  # of the attack: ℓ∞, of pixels in [0, 1]
-    steps: int = 5  # of the attack
-    relative_step: float = 0.25  # length of each, of the radius: 2/255 at 8/255
-    second_view: Literal["strong", "weak"] = "strong"  # weak in GSA-RSL's release: a control
-    exact_bn: bool = False  # the attack forwards all again and moves BatchNorm, as releases do
-
-    def __post_init__(self) -> None:
-        for name, kind in get_type_hints(type(self)).items():
-            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
-                allowed = ", ".join(map(repr, get_args(kind)))
-                raise ValueError(f"{name} must be one of {allowed}; got {getattr(self, name)!r}")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How long and with which optimizer a method is pretrained.
-
-    Attributes:
-        epochs: passes over the training images.
-        batch_size: images per step, over all processes.
-        schedule: of the learning rate.
-        optimizer: "sgd" (momentum 0.9), "adam" or "lars".
-        weight_decay: of all parameters.
-    """
-
-    epochs: int
-    batch_size: int
-    schedule: Schedule
-    optimizer: str = "sgd"
-    weight_decay: float = 1e-4
-
-
-@dataclass(frozen=True)
-class Differs:
-    """A setting on which a paper's text and its authors' code disagree."""
-
-    setting: str
-    released: Any
-    paper: Any
-    note: str
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class Method(nn.Module):
-    """One training step, from images to the terms of a loss, at the least number of forwards.
+    """An encoder with a head, and ``step``: a batch of images to the terms of its loss.
 
-    A step looks at the views in ``names``, where "t1d" is what an attack makes of "t1". It attacks
-    all of those jointly, forwards every view once on its BatchNorm branch and sums ``terms``. While
-    the attack runs, views named in ``anchors`` are what the attacked ones are compared with; in
-    train mode their batch statistics are those of the training pass, so they are forwarded once,
-    with graph, and used detached by the attack. After an attack in eval mode all views of a branch
-    are forwarded together, attacked or not.
-
-    A further method is one more file: it sets the class attributes (a property where settings
-    decide) and writes ``views``, ``benign`` and ``adversarial`` (and ``height``, where the
-    adversary raises something else). ``begin_epoch`` is there for schedules and ``after_step`` for
-    momentum encoders.
+    The loop sums the terms, logs them and steps once. A method is one file: its settings, what
+    stands on the encoder, and a step that draws views, attacks and forwards them, and names terms.
 
     Args:
-        encoder: images (B, 3, H, W) to features (B, ``num_features``); its BatchNorm is branched.
+        encoder: images (B, 3, H, W) to features (B, ``num_features``).
         data: what it is trained on; decides the kind of augmentation and the number of classes.
         size: H = W of the views.
         settings: an instance of ``settings_type``.
+        attack: what the attack is told beside the settings: ``start``, ``clamp_start``.
     """
 
     title: ClassVar[str]
     paper: ClassVar[str]
     settings_type: ClassVar[type[Settings]] = Settings
-    differences: ClassVar[tuple[Differs, ...]] = ()  # released code against paper
-    ours: ClassVar[tuple[str, ...]] = ()  # what we do differently from both
-    labelled: ClassVar[bool] = False  # whether training reads labels
     recipe: ClassVar[Recipe]  # the paper's schedule
-    short: ClassVar[Mapping[str, Any]] = {}  # settings for minutes of training, not days
     probe: ClassVar[str] = "advcl"  # the paper's finetuning: a preset of advssl.evaluation.probes
+    ours: ClassVar[tuple[str, ...]] = ()  # what we do differently from both code and text
+    labelled: ClassVar[bool] = False  # whether training reads labels
+    pixels: ClassVar[tuple[tuple[float, ...], tuple[float, ...]] | None] = None  # mean, std
+    strong_as: ClassVar[Mapping[str, Any]] = {}  # the strong augmentation, where not the usual one
+    after: str | None = None  # the method that is trained before, for ``prepare``
 
-    names: tuple[str, ...]  # of the views of a step, "d" behind those that are attacked
-    anchors: tuple[str, ...] = ()
-    branch_of: Mapping[str, str] = {}  # BatchNorm branch by view; empty: one BatchNorm for all
-    head_branches: bool = False  # whether the BatchNorm of the head has branches as well
-    headless: tuple[str, ...] = ()  # views of which losses read features, not the head's output
-    evaluated: tuple[str, ...] = ()  # branches to measure, the method's own choice first
-    augmentation: Mapping[str, Any] = {}  # of the strong views, where it is not the usual one
-    attack_in_train_mode = False
-    together = True  # views of one branch share a forward, and so their batch statistics
-    start = "uniform"  # of the attack
-    normalization: dict[str, tuple[float, ...]] | None = None  # of the encoder's input
-    clusters_of: str | None = None  # the method that is trained before, for ``prepare``
-
-    def __init__(self, encoder: nn.Module, data: Data, size: int, settings: Settings) -> None:
+    def __init__(
+        self, encoder: nn.Module, data: Data, size: int, settings: Settings, **attack: Any
+    ) -> None:
         super().__init__()
-        self.encoder, self.settings = encoder, settings
-        self.head = self.make_head(encoder.num_features, len(data.classes))
-        if self.branch_of:
-            # None without a view: it would never be trained, and still be measured.
-            branches = tuple(dict.fromkeys(self.branch_of[name] for name in self.names))
-            branch_batchnorm(encoder, branches)
-            if self.head_branches:
-                branch_batchnorm(self.head, branches)
-            self.evaluated = tuple(name for name in self.evaluated if name in branches)
-        self.strong = augmentation("strong", data, size, **self.augmentation)
+        s = self.settings = settings
+        self.encoder, self.head = encoder, cast(nn.Module, nn.Identity())
+        self.width = cast(int, encoder.num_features)
+        self.strong = augmentation("strong", data, size, **self.strong_as)
         self.weak = augmentation("weak", data, size)
-        self.adversary = AdversarialViewGenerator(
-            Linf(settings.radius),
-            settings.steps,
-            settings.relative_step * settings.radius,
-            start=self.start,
-        )
+        ball, step_size = Linf(s.radius), s.relative_step * s.radius
+        self.adversary = AdversarialViewGenerator(ball, s.steps, step_size, **attack)
 
-    # --- what a method writes ---------------------------------------------------------------------
-
-    def make_head(self, features: int, classes: int) -> nn.Module:
-        """What stands on the encoder while it is pretrained."""
+    def step(self, images: Tensor, labels: Tensor, index: Tensor) -> Terms:
+        """The terms of one step. Images (B, 3, H, W) in [0, 1]; labels and dataset index (B,)."""
         raise NotImplementedError
 
-    def views(self, images: Tensor) -> Views:
-        """The views of a batch of images, before any attack."""
-        raise NotImplementedError
-
-    def adversarial(self, seen: Seen, batch: Batch) -> Terms:
-        """The terms with attacked views: what the adversary raises and training lowers."""
-        return {}
-
-    def benign(self, seen: Seen, batch: Batch) -> Terms:
-        """The terms without attacked views."""
-        return {}
-
-    def terms(self, seen: Seen, views: Views, batch: Batch) -> Terms:
-        """What training lowers, given what the network makes of every view."""
-        return {**self.benign(seen, batch), **self.adversarial(seen, batch)}
-
-    def height(self, seen: Seen, batch: Batch) -> Tensor:
-        """What the adversary raises, given the anchors and the attacked views."""
-        return torch.stack(list(self.adversarial(seen, batch).values())).sum()
-
-    def represent(self, images: Tensor, name: str) -> Tensor:
-        """What the losses compare, of the view ``name``."""
-        features = self.encode(images)
-        return features if name in self.headless else self.head(features)
-
-    @property
-    def measured(self) -> nn.Module:
-        """The encoder that is probed, attacked and exported: a momentum encoder, of some."""
-        return self.encoder
-
-    def prepare(self, features: Tensor, before: Method) -> None:
-        """Before training: features (N, D) of the training images from ``clusters_of``, trained."""
+    def prepare(self, before: Method, features: Tensor) -> None:
+        """Before training: the trained ``after``, and its features (N, D) of the same images."""
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         """Before each epoch, counted from 0: for schedules of augmentation and weights."""
@@ -180,93 +71,62 @@ class Method(nn.Module):
     def after_step(self) -> None:
         """After each optimizer step: for momentum encoders."""
 
+    def optimizers(self) -> dict[str, tuple[Optimizer, float]]:
+        """Those that step inside ``step``, with their peak rates; they share the schedule."""
+        return {}
+
     def classifier(self) -> nn.Module | None:
         """Images in [0, 1] to logits, of a method that trains a classifier itself."""
         return None
 
-    def optimizers(self) -> dict[str, tuple[Optimizer, float]]:
-        """Optimizers that step inside ``terms``, with their peak rates; they share the schedule."""
-        return {}
-
-    # --- what all share ---------------------------------------------------------------------------
+    def measured(self) -> tuple[nn.Module, tuple[str, ...]]:
+        """What is probed, attacked and exported, and on which branches, its own choice first."""
+        return self.encoder, ()
 
     def forward(self, batch: Batch) -> Terms:
-        """The terms of one step, to be summed and back-propagated once."""
+        """One step, by the name that DDP and Lightning call."""
+        return self.step(batch.images, batch.labels, batch.index)
+
+    # --- the words a step is written in -----------------------------------------------------------
+
+    def second(self, images: Tensor) -> Tensor:
+        """The second view of an image, strong or weak as the settings say."""
+        view: Tensor = (self.strong if self.settings.second_view == "strong" else self.weak)(images)
+        return view
+
+    def attack(self, views: Tensor | Sequence[Tensor], height: Callable[..., Tensor]) -> Any:
+        """The views near ``views`` at which ``height`` is high. The mode is the caller's choice."""
+        moving = self.settings.exact_bn and self.training
+        views = views if isinstance(views, Tensor) else tuple(views)
+        return self.adversary(views, height, freeze=() if moving else self)
+
+    def encode(self, views: Any, branch: str | None = None, then: nn.Module | None = None) -> Any:
+        """Features of a view, on a BatchNorm branch; of several, in one forward, a tuple."""
+        several = None if isinstance(views, Tensor) else len(views)
+        images = self.normalized(torch.cat(tuple(views)) if several else views)
+        with on_branch(self, branch) if branch else nullcontext():
+            out = self.encoder(images) if then is None else then(self.encoder(images))
+        return out.chunk(several) if several else out
+
+    def embed(self, views: Any, branch: str | None = None) -> Any:
+        """What the losses compare: the head's output, like :meth:`encode`."""
+        return self.encode(views, branch, self.head)
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] as the encoder reads them."""
+        if self.pixels is None:
+            return images
+        mean, std = (images.new_tensor(part).view(-1, 1, 1) for part in self.pixels)
+        return (images - mean) / std
+
+    def known(self, again: Callable[[], Sequence[Tensor]], seen: Sequence[Tensor]) -> list[Tensor]:
+        """What an attack in train mode compares with: ``seen`` without graph, or made ``again``."""
+        if not self.settings.exact_bn:
+            return [z.detach() for z in seen]
         with torch.no_grad():
-            made = self.views(batch.images)
-        views = {name: made[name.removesuffix("d")] for name in self.names}
-        if self.attacked and self.attack_in_train_mode:
-            seen = self.see({name: views[name] for name in views if name not in self.attacked})
-            found = self.search(views, seen, batch)
-            return self.terms(seen | self.see(found), views | found, batch)
-        if self.attacked:
-            with evaluating(self):
-                with torch.no_grad():
-                    anchors = self.see({name: views[name] for name in self.anchors})
-                views |= self.search(views, anchors, batch)
-        return self.terms(self.see(views), views, batch)
+            return [*again()]
 
-    @property
-    def attacked(self) -> tuple[str, ...]:
-        """Of ``names``, those that are attacked."""
-        return tuple(name for name in self.names if name.endswith("d"))
 
-    @property
-    def second(self) -> nn.Module:
-        """The augmentation of the second view, whose strength is a setting of every method."""
-        return self.strong if self.settings.second_view == "strong" else self.weak
-
-    def search(self, views: Views, seen: Seen, batch: Batch) -> Views:
-        """The attacked views at their worst."""
-        moving = self.settings.exact_bn and self.attack_in_train_mode
-        anchors = {name: seen[name].detach() for name in self.anchors}
-
-        def objective(*images: Tensor) -> Tensor:
-            known = anchors
-            if moving:
-                with torch.no_grad():
-                    known = self.see({name: views[name] for name in self.anchors})
-            return self.height(
-                {**known, **self.see(dict(zip(self.attacked, images, strict=True)))}, batch
-            )
-
-        found = self.adversary(
-            tuple(views[name] for name in self.attacked), objective, freeze=() if moving else self
-        )
-        return dict(zip(self.attacked, found, strict=True))
-
-    def see(self, views: Views) -> Seen:
-        """Forward every view on its branch."""
-        groups: dict[str, list[str]] = {}
-        for name in views:
-            key = self.branch_of.get(name, "") if self.together else name
-            groups.setdefault(key, []).append(name)
-        seen: Seen = {}
-        for names in groups.values():
-            with self.branch(names[0]):
-                out = self.represent(torch.cat([views[n] for n in names]), names[0])
-            seen |= dict(zip(names, out.chunk(len(names)), strict=True))
-        return seen
-
-    def branch(self, name: str) -> AbstractContextManager[None]:
-        """The BatchNorm branch of a view."""
-        if not self.branch_of:
-            return nullcontext()
-        return on_branch(self, self.branch_of[name])
-
-    def encode(self, images: Tensor, encoder: nn.Module | None = None) -> Tensor:
-        """Images in [0, 1] to features (B, D), of ``encoder`` if not the method's own."""
-        if self.normalization is not None:
-            mean, std = (
-                images.new_tensor(self.normalization[k]).view(-1, 1, 1) for k in ("mean", "std")
-            )
-            images = (images - mean) / std
-        return (self.encoder if encoder is None else encoder)(images)
-
-    @classmethod
-    def settings_of(cls, mode: str, **changed: Any) -> Settings:
-        """The settings of the released code or of the paper's text, with some changed."""
-        if mode not in ("released", "paper"):
-            raise ValueError(f'mode must be "released" or "paper", got {mode!r}')
-        known = {d.setting: getattr(d, mode) for d in cls.differences}
-        return cls.settings_type(**{**known, **changed})
+def total(terms: Terms) -> Tensor:
+    """The loss."""
+    return torch.stack([*terms.values()]).sum()

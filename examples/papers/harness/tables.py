@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from advssl.evaluation.records import Measurement
-from harness.method import Recipe
-from harness.schedules import Steps
+from harness.schedules import Recipe, Steps
 
 Published: TypeAlias = Mapping[str, tuple[float | None, ...]]  # per cent, by finetuning protocol
 
@@ -36,6 +35,7 @@ class Row:
             metric; None where there is none.
         method: its name in ``reproduce.METHODS``; None if the harness has none.
         flags: settings that differ from the method's own.
+        mode: "paper" or "released", whose settings the rest are; None is the run's own.
         backbone: the paper's, where it is not its ResNet-18.
         recipe: how the paper trains in this table, where it is not the method's own way.
         unavailable: why the row cannot be run here; None if it can.
@@ -45,6 +45,7 @@ class Row:
     published: Published
     method: str | None
     flags: Mapping[str, Any]
+    mode: str | None
     backbone: str | None
     recipe: Recipe | None
     unavailable: str | None
@@ -109,6 +110,7 @@ def lookup(table_id: str, data: str | None = None) -> Table:
             published={p: tuple(values) for p, values in row["published"][name].items()},
             method=row.get("method"),
             flags={**row.get("flags", {}), **also},
+            mode=row.get("mode", table.get("mode")),
             backbone=row.get("backbone", table.get("backbone")),
             recipe=_recipe(row.get("recipe", table.get("recipe"))),
             unavailable=_content()["reasons"].get(row.get("unavailable")),
@@ -137,28 +139,37 @@ def tables_of(method: str) -> list[Table]:
     ]
 
 
-def render(table: Table, ours: Mapping[str, Sequence[Measurement]], data: str) -> str:
-    """Markdown: each printed number with ours to its right.
+def render(
+    table: Table, ours: Mapping[str, Sequence[Measurement]], data: str, mode: str = "released"
+) -> str:
+    """Markdown: each printed number with ours to its right, and whose settings a row has.
 
     Args:
         table: the printed numbers.
         ours: by row label, what :func:`harness.chain.measured` found; of each classifier, the one
             after the last epoch is shown.
         data: what ours are of.
+        mode: of rows that do not say.
     """
     digits = max(_digits(v) for row in table.rows for vs in row.published.values() for v in vs)
-    head = ["", "finetuning", *(cell for name in table.metrics for cell in (name, "ours"))]
+    head = [
+        "",
+        "finetuning",
+        "settings",
+        *(cell for name in table.metrics for cell in (name, "ours")),
+    ]
     lines = [
         f"**{table.id}** {table.paper}: {table.caption}. "
         f"Per cent; theirs on {table.data}, ours on {data}.",
         "",
         _line(head),
-        "|---|---|" + "--:|" * 2 * len(table.metrics),
+        "|---|---|---|" + "--:|" * 2 * len(table.metrics),
     ]
     for row in table.rows:
         found = {_key(m): m.value for m in ours.get(row.label, ())}
         for protocol, values in row.published.items():
             cells = [row.label, "own head" if protocol == OWN else protocol]
+            cells.append("–" if row.unavailable else row.mode or mode)
             for measure, theirs in zip(table.metrics.values(), values, strict=True):
                 own = found.get((protocol, measure))
                 cells.append("–" if theirs is None else f"{theirs:.{digits}f}")

@@ -28,8 +28,8 @@ from rich.progress import (
 from torch import Tensor
 
 from harness.data import Batch, Loader, pixels
-from harness.method import Method, Recipe
-from harness.schedules import optimizer
+from harness.method import Method, total
+from harness.schedules import Recipe, optimizer
 
 LAST = "last.ckpt"
 _GRAPHS = 64  # of a compiled encoder: one per BatchNorm branch, mode and kind of gradient
@@ -90,14 +90,14 @@ class Training(pl.LightningModule):
             self.method.begin_epoch(epoch, self.recipe.epochs)
             self.epoch_begun = epoch
         rate = self.recipe.schedule(step, self.steps_per_epoch, self.recipe.epochs)
-        for group in self.optimizers().param_groups:
+        for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = rate
         peak = self.recipe.schedule.peak
         for own, own_peak in self.method.optimizers().values():
             for group in own.param_groups:
                 group["lr"] = own_peak * rate / peak
         terms = self.method(batch._replace(images=pixels(batch.images)))
-        loss = torch.stack(list(terms.values())).sum()
+        loss = total(terms)
         self.log_dict({**{k: v.detach() for k, v in terms.items()}, "rate": rate})
         self.log("loss", loss.detach())
         return loss
@@ -220,7 +220,7 @@ def pretrain(
         KeyboardInterrupt: on Ctrl-C.
     """
     path = folder / LAST
-    total = recipe.epochs * steps_per_epoch
+    steps = recipe.epochs * steps_per_epoch
     if path.exists():
         check_identity(path, identity)
     module = Training(method, recipe, loader, steps_per_epoch, seed, dict(identity))
@@ -230,7 +230,7 @@ def pretrain(
         method.encoder.compile()
     with _quiet():
         trainer = pl.Trainer(
-            max_steps=total,
+            max_steps=steps,
             max_epochs=recipe.epochs,
             precision=precision,  # type: ignore[arg-type]
             devices=devices,
@@ -247,7 +247,7 @@ def pretrain(
             trainer.fit(module, ckpt_path=str(path) if path.exists() else None, weights_only=True)
         except SystemExit as stopped:  # how Lightning ends on Ctrl-C
             raise KeyboardInterrupt from stopped
-    return module.seconds if trainer.global_step >= total else None
+    return module.seconds if trainer.global_step >= steps else None
 
 
 def check_identity(path: Path, identity: Mapping[str, Any]) -> None:

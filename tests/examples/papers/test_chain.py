@@ -133,9 +133,9 @@ def given(monkeypatch):
     """The methods that ``prepare`` is given, beside their features."""
     found, prepare = [], AdvCL.prepare
 
-    def noted(self, features, before):
+    def noted(self, before, features):
         found.append(before)
-        prepare(self, features)
+        prepare(self, before, features)
 
     monkeypatch.setattr(AdvCL, "prepare", noted)
     return found
@@ -159,7 +159,7 @@ def test_the_method_of_the_clusters_is_trained_first_and_once(tmp_path, monkeypa
     # The labels are k-means of its features, in the order of the training images.
     data = chain.open_plan(tiny.plan("advcl"))
     method = chain.build(tiny.plan("advcl"), METHODS["advcl"], data)
-    method.prepare(chain.features(simclr.method, data.train), simclr.method)
+    method.prepare(simclr.method, chain.features(simclr.method, data.train))
     assert torch.equal(found.method.clusters.pseudo_labels, method.clusters.pseudo_labels)
 
 
@@ -196,7 +196,7 @@ def test_features_are_in_order_in_eval_mode_and_on_the_methods_own_branch():
     before = {name: value.clone() for name, value in method.state_dict().items()}
     images = torch.stack([x for x, _ in data.train])
     encoder, other = (e.eval() for e in chain.encoders(method).values())
-    mean, std = (torch.tensor(method.normalization[part]).view(3, 1, 1) for part in ("mean", "std"))
+    mean, std = (torch.tensor(part).view(3, 1, 1) for part in method.pixels)
     found = chain.features(method, data.train)
     torch.testing.assert_close(found, encoder((images - mean) / std))
     assert not torch.allclose(found, other((images - mean) / std))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import fields
 from math import log
 from types import SimpleNamespace
-from typing import ClassVar
 
 import pytest
 import torch
@@ -20,13 +19,11 @@ from advssl import evaluating, on_branch
 from advssl.branches import BranchBatchNorm
 from advssl.evaluation.data import Data
 from ascl_local import ASCL
-from extended import ACLGSA, AdvCLGSA, extended
-from gsa_rsl import GSARSL, GSASettings
+from extended import ACLGSA, AdvCLGSA, GSAOnAdvCL
+from gsa_rsl import GSARSL
 from harness import chain
-from harness.augment import dynamic
 from harness.data import Batch, Loader, pixels
-from harness.heads import projection
-from harness.method import IMAGENET, Method, Settings
+from harness.method import IMAGENET, Method, total
 from harness.schedules import step_apart
 from reproduce import METHODS
 from simclr import SimCLR
@@ -35,7 +32,7 @@ from supervised import AT, TRADES
 
 PHOTOS = Data("photos", tuple("abcd"), None, None, None, natural=True)
 SIZE, COUNT, RADIUS, WIDTH = 8, 6, 8 / 255, 5
-MEAN, STD = (torch.tensor(IMAGENET[k], dtype=torch.float64).view(3, 1, 1) for k in IMAGENET)
+MEAN, STD = (torch.tensor(part, dtype=torch.float64).view(3, 1, 1) for part in IMAGENET)
 
 # Every method as it is released, and what else its flags make of it.
 STEPS = {
@@ -43,16 +40,18 @@ STEPS = {
     "advcl": (AdvCL, {"supervision": "simclr-10"}),
     "simclr, attacked": (SimCLR, {"adversarial": True}),
     "at, natural": (AT, {"natural": 1.0}),
+    "acl, a2a": (ACL, {"kind": "a2a"}),
     "acl, a2s": (ACL, {"kind": "a2s"}),
     "advcl, two attacked": (AdvCL, {"views": "t1d,t2d,t1,t2", "supervision": "none"}),
     "gsa_rsl, 4-step": (GSARSL, {"order": "4-step"}),
     "gsa_rsl, neither": (GSARSL, {"sam": False, "critic": False}),
     "ascl_local, mlp": (ASCL, {"projection": "mlp", "natural": 1.0, "vat": 2.0}),
-    "gsa_advcl, labelled": (AdvCLGSA, {"supervision": "simclr-10", "order": "4-step"}),
-    "gsa_acl, a2a": (ACLGSA, {"kind": "a2a"}),
+    "gsa_on_advcl": (GSAOnAdvCL, {"supervision": "simclr-10", "order": "4-step"}),
+    "gsa_acl, 4-step": (ACLGSA, {"order": "4-step"}),
 }
 EVERY_STEP = pytest.mark.parametrize("step", STEPS)
 ATTACKED = [name for name in STEPS if name not in ("simclr", "supcon")]
+IN_TRAIN_MODE = (SimCLR, AT, ASCL, AdvCL)  # their attack; that of a method with GSA's terms is not
 
 
 class Small(nn.Module):
@@ -75,12 +74,24 @@ class Small(nn.Module):
         return self.body(images).mean(dim=(2, 3))
 
 
+class Double(nn.Module):
+    """An augmentation's views in float64."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images):
+        return self.inner(images).double()
+
+
 def build(of: type[Method], mode="released", **flags) -> Method:
     """The method in float64."""
     torch.manual_seed(3)
-    method = of(Small(), PHOTOS, SIZE, of.settings_of(mode, **flags))
-    if method.clusters_of:
-        method.prepare(torch.randn(600, 4))
+    method = of(Small(), PHOTOS, SIZE, of.settings_type.of(mode, **flags))
+    if method.after:
+        method.prepare(method, torch.randn(600, 4))
+    method.strong, method.weak = Double(method.strong), Double(method.weak)
     return method.double()
 
 
@@ -90,29 +101,64 @@ def a_batch() -> Batch:
     return Batch(images, torch.arange(COUNT) % 4, torch.arange(100, 100 + COUNT))
 
 
-def run(method: Method, batch: Batch | None = None) -> SimpleNamespace:
-    """One forward: its ``terms``, the views as ``made`` and as trained on, what is ``seen``."""
-    record = SimpleNamespace()
-    views, terms = type(method).views, type(method).terms
+def run(method: Method, while_attacked=None) -> SimpleNamespace:
+    """One forward: its ``terms``; the views ``drawn``, in their order; of each attack what it was
+    given and ``found``; and ``seen(view)``, what training's first forward makes of it.
 
-    def spy_views(images):
-        record.made = {name: view.double() for name, view in views(method, images).items()}
-        return dict(record.made)
+    ``while_attacked`` is called in place of the attack, with it and its arguments.
+    """
+    attack, encode, forwarded, searching = method.attack, method.encode, [], []
+    record = SimpleNamespace(drawn=[], given=[], found=[])
 
-    def spy_terms(seen, views, batch):
-        record.seen, record.views = dict(seen), dict(views)
-        return terms(method, seen, views, batch)
+    def spy_attack(views, height):
+        searching.append(views)
+        found = while_attacked(attack, views, height) if while_attacked else attack(views, height)
+        searching.clear()
+        given = (views,) if isinstance(views, torch.Tensor) else tuple(views)
+        record.given.append(given)
+        record.found.append((found,) if isinstance(found, torch.Tensor) else found)
+        return found
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(method, "views", spy_views, raising=False)
-        patch.setattr(method, "terms", spy_terms, raising=False)
+    def spy_encode(views, branch=None, then=None):
+        out = encode(views, branch, then)
+        if method.training and torch.is_grad_enabled() and not searching:
+            single = isinstance(views, torch.Tensor)
+            pairs = zip((views,) if single else views, (out,) if single else out, strict=True)
+            forwarded.extend(pairs)
+        return out
+
+    record.seen = lambda view: next(out for given, out in forwarded if given is view)
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as hooks:
+        patch.setattr(method, "attack", spy_attack, raising=False)
+        patch.setattr(method, "encode", spy_encode, raising=False)
+        for view in (method.strong, method.weak):
+            hook = view.register_forward_hook(lambda *args: record.drawn.append(args[-1]))
+            hooks.callback(hook.remove)
         torch.manual_seed(5)
-        record.terms = method(a_batch() if batch is None else batch)
+        record.terms = method(a_batch())
     return record
 
 
-def total(terms):
-    return torch.stack(list(terms.values())).sum()
+def gradients(method, terms):
+    method.zero_grad()
+    total(terms).backward()
+    return {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
+
+
+def state_of(method):
+    """Weights and buffers, flags, and what needs gradient."""
+    state = {k: v.clone() for k, v in method.state_dict().items()}
+    return state, [m.training for m in method.modules()], [
+        (p.requires_grad, p.grad) for p in method.parameters()
+    ]  # fmt: skip
+
+
+def same_state(one, other):
+    return (
+        one[0].keys() == other[0].keys()
+        and all(torch.equal(v, other[0][k]) for k, v in one[0].items())
+        and one[1:] == other[1:]
+    )
 
 
 def close(ours, theirs):
@@ -150,7 +196,7 @@ def supcon(z, labels, tau):
 
 
 @EVERY_STEP
-def test_an_attack_gives_no_gradient_and_a_step_reaches_every_parameter(step):
+def test_a_step_s_terms_are_finite_and_reach_every_parameter(step):
     of, flags = STEPS[step]
     method = build(of, **flags)
     apart = {
@@ -163,35 +209,77 @@ def test_an_attack_gives_no_gradient_and_a_step_reaches_every_parameter(step):
     for name, p in method.named_parameters():
         assert (p.grad is None) == (p in apart), name
         assert p.grad is None or p.grad.isfinite().all(), name
+    assert all(m.training for m in method.modules())
 
 
 @pytest.mark.parametrize("step", ATTACKED)
-def test_adversarial_views_are_in_the_ball_and_in_the_box(step):
+def test_an_attack_gives_back_all_it_borrowed_and_finds_higher_views_in_ball_and_box(step):
     of, flags = STEPS[step]
-    method = build(of, **flags)
-    seen = run(method)
-    for name in method.attacked:
-        moved = (seen.views[name] - seen.made[name[:-1]]).abs()
-        assert RADIUS / 2 < moved.max() <= RADIUS + 1e-9, name
-        assert seen.views[name].min() >= 0
-        assert seen.views[name].max() <= 1
-        assert not seen.views[name].requires_grad
-    for name in seen.views.keys() - method.attacked:
-        assert torch.equal(seen.views[name], seen.made[name]), name
+    method, modes = build(of, **flags), []
+
+    def watched(attack, views, height):
+        before = state_of(method)
+        found = attack(views, height)
+        assert same_state(state_of(method), before)
+        given, ends = ((v,) if isinstance(v, torch.Tensor) else v for v in (views, found))
+        with torch.no_grad():
+            assert height(*ends) > height(*given)
+        method.load_state_dict(before[0])  # a look in train mode moves statistics
+        for start, end in zip(given, ends, strict=True):
+            assert RADIUS / 2 < (end - start).abs().max() <= RADIUS + 1e-9
+            assert end.min() >= 0
+            assert end.max() <= 1
+            assert not end.requires_grad
+        modes.append(set(before[1]))
+        return found
+
+    run(method, watched)
+    in_train_mode = of in IN_TRAIN_MODE
+    assert modes == [{in_train_mode}] * len(modes) != []
 
 
 @pytest.mark.parametrize("step", ATTACKED)
-def test_the_attack_raises_what_the_method_says(step):
-    """Higher than its random start, for the weights and in the mode that it is searched in."""
+def test_after_an_exception_the_next_step_is_as_if_it_had_not_been(step):
+    """In the last of the attacks, after the first gradient."""
     of, flags = STEPS[step]
+    method, plain, begun = build(of, **flags), build(of, **flags), []
+    last = 2 if flags.get("order") == "4-step" else 1
+    critic = copy.deepcopy([o.state_dict() for o, _ in method.optimizers().values()])
+    before = state_of(method)
 
-    def height(steps):
-        views = run(build(of, **{**flags, "steps": steps})).views
-        judge = build(of, **flags)
-        with torch.no_grad(), nullcontext() if of.attack_in_train_mode else evaluating(judge):
-            return judge.height(judge.see(views), a_batch())
+    def broken(attack, views, height):
+        begun.append(attack)
+        left = [2]
 
-    assert height(10) > height(0)
+        def raises(*moved):
+            left[0] -= 1
+            if len(begun) == last and not left[0]:
+                raise ArithmeticError
+            return height(*moved)
+
+        return attack(views, raises)
+
+    with pytest.raises(ArithmeticError):
+        run(method, broken)
+    after = state_of(method)
+    assert after[1:] == before[1:]
+    if last == 1:  # else the critic has learned in between
+        moved = {k for k, v in before[0].items() if not torch.equal(v, after[0][k])}
+        assert all("running_" in k or "num_batches" in k for k in moved)  # a view forwarded before
+    method.load_state_dict(before[0])
+    for (own, _), start in zip(method.optimizers().values(), critic, strict=True):
+        own.load_state_dict(start)
+    ours, theirs = run(method).terms, run(plain).terms
+    assert all(torch.equal(ours[name], term) for name, term in theirs.items())
+
+
+@EVERY_STEP
+def test_one_seed_gives_one_result(step):
+    of, flags = STEPS[step]
+    one, other = build(of, **flags), build(of, **flags)
+    results = [gradients(method, run(method).terms) for method in (one, other)]
+    assert all(torch.equal(g, results[1][n]) for n, g in results[0].items())
+    assert same_state((one.state_dict(),), (other.state_dict(),))
 
 
 # BatchNorm passes of one step, by branch; "head" is that of a head whose BatchNorm has no branches.
@@ -202,10 +290,11 @@ PASSES = {
     "simclr, exact": (SimCLR, {"adversarial": True, "exact_bn": True}, {"": 2 + 5 * 2}),
     "at": (AT, {}, {"": 1}),
     "at, natural": (AT, {"natural": 1.0}, {"": 2}),
-    "at, exact": (AT, {"exact_bn": True}, {"": 1 + 10}),
+    "at, exact": (AT, {"exact_bn": True}, {"": 10 + 1 + 2}),
+    "at, natural, exact": (AT, {"exact_bn": True, "natural": 1.0}, {"": 10 + 1 + 2}),
     "trades": (TRADES, {}, {"": 2}),
     "ascl": (ASCL, {}, {"": 2}),
-    "ascl, exact": (ASCL, {"exact_bn": True}, {"": 2 + 10}),
+    "ascl, exact": (ASCL, {"exact_bn": True}, {"": 10 + 1 + 2}),
     "acl": (ACL, {}, {"clean": 1, "adversarial": 1}),
     "acl, a2a": (ACL, {"kind": "a2a"}, {"adversarial": 1}),
     "acl, a2s": (ACL, {"kind": "a2s"}, {"clean": 1, "adversarial": 1}),
@@ -221,7 +310,8 @@ PASSES = {
     ),
     "gsa_rsl": (GSARSL, {}, {"clean": 1, "adversarial": 1}),  # SAM's second pass moves nothing
     "gsa_rsl, 4-step": (GSARSL, {"order": "4-step"}, {"clean": 1, "adversarial": 1}),
-    "gsa_advcl": (AdvCLGSA, {}, {"normal": 4, "pgd": 1, "head": 5}),
+    "gsa_advcl": (AdvCLGSA, {}, {"normal": 4, "pgd": 1}),
+    "gsa_on_advcl": (GSAOnAdvCL, {"supervision": "none"}, {"normal": 4, "pgd": 1, "head": 5}),
     "gsa_acl": (ACLGSA, {}, {"clean": 1, "adversarial": 1}),
 }
 
@@ -239,25 +329,45 @@ def test_batchnorm_moves_once_per_training_pass(name):
         elif isinstance(m, BranchBatchNorm):
             assert {k: n.num_batches_tracked.item() for k, n in m.items()} == expected
     assert {k: n.num_batches_tracked.item() for k, n in counts.items()} == expected
-    assert all(m.training for m in method.modules())
 
 
-@pytest.mark.parametrize(
-    ("in_train_mode", "methods"),
-    [(True, [AT, ASCL, AdvCL]), (False, [TRADES, ACL, GSARSL, AdvCLGSA, ACLGSA])],
-)
-def test_the_mode_of_the_attack(in_train_mode, methods, monkeypatch):
-    for of in methods:
-        method, modes = build(of), []
-        attack = method.adversary.forward
+@pytest.mark.parametrize(("of", "flags"), [(AT, {}), (AT, {"natural": 1.0}), (ASCL, {})])
+def test_exact_statistics_are_those_of_bui_et_al_s_order(of, flags):
+    """Of a step: the attack's forwards, one more to see what it found, the clean and the attacked
+    images, an optimizer step, and both again for their accuracies. Momentum 0.1, each time."""
+    method = build(of, exact_bn=True, **flags)
+    twin, climbed = copy.deepcopy(method), []
 
-        def spy(*args, attack=attack, method=method, modes=modes, **kwargs):
-            modes.append({m.training for m in method.modules()})
-            return attack(*args, **kwargs)
+    def watched(attack, views, height):
+        def noted(moved):
+            climbed.append(moved.detach().clone())
+            return height(moved)
 
-        monkeypatch.setattr(method.adversary, "forward", spy)
-        run(method)
-        assert modes == [{in_train_mode}]
+        return attack(views, noted)
+
+    r = run(method, watched)
+    gradients(method, r.terms)
+    torch.optim.SGD(method.parameters(), 0.1).step()
+    method.after_step()
+    (x,), ((hard,),) = r.drawn, r.found
+
+    def first_layer(images, of):
+        return of.encoder.body[0](images)
+
+    norm = method.encoder.body[1]
+    mean, var = torch.zeros(WIDTH).double(), torch.ones(WIDTH).double()
+    with torch.no_grad():
+        passes = [first_layer(v, twin) for v in (*climbed, hard, x, hard)]
+        passes += [first_layer(v, method) for v in (x, hard)]
+        for maps in passes:
+            rows = maps.transpose(0, 1).flatten(1)
+            mean = 0.9 * mean + 0.1 * rows.mean(1)
+            var = 0.9 * var + 0.1 * rows.var(1)
+    assert len(passes) == 15 == norm.num_batches_tracked
+    close(norm.running_mean, mean)
+    close(norm.running_var, var)
+    method.after_step()  # once per step
+    assert norm.num_batches_tracked == 15
 
 
 @pytest.mark.parametrize("step", ["advcl", "at, natural", "ascl_local", "simclr, attacked"])
@@ -266,14 +376,13 @@ def test_fixed_views_may_be_reused(step):
     of, flags = STEPS[step]
     reused, exact = build(of, **flags), build(of, **flags, exact_bn=True)
     ours, released = run(reused), run(exact)
-    for name, view in released.views.items():
-        close(ours.views[name], view)
+    for view, other in zip(ours.found[0], released.found[0], strict=True):
+        close(view, other)
     for name, term in released.terms.items():
         close(ours.terms[name], term)
-    total(ours.terms).backward()
-    total(released.terms).backward()
-    for p, q in zip(reused.parameters(), exact.parameters(), strict=True):
-        close(p.grad, q.grad)
+    mine, theirs = (gradients(m, r.terms) for m, r in ((reused, ours), (exact, released)))
+    for name, gradient in theirs.items():
+        close(mine[name], gradient)
     assert any(
         not torch.allclose(a, b) for a, b in zip(reused.buffers(), exact.buffers(), strict=True)
     )
@@ -284,15 +393,15 @@ def test_a_checkpoint_holds_all(step):
     of, flags = STEPS[step]
     method = build(of, **flags)
     run(method)  # statistics, and a critic that has learned
-    torch.manual_seed(7)
-    other = of(Small(), PHOTOS, SIZE, of.settings_of("released", **flags)).double()
+    other = build(of, **flags)
+    for p in other.parameters():
+        p.data += 1
     other.load_state_dict(method.state_dict())
     for key, (optimizer, _) in method.optimizers().items():
         other.optimizers()[key][0].load_state_dict(copy.deepcopy(optimizer.state_dict()))
     expected, found = run(method).terms, run(other).terms
     assert found.keys() == expected.keys()
-    for name, term in expected.items():
-        close(found[name], term)
+    assert all(torch.equal(found[name], term) for name, term in expected.items())
 
 
 @pytest.mark.parametrize("name", ["gsa_rsl", "advcl", "acl", "gsa_advcl", "gsa_acl"])
@@ -300,7 +409,7 @@ def test_adversarial_batchnorm_learns_where_gradients_start_as_none(name):
     """The release of GSA-RSL never moves it on PyTorch 2, where ``zero_grad`` makes None."""
     of, flags = STEPS[name]
     method = build(of, **flags)
-    branch = method.evaluated[0]
+    branch = method.measured()[1][0]
     affine = {n: p for n, p in method.named_parameters() if f".{branch}." in n}
     before = {n: p.detach().clone() for n, p in affine.items()}
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
@@ -313,28 +422,68 @@ def test_adversarial_batchnorm_learns_where_gradients_start_as_none(name):
         assert not torch.equal(p, before[n]), n
 
 
+# --- the attack's start ---------------------------------------------------------------------------
+
+INSIDE = {"simclr, attacked", "at", "at, natural", "ascl_local", "ascl_local, mlp"}
+
+
+@pytest.mark.parametrize("step", ATTACKED)
+def test_only_bui_et_al_s_attack_starts_in_the_box(step):
+    """RoCL's and ASCL's do; ACL's, AdvCL's and GSA-RSL's first gradient may be outside of it."""
+    of, flags = STEPS[step]
+    starts = []
+
+    def watched(attack, views, height):
+        begun = []
+
+        def noted(*moved):
+            begun.append([v.detach().clone() for v in moved])
+            return height(*moved)
+
+        found = attack(views, noted)
+        starts.append(begun[0])
+        for later in (*begun[1:], (found,) if isinstance(found, torch.Tensor) else found):
+            assert all(v.min() >= 0 and v.max() <= 1 for v in later)
+        return found
+
+    r = run(build(of, **flags), watched)
+    inside = []
+    for given, begun in zip(r.given, starts, strict=True):
+        for view, start in zip(given, begun, strict=True):
+            assert (start - view).abs().max() <= RADIUS + 1e-9
+            inside.append(bool(start.min() >= 0 and start.max() <= 1))
+    assert all(inside) == (step in INSIDE)
+
+
 # --- settings -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_modes_differ_in_what_the_method_lists(name):
-    of = METHODS[name]
-    released, paper = (vars(of.settings_of(mode)) for mode in ("released", "paper"))
-    listed = {d.setting for d in of.differences}
-    assert len(listed) == len(of.differences)
-    assert {k for k in released if released[k] != paper[k]} == listed
-    for d in of.differences:
-        assert (released[d.setting], paper[d.setting]) == (d.released, d.paper)
+def test_modes_differ_in_what_is_declared_and_with_a_reason(name):
+    of = METHODS[name].settings_type
+    released, paper = (vars(of.of(mode)) for mode in ("released", "paper"))
+    declared = of.where("paper")
+    assert {k: paper[k] for k in released if released[k] != paper[k]} == declared
+    for field in fields(of):
+        assert field.metadata["what"], field.name
+        assert bool(field.metadata["why"]) == (field.name in declared), field.name
+        assert released[field.name] == field.default
 
 
 def test_combinations_have_the_released_settings():
-    s = AdvCLGSA.settings_of("released")
+    of = AdvCLGSA.settings_type
+    s = of.of("released")
     assert (s.benign_weight, s.global_weight, s.rho, s.critic_rate) == (0.5, 0.3, 0.5, 0.5)
     assert (s.supervision, s.steps, s.loss_scale) == ("none", 7, 0.5 / 0.07)
-    assert AdvCLGSA.settings_of("paper").rho == 0.05  # of SAM: ASAM's is relative to each weight
-    assert not AdvCLGSA.settings_of("paper").adaptive
-    assert AdvCLGSA.settings_of("released", rho=2.0).rho == 2.0
-    assert AdvCLGSA.recipe == AdvCL.recipe
+    assert of.of("paper").rho == 0.05  # of SAM: ASAM's is relative to each weight
+    assert not of.of("paper").adaptive
+    assert of.of("released", rho=2.0).rho == 2.0
+    assert of.where("short") == {"rho": 0.05, "adaptive": False}
+    own = GSAOnAdvCL.settings_type.of("released")
+    assert (own.benign_weight, own.rho, own.steps, own.supervision) == (0.5, 0.5, 7, "ensemble")
+    of = ACLGSA.settings_type
+    assert (of.of("released").benign_weight, of.of("released").rho) == (1.0, 0.5)
+    assert of.where("short") == {"benign_weight": 0.5, "rho": 0.05, "adaptive": False}
 
 
 @pytest.mark.parametrize(
@@ -351,26 +500,25 @@ def test_combinations_have_the_released_settings():
         (GSARSL, {"order": "2-step"}, "order must be one of '3-step', '4-step'; got '2-step'"),
         (ASCL, {"projection": "deep"}, "projection must be one of 'none', .*; got 'deep'"),
         (AdvCLGSA, {"order": "2-step"}, "order must be"),
-        (AdvCLGSA, {"views": "t1,t2"}, "views must be one of"),
+        (AdvCLGSA, {"views": "xd,t1,t2"}, "views must be one of 'xd,t1,t2,high'"),
+        (ACLGSA, {"kind": "a2a"}, "kind must be one of 'ds'; got 'a2a'"),
     ],
 )
 def test_errors(of, wrong, message):
     with pytest.raises(ValueError, match=message):
-        of.settings_of("released", **wrong)
+        of.settings_type.of("released", **wrong)
     with pytest.raises(ValueError, match='mode must be "released" or "paper", got \'code\''):
-        of.settings_of("code")
+        of.settings_type.of("code")
 
 
-@pytest.mark.parametrize(
-    ("of", "second"), [(SimCLR, "t2"), (SupCon, "t2"), (ACL, "t2"), (AdvCL, "t2"), (GSARSL, "q")]
-)
-def test_a_weak_second_view_keeps_the_colours(of, second):
+@pytest.mark.parametrize("of", [SimCLR, SupCon, ACL, AdvCL, GSARSL, AdvCLGSA])
+def test_a_weak_second_view_keeps_the_colours(of):
     flags = {"supervision": "none"} if of is AdvCL else {}
     colour = torch.tensor([0.8, 0.5, 0.3]).view(1, 3, 1, 1)
     images = colour.expand(64, 3, SIZE, SIZE)
 
     def recoloured(strength):
-        view = build(of, second_view=strength, **flags).views(images)[second]
+        view = build(of, second_view=strength, **flags).second(images)
         middle = view[:, :, SIZE // 2, SIZE // 2]
         return ((middle - colour.view(1, 3)).abs().amax(dim=1) > 0.01).float().mean()
 
@@ -378,22 +526,41 @@ def test_a_weak_second_view_keeps_the_colours(of, second):
     assert recoloured("strong") > 0.6
 
 
+@pytest.mark.parametrize("name", ["simclr", "at", "advcl", "gsa_rsl", "gsa_acl"])
+def test_a_step_of_the_attack_is_a_share_of_the_radius(name):
+    of, _ = STEPS[name]
+    told = [{}, {"relative_step": 1}]
+    sizes = [of.settings_type.of("released", radius=0.01, **more) for more in told]
+    found = [of(Small(), PHOTOS, SIZE, s).adversary.step_size for s in sizes]
+    assert found == [0.0025, 0.01]
+
+
 # --- SimCLR, SupCon -------------------------------------------------------------------------------
 
 
 def test_simclr():
     r = run(build(SimCLR))
-    close(r.terms["contrastive"], nt_xent(r.seen["t1"], r.seen["t2"]))
+    close(r.terms["contrastive"], nt_xent(*map(r.seen, r.drawn)))
+    heights = []
+
+    def watched(attack, views, height):
+        heights.append(height(views))
+        return attack(views, height)
+
     method = build(SimCLR, adversarial=True)
-    r = run(method)
-    close(r.terms["contrastive"], nt_xent(*(r.seen[name] for name in ("t1", "t2", "t2d"))))
-    close(method.height(r.seen, a_batch()), nt_xent(r.seen["t1"], r.seen["t2d"]))
+    r = run(method, watched)
+    (t1, t2), ((hard,),) = r.drawn, r.found
+    assert r.given == [(t2,)]
+    close(r.terms["contrastive"], nt_xent(*map(r.seen, (t1, t2, hard))))
+    twin = build(SimCLR, adversarial=True)
+    z1, _ = twin.embed((t1, t2))
+    close(heights[0], nt_xent(z1, twin.embed(t2)))
 
 
 def test_supcon():
     labels = a_batch().labels.repeat(2)
     r = run(build(SupCon, "paper"))
-    close(r.terms["contrastive"], supcon(torch.cat([*r.seen.values()]), labels, 0.1))
+    close(r.terms["contrastive"], supcon(torch.cat([*map(r.seen, r.drawn)]), labels, 0.1))
     released = run(build(SupCon)).terms["contrastive"]
     assert (released / r.terms["contrastive"]).item() == pytest.approx(0.1 / 0.07)
 
@@ -404,41 +571,35 @@ def test_a_base_temperature_of_seven_hundredths_is_a_factor():
     assert factor.item() == pytest.approx(7.142857, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["simclr", "at", "advcl", "gsa_rsl", "gsa_acl"])
-def test_a_step_of_the_attack_is_a_share_of_the_radius(name):
-    of, _ = STEPS[name]
-    sizes = [of.settings_of("released", radius=0.01, **more) for more in ({}, {"relative_step": 1})]
-    found = [of(Small(), PHOTOS, SIZE, s).adversary.step_size for s in sizes]
-    assert found == [0.0025, 0.01]
-
-
 # --- AT, TRADES -----------------------------------------------------------------------------------
 
 
 def test_at():
     labels = a_batch().labels
     r = run(build(AT, natural=0.5))
-    close(r.terms["adversarial"], F.cross_entropy(r.seen["xd"], labels))
-    close(r.terms["natural"], 0.5 * F.cross_entropy(r.seen["x"], labels))
+    (x,), ((hard,),) = r.drawn, r.found
+    close(r.terms["adversarial"], F.cross_entropy(r.seen(hard), labels))
+    close(r.terms["natural"], 0.5 * F.cross_entropy(r.seen(x), labels))
     assert run(build(AT)).terms.keys() == {"adversarial"}
 
 
 def test_trades():
     r = run(build(TRADES))
-    p, q = (r.seen[name].softmax(dim=1) for name in ("x", "xd"))
+    (x,), ((hard,),) = r.drawn, r.found
+    p, q = (r.seen(view).softmax(dim=1) for view in (x, hard))
     divergence = sum(
         p[i, c] * (p[i, c].log() - q[i, c].log()) for i in range(COUNT) for c in range(4)
     )
     close(r.terms["divergence"], 6 * divergence / COUNT)
-    close(r.terms["natural"], F.cross_entropy(r.seen["x"], a_batch().labels))
+    close(r.terms["natural"], F.cross_entropy(r.seen(x), a_batch().labels))
     # The gradient goes through both arguments.
-    for z in torch.autograd.grad(r.terms["divergence"], [r.seen["x"], r.seen["xd"]]):
+    for z in torch.autograd.grad(r.terms["divergence"], [*map(r.seen, (x, hard))]):
         assert z.abs().max() > 0
 
 
 def test_trades_does_not_start_where_its_gradient_is_zero():
     r = run(build(TRADES, steps=0))
-    noise = r.views["xd"] - r.made["x"]
+    noise = r.found[0][0] - r.drawn[0]
     assert 0 < noise.abs().max() < 0.006
     assert noise.std() == pytest.approx(0.001, rel=0.3)  # black borders stay where they are
 
@@ -446,26 +607,23 @@ def test_trades_does_not_start_where_its_gradient_is_zero():
 # --- ACL ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("kind", "terms"),
-    [
-        ("ds", {"clean": (0.5, "t1", "t2"), "adversarial": (0.5, "t1d", "t2d")}),
-        ("a2a", {"adversarial": (1.0, "t1d", "t2d")}),
-        ("a2s", {"adversarial": (1.0, "t1d", "t2")}),
-    ],
-)
-def test_acl(kind, terms):
-    method = build(ACL, kind=kind)
-    r = run(method)
-    assert r.terms.keys() == terms.keys()
-    for name, (weight, one, other) in terms.items():
-        close(r.terms[name], weight * nt_xent(r.seen[one], r.seen[other]))
-    # A critic's term beside it is weighed against the whole loss.
-    close(method.height(r.seen, a_batch()), r.terms["adversarial"] / terms["adversarial"][0])
+@pytest.mark.parametrize("kind", ["ds", "a2a", "a2s"])
+def test_acl(kind):
+    r = run(build(ACL, kind=kind))
+    (t1, t2), (hard,) = r.drawn, r.found
+    assert r.given == [(t1,) if kind == "a2s" else (t1, t2)]
+    other = t2 if kind == "a2s" else hard[1]
+    weight = 0.5 if kind == "ds" else 1.0
+    expected = {"adversarial": weight * nt_xent(r.seen(hard[0]), r.seen(other))}
+    if kind == "ds":
+        expected["clean"] = 0.5 * nt_xent(r.seen(t1), r.seen(t2))
+    assert r.terms.keys() == expected.keys()
+    for name, term in expected.items():
+        close(r.terms[name], term)
 
 
 def test_acl_s_augmentation_is_its_release_s():
-    strong = build(ACL).strong
+    strong = build(ACL).strong.inner
     assert (strong.scale, strong.interpolation, strong.blur_p) == ((0.1, 1.0), "bicubic", 0.0)
 
 
@@ -477,25 +635,29 @@ def test_every_row_of_advcl_s_table_4(views):
     names = views.split(",")
     method = build(AdvCL, "paper", views=views, supervision="simclr-10")
     r = run(method)
-    assert method.attacked == (*(n for n in names if n.endswith("d")), "ced")
-    close(r.terms["contrastive"], nt_xent(*(r.seen[n] for n in names)))
-    assert all(r.seen[n].shape == (COUNT, 128) for n in names)
+    x, t1, t2 = r.drawn  # all but the strong views are made of one weak one
+    made = {"x": x, "t1": t1, "t2": t2, "low": method.low(x), "high": method.high(x)}
+    attacked = [made[name[:-1]] for name in names if name.endswith("d")]
+    (given,), ((*hard, hard_ce),) = r.given, r.found
+    assert all(a is b for a, b in zip(given, (*attacked, x), strict=True))
+    assert not any(torch.equal(view, hard_ce) for view in hard)  # two perturbations
+    seen = [r.seen(view) for view in hard]
+    twin = build(AdvCL, "paper", views=views, supervision="simclr-10")
+    seen += [twin.embed(made[name], "normal") for name in names if not name.endswith("d")]
+    close(r.terms["contrastive"], nt_xent(*seen))
+    assert all(z.shape == (COUNT, 128) for z in seen)
     weights = method.clusters.heads[0]
     labels = method.clusters.pseudo_labels[a_batch().index, 0]
-    close(r.terms["clusters"], 0.2 * F.cross_entropy(weights(r.seen["ced"]), labels))
-    # All but the strong views are made of one weak one, with two perturbations.
-    assert torch.equal(r.made["x"], r.made["ce"])
-    assert "xd" not in names or not torch.equal(r.views["xd"], r.views["ced"])
-    for part in ("low", "high"):
-        close(r.made[part], getattr(method, part)(r.made["x"].float()).double())
+    close(r.terms["clusters"], 0.2 * F.cross_entropy(weights(r.seen(hard_ce)), labels))
 
 
 @pytest.mark.parametrize("supervision", ["ensemble", "simclr-100"])
 def test_the_ensemble_s_mean(supervision):
     method = build(AdvCL, supervision=supervision)
     r, labels = run(method), method.clusters.pseudo_labels[a_batch().index]
+    features = r.seen(r.found[0][-1])
     paid = [
-        F.cross_entropy(head(r.seen["ced"]), labels[:, i])
+        F.cross_entropy(head(features), labels[:, i])
         for i, head in enumerate(method.clusters.heads)
     ]
     close(r.terms["clusters"], 0.2 * sum(paid) / len(paid))
@@ -514,7 +676,7 @@ def test_pseudo_labels_follow_the_training_set_s_order():
     """From the features that are clustered to the index that a batch brings, on a part of it."""
     plan = chain.Plan("simclr", "released", {}, "digits", 8, 64, "cifar:resnet18:4", SimCLR.recipe)
     data = chain.open_plan(plan)
-    teacher = SimCLR(Small(), data, SIZE, SimCLR.settings_of("released"))
+    teacher = SimCLR(Small(), data, SIZE, SimCLR.settings_type.of("released"))
     features = chain.features(teacher, data.train)
     assert len(features) == 64
     teacher.eval()
@@ -537,26 +699,27 @@ def test_gsa_rsl_equals_its_equations(mode, rho, adaptive):
     twin = copy.deepcopy(method)
     r = run(method)
     total(r.terms).backward()
+    views = [*r.drawn, *r.found[0]]
+    assert r.given[0][0] is views[1]
 
-    def embedded(branch, *names):
-        images = torch.cat([r.views[name] for name in names])
+    def embedded(branch, *images):
         with on_branch(twin, branch):
-            z = twin.head(length_one(twin.encoder((images - MEAN) / STD)))
-        return length_one(z).chunk(len(names))
+            z = twin.head[1:](length_one(twin.encoder((torch.cat(images) - MEAN) / STD)))
+        return length_one(z).chunk(len(images))
 
     def divergence(weight, bias, z, z_adv):  # Eq. 17
         real, fake = ((x @ weight.T + bias).sigmoid() for x in (z, z_adv))
         return (real.log().mean() + (1 - fake).log().mean()) / 2 + log(2)
 
-    (p, q), (hard,) = embedded("clean", "p", "q"), embedded("adversarial", "qd")
-    weight, bias = twin.critic.layers[0].parameters()
+    (p, q), (hard,) = embedded("clean", *views[:2]), embedded("adversarial", views[2])
+    weight, bias = twin.gsa.critic.layers[0].parameters()
     slopes = torch.autograd.grad(
         -divergence(weight, bias, q.detach(), hard.detach()), [weight, bias]
     )
     weight, bias = (  # Eq. 19: a step of SGD with its weight decay
         (w - 0.2 * (g + 1e-4 * w)).detach() for w, g in zip([weight, bias], slopes, strict=True)
     )
-    for ours, theirs in zip(method.critic.parameters(), [weight, bias], strict=True):
+    for ours, theirs in zip(method.gsa.critic.parameters(), [weight, bias], strict=True):
         close(ours.detach(), theirs)
 
     theta = {n: p for n, p in twin.named_parameters() if n.startswith(("encoder", "head"))}
@@ -568,7 +731,7 @@ def test_gsa_rsl_equals_its_equations(mode, rho, adaptive):
     with torch.no_grad():
         for n, w in theta.items():
             w += rho * scaled[n] * (w.abs() if adaptive else 1) / norm
-    sharp = nt_xent(*embedded("clean", "p", "q"))
+    sharp = nt_xent(*embedded("clean", *views[:2]))
     flat = gradient(sharp, theta)
 
     assert r.terms.keys() == {"adversarial", "benign", "global"}
@@ -591,72 +754,62 @@ def gradient(loss, parameters):
 
 @pytest.mark.parametrize(("mode", "factor"), [("released", 1.0), ("paper", 0.5)])
 def test_gsa_rsl_attacks_by_equation_18(mode, factor):
-    method = build(GSARSL, mode)
-    p, z = torch.randn(2, COUNT, 128, dtype=torch.float64)
-    z.requires_grad_()
-    ours = method.height({"p": p, "qd": z}, a_batch())
-    fake = method.critic(length_one(z)).sigmoid()
-    theirs = nt_xent(p, z) + 0.1 * factor * (1 - fake).log().mean()
-    close(*(torch.autograd.grad(h, z)[0] for h in (ours, theirs)))
+    """The released attack lacks the half that critic and encoder have."""
+    method, twin, slopes = build(GSARSL, mode), build(GSARSL, mode).eval(), []
+
+    def watched(attack, views, height):
+        q = views.clone().requires_grad_()
+        with torch.enable_grad():
+            slopes.append((q, torch.autograd.grad(height(q), q)[0]))
+        return attack(views, height)
+
+    p = run(method, watched).drawn[0]
+    ((q, slope),) = slopes
+    z = twin.embed(q, "adversarial")
+    fake = twin.gsa.critic(length_one(z)).sigmoid()
+    theirs = nt_xent(twin.embed(p, "clean"), z) + 0.1 * factor * (1 - fake).log().mean()
+    close(slope, torch.autograd.grad(theirs, q)[0])
 
 
-@pytest.mark.parametrize(
-    ("order", "events"),
-    [
-        ("3-step", ["attack", *["estimate"] * 4, "step", "estimate"]),
-        ("4-step", ["attack", "step", "attack", *["estimate"] * 4, "estimate"]),
-    ],
-)
-@pytest.mark.parametrize("of", [GSARSL, AdvCLGSA, ACLGSA])
-def test_the_critic_moves_once_and_before_the_encoder_s_term(of, order, events, monkeypatch):
-    method, found = build(of, order=order, steps=4), []
+def test_in_four_steps_the_critic_learns_between_two_attacks():
+    method, seen = build(GSARSL, order="4-step"), []
 
-    def record(owner, name, event):
-        called = getattr(owner, name)
+    def watched(attack, views, height):
+        with torch.no_grad():
+            seen.append((copy.deepcopy(method.gsa.critic.state_dict()), height(views).item()))
+        return attack(views, height)
 
-        def spy(*args, **kwargs):
-            found.append(event)
-            return called(*args, **kwargs)
-
-        monkeypatch.setattr(owner, name, spy)
-
-    record(method.adversary, "forward", "attack")
-    record(method.critic, "estimate", "estimate")
-    record(method.critic_optimizer, "step", "step")
-    frozen = copy.deepcopy(method.encoder.state_dict())
-    before = [p.detach().clone() for p in method.critic.parameters()]
-    run(method)
-    assert found == events
-    assert not any(
-        torch.equal(a, b) for a, b in zip(before, method.critic.parameters(), strict=True)
-    )
-    for name, p in method.encoder.named_parameters():
-        assert torch.equal(p, frozen[name])
-
-
-def test_without_its_terms_gsa_rsl_is_two_contrastive_ones():
-    method = build(GSARSL, sam=False, critic=False)
-    r = run(method)
-    assert r.terms.keys() == {"adversarial", "benign"}
-    close(r.terms["adversarial"], nt_xent(r.seen["p"], r.seen["qd"]))
-    close(r.terms["benign"], 2 * nt_xent(r.seen["p"], r.seen["q"]))
-    assert method.optimizers() == {}
+    twin = build(GSARSL, order="4-step").eval()
+    r = run(method, watched)
+    (start, blind), (learned, fooled) = seen
+    assert not torch.equal(start["layers.0.weight"], learned["layers.0.weight"])
+    assert same_state((method.gsa.critic.state_dict(),), (learned,))  # and not once more
+    p, q = r.drawn
+    z, z_p = twin.embed(q, "adversarial"), twin.embed(p, "clean")
+    assert blind == pytest.approx(nt_xent(z_p, z).item(), rel=1e-9)
+    assert fooled != pytest.approx(blind, rel=1e-6)
+    twin.gsa.learn(twin.embed(q, "clean"), twin.embed(r.found[0][0], "adversarial"))
+    close(twin.gsa.critic.layers[0].weight.detach(), learned["layers.0.weight"])
 
 
 @pytest.mark.parametrize("flags", [{"sam": False}, {"critic": False}])
 def test_either_term_goes_alone(flags):
     method = build(GSARSL, **flags)
-    terms = run(method).terms
-    assert ("global" in terms) == ("critic" not in flags) == bool(method.optimizers())
-    plain = run(build(GSARSL, sam=False, critic=False)).terms
-    assert (terms["benign"] > plain["benign"]) == ("sam" not in flags)
+    r = run(method)
+    assert ("global" in r.terms) == ("critic" not in flags) == bool(method.optimizers())
+    plain = run(build(GSARSL, sam=False, critic=False))
+    assert plain.terms.keys() == {"adversarial", "benign"}
+    p, q = plain.drawn
+    close(plain.terms["adversarial"], nt_xent(plain.seen(p), plain.seen(plain.found[0][0])))
+    close(plain.terms["benign"], 2 * nt_xent(plain.seen(p), plain.seen(q)))
+    assert (r.terms["benign"] > plain.terms["benign"]) == ("sam" not in flags)
 
 
 def test_a_critic_s_step_does_not_feel_autocast():
     steps = []
     for half in (False, True):
         torch.manual_seed(0)
-        critic = build(GSARSL).critic.float()
+        critic = build(GSARSL).gsa.critic.float()
         z, z_adv = torch.randn(2, 64, 128)
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             step_apart(torch.optim.SGD(critic.parameters(), 1.0), critic.loss(z, z_adv))
@@ -670,7 +823,7 @@ def test_a_critic_s_step_does_not_feel_autocast():
 
 def test_ascl_with_global_selection_is_supcon():
     r = run(build(ASCL, selection="global"))
-    both = torch.cat([r.seen["x"], r.seen["xd"]])
+    both = torch.cat([r.seen(r.drawn[0]), r.seen(r.found[0][0])])
     close(r.terms["local"], supcon(both, a_batch().labels.repeat(2), 0.07))
 
 
@@ -682,217 +835,155 @@ def test_ascl_averages_over_anchors_which_is_half_of_equation_3(selection, head)
     close(2 * mean, total)
 
 
-def test_ascl_s_divergence_is_per_class_in_the_release():
-    method = build(ASCL, vat=2.0, natural=0.5)
+def test_ascl_s_text_is_equation_6_in_its_own_units():
+    """Natural 1 and λ_VAT 2 of means over images; the script's weights are of means over more."""
+    method = build(ASCL, "paper")
     r = run(method)
-    logits, attacked = (method.head(r.seen[name]) for name in ("x", "xd"))
+    z, z_adv = r.seen(r.drawn[0]), r.seen(r.found[0][0])
+    logits, attacked = method.head(z), method.head(z_adv)
+    labels = a_batch().labels
     p, q = logits.softmax(dim=1), attacked.softmax(dim=1)
     divergence = (p * (p.log() - q.log())).sum() / COUNT
-    close(r.terms["vat"], 2 * divergence / 4)
-    close(run(build(ASCL, "paper", vat=2.0)).terms["vat"], 2 * divergence)
-    close(r.terms["adversarial"], F.cross_entropy(attacked, a_batch().labels))
-    close(method.height(r.seen, a_batch()), r.terms["adversarial"])  # and no other term
-    close(r.terms["natural"], 0.5 * F.cross_entropy(logits, a_batch().labels))
-
-
-@pytest.mark.parametrize(("mode", "pays"), [("released", False), ("paper", True)])
-def test_a_twin_that_is_predicted_otherwise(mode, pays):
-    """One image of each class, every twin predicted as another: only twins could attract."""
-    method = build(ASCL, mode)
-    method.head.weight.data, method.head.bias.data = torch.eye(4, WIDTH), torch.zeros(4)
-    one_hot = torch.cat([torch.eye(4), torch.ones(4, WIDTH - 4)], dim=1)
-    seen = {"x": one_hot, "xd": torch.cat([one_hot[:, :4].roll(1, 0), one_hot[:, 4:]], dim=1)}
-    assert method.head(seen["x"]).argmax(1).tolist() == [0, 1, 2, 3]
-    assert method.head(seen["xd"]).argmax(1).tolist() == [3, 0, 1, 2]
-    batch = Batch(torch.empty(4), torch.arange(4), torch.arange(4))
-    assert (method.terms(seen, {}, batch)["local"] > 0) == pays
+    close(r.terms["vat"], 2 * divergence)  # Eq. 5
+    close(r.terms["adversarial"], F.cross_entropy(attacked, labels))  # Eq. 4, both halves
+    close(r.terms["natural"], F.cross_entropy(logits, labels))
+    rows, asked = length_one(torch.cat([z, z_adv])), torch.cat([logits, attacked]).argmax(1)
+    target, paid = labels.repeat(2), 0
+    for i in range(2 * COUNT):  # Eqs. 1 and 2, leaked, the twin always among the positives
+        others = [j for j in range(2 * COUNT) if j != i]
+        twin = (i + COUNT) % (2 * COUNT)
+        alike = [j for j in others if target[j] == target[i] and asked[j] == asked[i]]
+        near = sorted({*alike, twin})
+        far = [j for j in others if target[j] != target[i] and asked[j] == asked[i]]
+        below = sum((rows[i] @ rows[j] / 0.07).exp() for j in [*near, *far])
+        paid += sum(below.log() - rows[i] @ rows[j] / 0.07 for j in near) / len(near)
+    close(r.terms["local"], paid / COUNT)  # Eq. 3
+    released = run(build(ASCL, vat=2.0, natural=0.5))
+    close(released.terms["vat"], 2 * divergence / 4)  # 1/C
+    close(released.terms["natural"], 0.5 * F.cross_entropy(logits, labels))
+    assert run(build(ASCL)).terms.keys() == {"adversarial", "local"}
 
 
 # --- GSA's terms on other methods -----------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class MomentumSettings(Settings):
-    temperature: float = 0.4
-
-
-class Momentum(Method):
-    """What later hosts bring: a momentum encoder, schedules, two attacked views."""
-
-    title, paper, recipe = "Momentum", "none", SimCLR.recipe
-    settings_type = MomentumSettings
-    branch_of: ClassVar = {"t1": "clean", "t2": "clean", "t1d": "adversarial", "t2d": "adversarial"}
-    head_branches = True
-    evaluated = ("adversarial",)
-    names, together = ("t1", "t2", "t1d", "t2d"), False
-    pair, clean_term, embedding = ("t1", "t2"), "clean", 6
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.average = copy.deepcopy(nn.ModuleList([self.encoder, self.head]))
-        self.average.requires_grad_(False)
-        self.contrast = lambda *z: nt_xent(*z, tau=self.settings.temperature)
-
-    def make_head(self, features, _):
-        return projection(features, features, 6, layers=3, batchnorm="all")
-
-    def views(self, images):
-        return {"t1": self.strong(images), "t2": self.second(images)}
-
-    @property
-    def measured(self):
-        return self.average[0]
-
-    def represent(self, images, name):
-        encoder, head = self.average if name[:2] == "t2" else (self.encoder, self.head)
-        return head(self.encode(images, encoder))
-
-    def benign(self, seen, _):
-        return {"clean": self.pair_weight * self.contrast(seen["t1"], seen["t2"])}
-
-    def adversarial(self, seen, _):
-        weight = 1 - self.pair_weight
-        return {"adversarial": weight * self.contrast(seen["t1d"], seen["t2d"])}
-
-    def begin_epoch(self, epoch, epochs):
-        self.pair_weight = 1 - (epoch + 1) / (2 * epochs)
-        self.strong = dynamic(SIZE, 1 - epoch / epochs)
-
-    @torch.no_grad()
-    def after_step(self):
-        slow, fast = self.average.parameters(), nn.ModuleList([self.encoder, self.head])
-        for mine, theirs in zip(slow, fast.parameters(), strict=True):
-            mine.lerp_(theirs, 0.01)
-
-
-def test_a_host_with_momentum_encoder_and_schedules():
-    of = extended(Momentum, rho=0.5)
-    assert (of.title, of.recipe) == ("Momentum + GSA", Momentum.recipe)
-    assert of.settings_of("released").temperature == 0.4
-    method, host = build(of, sam=False, steps=5), build(Momentum)
-    for m in (method, host):
-        m.begin_epoch(2, 4)
-        assert m.second is m.strong
-    slow = copy.deepcopy(method.average)
-    ours, theirs = run(method), run(host)
-    assert ours.terms.keys() == {"adversarial", "clean", "global"}
-    close(ours.terms["clean"], 2 * theirs.terms["clean"])
-    z1, z2 = theirs.seen["t1"], theirs.seen["t2"]
-    close(theirs.terms["clean"], (1 - 3 / 8) * nt_xent(z1, z2, tau=0.4))
-    total(ours.terms).backward()
-    for p, q in zip(method.average.parameters(), slow.parameters(), strict=True):
-        assert torch.equal(p, q)
-        assert p.grad is None
-    assert method.encoder.body[0].weight.grad.abs().max() > 0
-    with torch.no_grad():
-        method.encoder.body[0].weight += 1
-    method.after_step()
-    expected = slow[0].body[0].weight + 0.01
-    close(method.average[0].body[0].weight.detach(), expected.detach())
-
-
-class OneBatchNorm(Momentum):
-    branch_of: ClassVar = {}
-    head_branches, evaluated = False, ()
-
-
-@pytest.mark.parametrize("of", [Momentum, OneBatchNorm, extended(Momentum)])
-def test_the_momentum_encoder_is_what_is_measured(of):
-    method = build(of).float()
-    with torch.no_grad():
-        method.average[0].body[0].weight += 1
-    x = torch.rand(4, 3, SIZE, SIZE)
-    (encoder,) = chain.encoders(method).values()
-    assert torch.equal(encoder.body[0].weight, method.average[0].body[0].weight)
-    found = chain.features(method, [(image, 0) for image in x])
-    torch.testing.assert_close(found, encoder.eval()(x))
-
-
-def test_sam_moves_no_momentum_encoder():
-    method = build(extended(Momentum))
-    method.begin_epoch(0, 4)
-    r = run(method)
-    plain = method.settings.benign_weight * method.pair_weight
-    assert r.terms["clean"] > plain * nt_xent(r.seen["t1"], r.seen["t2"], tau=0.4)
-    # The second view's embeddings are the momentum encoder's at any e.
-    names = {n for n, _ in method.flat._parameters_moved().items()}
-    assert len(names) == len([*method.encoder.parameters(), *method.head.parameters()])
-
-
 @pytest.mark.parametrize(
-    ("of", "host", "flags", "clean", "weight"),
+    ("of", "host", "flags"),
     [
-        (AdvCLGSA, AdvCL, {"supervision": "none"}, "benign", 0.5 * 0.5 / 0.07),
-        (AdvCLGSA, AdvCL, {"supervision": "simclr-10"}, "benign", 0.5 * 0.5 / 0.07),
-        (ACLGSA, ACL, {}, "clean", 0.5),
-        (ACLGSA, ACL, {"kind": "a2a"}, "clean", 0.5),
+        (GSAOnAdvCL, AdvCL, {"supervision": "none"}),
+        (GSAOnAdvCL, AdvCL, {"supervision": "simclr-10"}),
+        (ACLGSA, ACL, {}),
     ],
 )
-def test_a_host_s_own_terms_stay(of, host, flags, clean, weight, monkeypatch):
+def test_a_host_s_own_terms_stay(of, host, flags):
     method, alone = build(of, sam=False, critic=False, **flags), build(host, steps=7, **flags)
-    # The host as it is, but attacked in eval mode, as GSA-RSL's release does.
-    monkeypatch.setattr(alone, "attack_in_train_mode", False, raising=False)
-    ours, theirs = run(method), run(alone)
+
+    def in_eval_mode(attack, views, height):  # as GSA-RSL's release attacks, whatever the host
+        alone.load_state_dict(start)  # before statistics moved
+        with evaluating(alone), torch.no_grad():
+            if host is ACL:
+                return attack(views, height)
+            x, t1, t2 = drawn
+            fixed = [alone.embed(v, "normal") for v in (t1, t2, alone.high(x))]
+
+            def same(*moved):
+                z = alone.contrast(alone.embed(moved[0], "pgd"), *fixed)
+                return total({"c": alone.settings.loss_scale * z, **alone.pseudo(moved[-1], index)})
+
+            return attack(views, same)
+
+    ours, index = run(method), a_batch().index
+    drawn, start = ours.drawn, copy.deepcopy(alone.state_dict())
+    theirs = run(alone, in_eval_mode)
+    clean = "clean" if host is ACL else "benign"
     for name in theirs.terms.keys() - {clean}:
         close(ours.terms[name], theirs.terms[name])
     assert ours.terms.keys() == theirs.terms.keys() | {clean}
-    close(ours.terms[clean], weight * nt_xent(ours.seen["t1"], ours.seen["t2"]))
+    t1, t2 = drawn[-2:]
+    weight = 0.5 if host is ACL else 0.5 * 0.5 / 0.07
+    close(ours.terms[clean], weight * nt_xent(ours.seen(t1), ours.seen(t2)))
 
 
 @pytest.mark.parametrize(
-    ("of", "flags", "real", "fake"),
-    [
-        (AdvCLGSA, {}, ["x"], ["xd"]),
-        (AdvCLGSA, {"supervision": "simclr-10"}, ["x"], ["xd"]),
-        (AdvCLGSA, {"views": "t1d,t2d"}, ["t1", "t2"], ["t1d", "t2d"]),
-        (ACLGSA, {}, ["t1", "t2"], ["t1d", "t2d"]),
-        (ACLGSA, {"kind": "a2s"}, ["t1"], ["t1d"]),
-    ],
+    ("of", "flags"),
+    [(AdvCLGSA, {}), (GSAOnAdvCL, {"supervision": "simclr-10"}), (ACLGSA, {}), (GSARSL, {})],
 )
-def test_the_critic_reads_attacked_embeddings_and_their_clean_ones(of, flags, real, fake):
+def test_the_critic_reads_attacked_embeddings_and_their_clean_ones(of, flags):
     method = build(of, **flags)
     r = run(method)
-    clouds = (length_one(torch.cat([r.seen[n] for n in names])) for names in (real, fake))
-    close(r.terms["global"], method.settings.global_weight * method.critic.estimate(*clouds))
+    given, found = (r.given[0], r.found[0]) if of is ACLGSA else (r.given[0][:1], r.found[0][:1])
+    real, fake = (length_one(torch.cat([r.seen(v) for v in views])) for views in (given, found))
+    close(r.terms["global"], method.settings.global_weight * method.gsa.critic.estimate(real, fake))
 
 
-def test_settings_of_host_and_terms_are_merged():
-    of = extended(ACL, benign_weight=0.7)
-    s = of.settings_of("released", kind="a2a", radius=0.1)
-    assert (s.benign_weight, s.kind, s.radius, s.steps) == (0.7, "a2a", 0.1, GSASettings().steps)
-    with pytest.raises(ValueError, match="kind must be"):
-        of.settings_of("released", kind="x")
+def test_advcl_has_two_readings_with_gsa_s_terms():
+    """As its own authors train it, and the one in GSA-RSL's tables."""
+    own, theirs = build(GSAOnAdvCL), build(AdvCLGSA)
+    assert (own.recipe, own.probe, own.pixels) == (AdvCL.recipe, "advcl", None)
+    assert own.after == "simclr"
+    assert any(isinstance(m, nn.BatchNorm1d) for m in own.head)
+    recipe = theirs.recipe
+    assert (recipe.epochs, recipe.batch_size, recipe.weight_decay) == (500, 512, 1e-4)
+    assert recipe.schedule.peak == 0.5
+    assert (theirs.probe, theirs.pixels, theirs.after) == ("gsa", IMAGENET, None)
+    assert (theirs.strong.inner.blur_p, own.strong.inner.blur_p) == (0.5, 0.0)
+    assert not any(isinstance(m, nn.BatchNorm1d) for m in theirs.head)
+    x = torch.rand(3, 3, SIZE, SIZE, dtype=torch.float64)
+    with evaluating(theirs), on_branch(theirs, "pgd"):
+        features = length_one(theirs.encoder((x - MEAN) / STD))
+        hidden = features @ theirs.head[1].weight.T + theirs.head[1].bias
+        expected = hidden.relu() @ theirs.head[3].weight.T + theirs.head[3].bias
+        close(theirs.embed(x, "pgd"), expected)
 
 
 # --- what the base class does ---------------------------------------------------------------------
 
 
-class OneBatch(SimCLR):
-    """RoCL's way: one BatchNorm, attacked in eval mode, all three views in one batch."""
+class Momentum(SimCLR):
+    """A method that is measured by its momentum encoder."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.attack_in_train_mode = False
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.slow = copy.deepcopy(self.encoder).requires_grad_(False)
+
+    def measured(self):
+        return self.slow, ()
 
 
-def test_after_an_attack_in_eval_mode_a_branch_s_views_share_a_batch():
-    method = build(OneBatch, adversarial=True)
-    r = run(method)
+def test_the_momentum_encoder_is_what_is_measured():
+    method = build(Momentum).float()
+    with torch.no_grad():
+        method.slow.body[0].weight += 1
+    x = torch.rand(4, 3, SIZE, SIZE)
+    (encoder,) = chain.encoders(method).values()
+    assert torch.equal(encoder.body[0].weight, method.slow.body[0].weight)
+    found = chain.features(method, [(image, 0) for image in x])
+    torch.testing.assert_close(found, encoder.eval()(x))
+
+
+def test_views_of_one_forward_share_their_batch_statistics():
+    method, twin = build(SimCLR), build(SimCLR)
+    one, other = torch.rand(2, 4, 3, SIZE, SIZE, dtype=torch.float64)
+    together = torch.cat(method.embed((one, other)))
+    close(together, twin.head(twin.encoder(torch.cat([one, other]))))
     assert method.encoder.body[1].num_batches_tracked == 1
-    twin = build(OneBatch, adversarial=True)
-    images = torch.cat([r.views[name] for name in ("t1", "t2", "t2d")])
-    close(torch.cat([*r.seen.values()]), twin.head(twin.encoder(images)))
+    assert not torch.allclose(together[:4], twin.embed(one))
 
 
 def test_an_encoder_without_batchnorm_is_refused_at_once():
     with pytest.raises(ValueError, match="no BatchNorm to branch"):
         encoder = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, WIDTH))
         encoder.num_features = WIDTH
-        ACL(encoder, PHOTOS, SIZE, ACL.settings_of("released"))
+        ACL(encoder, PHOTOS, SIZE, ACL.settings_type.of("released"))
 
 
 def test_normalization_is_before_the_encoder():
     method = build(ACL)
     x = torch.rand(2, 3, SIZE, SIZE, dtype=torch.float64)
     with evaluating(method):
-        close(method.encode(x), method.encoder((x - MEAN) / STD))
+        close(method.encode(x, "clean"), on_clean(method, (x - MEAN) / STD))
+
+
+def on_clean(method, images):
+    with on_branch(method, "clean"):
+        return method.encoder(images)

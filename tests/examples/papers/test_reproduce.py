@@ -22,8 +22,8 @@ from advssl.evaluation.checkpoints import load_encoder
 from advssl.evaluation.records import Measurement
 from advssl.integrations.timm import backbone
 from harness import chain, cost, tables
-from harness.method import Settings
-from reproduce import METHODS, PRESETS, dry_run, given, main, parse, plan_of, settings
+from harness.settings import Settings
+from reproduce import METHODS, PRESETS, dry_run, given, main, parse, plan_of
 
 from . import tiny
 
@@ -170,11 +170,10 @@ def test_exported_encoders_are_read_with_their_normalisation(name, chains):
         there = backbone("cifar:resnet18:2")
         report = load_encoder(there, folder / (f"encoder-{branch}.pt" if branch else "encoder.pt"))
         assert tiny.same(there.state_dict(), encoder.state_dict())
-        normalization = method.normalization
-        if normalization is None:
+        if method.pixels is None:
             assert report.normalization is None
         else:
-            expected = [*normalization["mean"], *normalization["std"]]
+            expected = sum(method.pixels, ())
             assert [*sum(report.normalization, ())] == pytest.approx(expected)
 
 
@@ -305,14 +304,17 @@ def test_the_page_has_every_method_preset_and_shared_setting():
 
 def test_the_page_has_every_difference():
     for name in ("simclr", "supcon", "at", "trades", "acl", "advcl", "gsa_rsl", "ascl_local"):
-        for d in METHODS[name].differences:
-            row = [f"`{name}`", f"`{d.setting}`", shown(d.released), shown(d.paper), d.note]
+        for f in fields(METHODS[name].settings_type):
+            if "paper" not in f.metadata:
+                continue
+            paper, why = shown(f.metadata["paper"]), f.metadata["why"]
+            row = [f"`{name}`", f"`{f.name}`", shown(f.default), paper, why]
             assert f"| {' | '.join(row)} |" in page()
     rows = re.findall(
         r"^\| `(\w+)` \| `(\w+)` \| [^|]+ \| [^|]+ \| [^|]+ \|$", page(), re.MULTILINE
     )
-    known = {(name, d.setting) for name, method in METHODS.items() for d in method.differences}
-    assert len(rows) == 9
+    known = {(name, key) for name, of in METHODS.items() for key in of.settings_type.where("paper")}
+    assert len(rows) == 11
     assert set(rows) <= known
 
 
@@ -335,7 +337,7 @@ def test_what_is_not_said_is_the_presets():
         quick.recipe,
         quick.image_size,
     )
-    assert plan.flags == {**quick.flags, **METHODS["advcl"].short}
+    assert plan.flags == {**quick.flags, **METHODS["advcl"].settings_type.where("short")}
     assert plan.preset == "plain"
     look = plan_of("advcl", parse(["advcl", "--data", "cifar10"]), {})
     assert (look.limit, look.num_images, look.precision) == (10_000, 1_000, "bf16-mixed")
@@ -368,11 +370,15 @@ def test_help_shows_a_methods_settings(name, capsys):
         main([name, "--help"])
     assert stop.value.code == 0
     said = "".join(capsys.readouterr().out.split())  # wherever its lines end
-    for setting, _, default in settings(METHODS[name]):
-        assert f"--{setting.replace('_', '-')}" in said
-        assert f"default{default}" in said
-    for difference in METHODS[name].differences:
-        assert f"{difference.setting}:{difference.released}|{difference.paper}(" in said
+    for field in fields(METHODS[name].settings_type):
+        assert f"--{field.name.replace('_', '-')}" in said
+        told = field.metadata
+        assert "".join(told["what"].split()) in said
+        shown = f"default{field.default}"
+        if "paper" in told:
+            why = "".join(told["why"].split())
+            shown = f"released{field.default},paper{told['paper']}({why})"
+        assert shown in said
 
 
 WRONG = {
@@ -492,7 +498,8 @@ VARIANTS = [
     ("gsa_rsl", "--no-critic"),
     ("gsa_rsl", "--no-sam --no-critic"),
     ("gsa_rsl", "--order 4-step --adaptive"),
-    ("gsa_acl", "--kind a2s"),
+    ("gsa_acl", "--order 4-step"),
+    ("gsa_on_advcl", "--supervision none --order 4-step"),
     *(("ascl_local", f"--selection {kind}") for kind in ("global", "hard", "soft")),
     ("ascl_local", "--projection linear --natural 1"),
     ("ascl_local", "--projection mlp --vat 2"),

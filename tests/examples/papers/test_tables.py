@@ -52,7 +52,7 @@ def test_a_row_can_run_or_says_why_not(table):
         if row.unavailable:
             continue
         method = METHODS[row.method]
-        method.settings_of("released", **row.flags)
+        method.settings_type.of(row.mode or "released", **row.flags)
         for name in row.protocols:
             probes.protocol(table.probe or method.probe, name)
         if OWN in row.published:
@@ -129,6 +129,23 @@ def test_flags_say_the_row():
     assert selections == ["global", "hard", "soft", "leaked"]
     for row in tables.lookup("ascl-7").rows:
         assert row.label == f"λ_SCL = {row.flags['scl']:.0f}, λ_VAT = {row.flags['vat']:.0f}"
+
+
+def test_ascl_s_rows_are_in_the_units_of_its_text(plans):
+    """Table 3 leaves out natural cross-entropy and VAT, Table 6 the first; the others have both."""
+    asked = {2: (1, 1, 2), 3: (0, 1, 0), 4: (1, 1, 2), 5: (1, 1, 2), 6: (0, None, None), 7: (1,)}
+    for number, weights in asked.items():
+        plans.clear()
+        reproduce.main(["--table", f"ascl-{number}"])
+        for plan in plans:
+            assert plan.mode == "paper"
+            if plan.method == "ascl_local":
+                s = METHODS[plan.method].settings_type.of(plan.mode, **plan.flags)
+                assert (s.keep_twin, s.anchor_mean, s.class_mean) == (True, False, False)
+                for found, weight in zip((s.natural, s.scl, s.vat), weights, strict=False):
+                    assert weight is None or found == weight
+    reproduce.main(["--table", "gsa-4", "--mode", "paper"])
+    assert plans[-1].mode == "paper"  # where a table does not say
 
 
 def test_how_a_table_s_rows_are_trained():
@@ -216,11 +233,12 @@ def test_ours_beside_theirs():
                 {"slf": (80.5, 40.25, 1.0), OWN: (70.0, None, 2.0)},
                 "x",
                 {},
+                "paper",
                 None,
                 None,
                 None,
             ),
-            Row("two", {"slf": (60.0, 30.0, 3.0)}, None, {}, None, None, "nobody knows how"),
+            Row("two", {"slf": (60.0, 30.0, 3.0)}, None, {}, None, None, None, "nobody knows how"),
         ),
         probe=None,
         note="Theirs trained longer.",
@@ -229,11 +247,11 @@ def test_ours_beside_theirs():
     assert text == (
         "**x-1** Somebody: a comparison. Per cent; theirs on cifar10, ours on digits.\n"
         "\n"
-        "|  | finetuning | SA | ours | RA | ours | mPGD | ours |\n"
-        "|---|---|--:|--:|--:|--:|--:|--:|\n"
-        "| one | slf | 80.50 | 75.0 | 40.25 | 37.5 | 1.00 | – |\n"
-        "| one | own head | 70.00 | – | – | – | 2.00 | 12.5 |\n"
-        "| two | slf | 60.00 | – | 30.00 | – | 3.00 | – |\n"
+        "|  | finetuning | settings | SA | ours | RA | ours | mPGD | ours |\n"
+        "|---|---|---|--:|--:|--:|--:|--:|--:|\n"
+        "| one | slf | paper | 80.50 | 75.0 | 40.25 | 37.5 | 1.00 | – |\n"
+        "| one | own head | paper | 70.00 | – | – | – | 2.00 | 12.5 |\n"
+        "| two | slf | – | 60.00 | – | 30.00 | – | 3.00 | – |\n"
         "\n"
         "- SA: without attack.\n"
         "- RA: under PGD-20 with steps of a tenth of the radius.\n"
@@ -261,11 +279,11 @@ def test_every_attack_of_the_chain_finds_its_column(attack, measure):
         "",
         "",
         {"it": measure},
-        (Row("a", {"slf": (1.0,)}, "x", {}, *[None] * 3),),
+        (Row("a", {"slf": (1.0,)}, "x", {}, *[None] * 4),),
         *"xy",
     )
     text = tables.render(table, {"a": [measured("slf", attack, 4)]}, "digits")
-    assert "| a | slf | 1.0 | 50.0 |" in text
+    assert "| a | slf | released | 1.0 | 50.0 |" in text
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -286,10 +304,11 @@ def plans(monkeypatch):
 
 def test_a_table_runs_its_rows(plans, capsys):
     reproduce.main(["--table", "gsa-1"])
-    assert [plan.method for plan in plans] == ["gsa_rsl", "advcl", "gsa_advcl"]
+    assert [plan.method for plan in plans] == ["gsa_rsl", "gsa_advcl", "gsa_advcl"]
     assert {plan.protocols for plan in plans} == {("slf", "alf")}
-    assert plans[1].flags == {"radius": 0.1, "supervision": "none", "steps": 7}
-    assert "| GSA-RSL | slf | 85.08 | 75.0 | 41.69 | 37.5 |" in capsys.readouterr().out
+    alone = {"sam": False, "critic": False, "benign_weight": 0.0}
+    assert {k: plans[1].flags[k] for k in alone} == alone
+    assert "| GSA-RSL | slf | released | 85.08 | 75.0 | 41.69 | 37.5 |" in capsys.readouterr().out
 
 
 def test_the_papers_preset_takes_its_backbone_and_finetuning(plans):

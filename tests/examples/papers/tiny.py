@@ -16,7 +16,8 @@ SMALL = [
     *("--epochs", "1", "--num-images", "20"),
 ]
 # Pseudo-labels of the default ensemble need 500 images.
-FLAGS = {"advcl": ["--supervision", "simclr-10"], "gsa_advcl": ["--supervision", "simclr-10"]}
+FEW = ["--supervision", "simclr-10"]
+FLAGS = {"advcl": FEW, "gsa_advcl": FEW, "gsa_on_advcl": FEW}
 
 
 def words(name: str, *more: str) -> list[str]:

@@ -344,6 +344,30 @@ def test_a_memory_bank_keeps_its_queue(encoder, images):
     trace.assert_none()
 
 
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("clamp_start", [True, False])
+def test_only_the_first_gradient_may_be_outside_of_the_box(images, clamp_start, steps):
+    seen = []
+
+    def objective(view):
+        seen.append(view.detach().clone())
+        return view.sum()
+
+    images = images.round()  # black and white: half of all starts lead out
+    adversary = AdversarialViewGenerator(Linf(0.1), steps, 0.05, clamp_start=clamp_start)
+    torch.manual_seed(0)
+    view = adversary(images, objective)
+    torch.manual_seed(0)
+    start = images + Linf(0.1).sample(images, None)
+    assert len(seen) == steps
+    if steps:
+        assert torch.equal(seen[0], start.clamp(0, 1) if clamp_start else start)
+    for inside in (*seen[1:], view):
+        assert inside.min() >= 0
+        assert inside.max() <= 1
+        assert (inside - images).abs().max() <= 0.1 + 1e-6
+
+
 def test_the_random_state_advances_by_the_start_alone(images):
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(192, 4))
     objective = lambda v: model(v).square().sum()  # noqa: E731

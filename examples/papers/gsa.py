@@ -18,7 +18,7 @@ from advssl import GlobalDivergenceCritic, SAMWrapper
 from advssl.losses import unit
 from advssl.modes import widen
 from harness.method import Terms
-from harness.schedules import optimizer, step_apart
+from harness.optimizers import optimizer, step_apart
 from harness.settings import Settings, setting
 
 

@@ -48,6 +48,10 @@ class GSARSL(Method):
         "Warm-up is linear over ten epochs; the release's is over nine, and the first iteration of "
         "each is at the cosine's full rate.",
         "The last incomplete batch of an epoch is left out; the release trains on it.",
+        "A probe is trained and attacked on one BatchNorm branch, its last epoch and the best on "
+        "validation images are told; the release trains it on the clean branch, attacks through "
+        "the adversarial one, and keeps the epoch that is best on test images under PGD.",
+        "AutoAttack is its authors' at the same radius as PGD; the release's is torchattacks'.",
     )
 
     def __init__(self, *args: Any) -> None:

@@ -1,21 +1,12 @@
-"""Learning rates as values, and optimizers by name."""
+"""Learning rates as values, and how long a method is pretrained."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
-
-import torch
-from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
-
-from advssl.distributed import average
-from advssl.modes import uphill
+from typing import Literal, Protocol
 
 _SHORT = 0.1  # of a run: warm-up takes no more
-_TRUST, _NOTHING = 1e-3, 1e-15  # of LARS
 
 
 class Schedule(Protocol):
@@ -93,61 +84,3 @@ class Recipe:
     schedule: Schedule
     optimizer: str = "sgd"
     weight_decay: float = 1e-4  # of all parameters
-
-
-class LARS(Optimizer):
-    """A rate of its own for every tensor, in the order of ACL's release.
-
-    You et al. 2017, https://arxiv.org/abs/1708.03888, Algorithm 1, of all parameters: the rate is
-    in the momentum, v ← 0.9 v + rate · trust · (g + λ w) and w ← w - v, so a change of the rate
-    reaches the gradients that come after it.
-
-    Args:
-        parameters: BatchNorm's and biases too.
-        lr: the rate.
-        weight_decay: λ.
-    """
-
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
-        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step, after ``closure``, whose loss it returns."""
-        with torch.enable_grad():
-            loss = None if closure is None else closure()
-        for group in self.param_groups:
-            for w in group["params"]:
-                if w.grad is None:
-                    continue
-                length, slope = w.norm(), w.grad.norm()
-                trust = _TRUST * length / (slope + group["weight_decay"] * length)
-                trust = trust.where((length > _NOTHING) & (slope > _NOTHING), 1.0)
-                velocity = self.state[w].setdefault("momentum_buffer", torch.zeros_like(w))
-                velocity *= 0.9
-                velocity += group["lr"] * trust * (w.grad + group["weight_decay"] * w)
-                w -= velocity
-        return loss
-
-
-def optimizer(
-    name: str, parameters: Iterable[nn.Parameter], rate: float, weight_decay: float
-) -> Optimizer:
-    """ "sgd" and "lars" with momentum 0.9, or "adam" with decoupled weight decay."""
-    if name == "sgd":
-        return SGD(parameters, rate, momentum=0.9, weight_decay=weight_decay)
-    if name == "adam":
-        return AdamW(parameters, rate, weight_decay=weight_decay)
-    if name == "lars":
-        return LARS(parameters, rate, weight_decay)
-    raise ValueError(f'optimizers are "sgd", "adam" and "lars", got {name!r}')
-
-
-def step_apart(optimizer: Optimizer, loss: Tensor) -> None:
-    """A step of an optimizer that the loop does not know, on gradients averaged over ranks."""
-    own = [p for group in optimizer.param_groups for p in group["params"]]
-    slopes = [slope for slope in uphill(loss, own) if slope is not None]
-    for parameter, gradient in zip(own, average(slopes), strict=True):
-        parameter.grad = gradient
-    optimizer.step()
-    optimizer.zero_grad()

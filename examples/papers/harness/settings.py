@@ -11,14 +11,9 @@ S = TypeVar("S", bound="Settings")
 def setting(
     released: Any, what: str, *, paper: Any = None, why: str = "", short: Any = None
 ) -> Any:
-    """A setting as it is in the released code, in the text where that differs, and in short runs.
+    """A setting: its value in the released code, ``what`` it is, and ``why`` the text has another.
 
-    Args:
-        released: the default; what the text says too, where ``paper`` is None.
-        what: what it is, for the help.
-        paper: what the text says instead.
-        why: of the difference.
-        short: instead of both, in minutes of training, not days.
+    ``short`` is for minutes of training, not days. None is no other value.
     """
     differs = {"paper": paper, "short": short}
     given = {key: value for key, value in differs.items() if value is not None}

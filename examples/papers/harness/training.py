@@ -29,7 +29,8 @@ from torch import Tensor
 
 from harness.data import Batch, Loader, pixels
 from harness.method import Method, total
-from harness.schedules import Recipe, optimizer
+from harness.optimizers import optimizer
+from harness.schedules import Recipe
 
 LAST = "last.ckpt"
 _GRAPHS = 64  # of a compiled encoder: one per BatchNorm branch, mode and kind of gradient

@@ -24,7 +24,7 @@ from gsa_rsl import GSARSL
 from harness import chain
 from harness.data import Batch, Loader, pixels
 from harness.method import IMAGENET, Method, total
-from harness.schedules import step_apart
+from harness.optimizers import step_apart
 from reproduce import METHODS
 from simclr import SimCLR
 from supcon import SupCon

@@ -275,7 +275,8 @@ def test_a_table_shows_ours_beside_the_papers_and_what_cannot_be_had(tmp_path, c
         f"{found[f'slf pgd: {attack}']:.1f}" for attack in ("PGD-20 l_inf 0.1, step 0.025", "clean")
     ]
     assert re.search(
-        rf"^\| CIFAR-10 SimCLR, 10 \| slf \| 50.10 \| {ours[0]} \| 80.34 \| {ours[1]} \|$",
+        r"^\| CIFAR-10 SimCLR, 10 \| slf \| released \| "
+        rf"50.10 \| {ours[0]} \| 80.34 \| {ours[1]} \|$",
         said,
         re.M,
     )
@@ -316,6 +317,15 @@ def test_the_page_has_every_difference():
     known = {(name, key) for name, of in METHODS.items() for key in of.settings_type.where("paper")}
     assert len(rows) == 11
     assert set(rows) <= known
+
+
+def test_the_page_has_all_that_is_ours():
+    """One row for each, under the first method that has it."""
+    rows = dict.fromkeys(line for of in METHODS.values() for line in of.ours)
+    told = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| ([^|]+) \|$", page(), re.MULTILINE)
+    whose = {line: re.findall(r"`(\w+)`", names) for names, line in told}
+    for line in rows:
+        assert whose[line] == [name for name, of in METHODS.items() if line in of.ours]
 
 
 def test_the_page_names_all_of_a_record(chains):

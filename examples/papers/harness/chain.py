@@ -37,7 +37,7 @@ class Plan:
     """All that a chain's numbers depend on.
 
     Attributes:
-        method: a name of ``reproduce.METHODS``.
+        method: a name of ``methods.METHODS``.
         mode: "released" or "paper", which differ where the code and the text do.
         flags: settings of the method that differ from its mode's.
         data: as ``advssl.evaluation.data.open_data`` reads it.

@@ -33,7 +33,7 @@ class Row:
         label: unique in the table.
         published: the printed numbers by protocol ("slf", "alf", "aff", or ``OWN``), one per
             metric; None where there is none.
-        method: its name in ``reproduce.METHODS``; None if the harness has none.
+        method: its name in ``methods.METHODS``; None if the harness has none.
         flags: settings that differ from the method's own.
         mode: "paper" or "released", whose settings the rest are; None is the run's own.
         backbone: the paper's, where it is not its ResNet-18.

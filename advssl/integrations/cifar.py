@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -90,6 +90,60 @@ class _Basic(nn.Module):
         return F.relu(skipped + self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
 
 
+class NoIdentityResNet(nn.Module):
+    """A ResNet whose blocks add a shortcut only where they change stride or width.
+
+    GSA-RSL's released network: of ResNet-18's eight basic blocks five have no shortcut at all,
+    where He et al. 2016 add the identity. Its tensors are a ResNet-18's in number and shape and
+    compute another function, so they have names of their own (``conv3``, ``bn3``), the release's.
+
+    Args:
+        in_channels: C.
+        width: channels of stem and first stage; each further stage doubles them.
+        blocks: in each stage; (2, 2, 2, 2) is the release's.
+    """
+
+    def __init__(
+        self, in_channels: int = 3, width: int = 64, blocks: Sequence[int] = (2, 2, 2, 2)
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        inputs = width
+        for stage, count in enumerate(blocks):
+            layers = []
+            for block in range(count):
+                stride = 2 if stage > 0 and block == 0 else 1
+                layers.append(_NoIdentity(inputs, width << stage, stride))
+                inputs = width << stage
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
+        self.num_features = inputs
+        _kaiming(self)
+
+    def forward(self, images: Images) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(images)))
+        for name, stage in self.named_children():
+            x = stage(x) if name.startswith("layer") else x
+        return x.mean(dim=(2, 3))
+
+
+class _NoIdentity(nn.Module):
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.adds = stride != 1 or inputs != width
+        if self.adds:
+            self.conv3 = nn.Conv2d(inputs, width, 1, stride, bias=False)
+            self.bn3 = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(out + self.bn3(self.conv3(x)) if self.adds else out)
+
+
 class CNN(nn.Module):
     """The "standard CNN" of Bui et al.: four convolutions and two of its three linear layers.
 
@@ -123,8 +177,9 @@ def _kaiming(model: nn.Module) -> None:
             nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
 
 
-ENCODERS: dict[str, Callable[[int], nn.Module]] = {
+ENCODERS: dict[str, Callable[..., nn.Module]] = {
     "wrn34_10": partial(WideResNet, 34, 10),
     "resnet20": ResNet20,
     "cnn": CNN,
+    "resnet18_no_identity": NoIdentityResNet,
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from advssl.integrations.cifar import ENCODERS
+from advssl.integrations.cifar import ENCODERS, NoIdentityResNet
 
 
 def backbone(spec: str, *, in_channels: int = 3) -> nn.Module:
@@ -15,10 +15,11 @@ def backbone(spec: str, *, in_channels: int = 3) -> nn.Module:
 
     Args:
         spec: "timm:NAME" for any of timm's models, or "cifar:NAME" for one of its ResNets with a
-            3 x 3 stem of stride 1 and no pooling, as all papers here train at 32 x 32. Narrower
+            3 x 3 stem of stride 1 and no pooling, as all papers here train at 32 x 32, and with
+            residual blocks that start active, as theirs do: timm's own end in zeros. Narrower
             with a width: "cifar:resnet18:16" has stem and first stage of 16 channels, then 32, 64
             and 128; only ResNets of basic blocks (18 and 34 layers) have one. timm has no
-            "cifar:wrn34_10", "cifar:resnet20" and "cifar:cnn"; see
+            "cifar:wrn34_10", "cifar:resnet20", "cifar:cnn" and "cifar:resnet18_no_identity"; see
             :mod:`advssl.integrations.cifar`.
         in_channels: C.
 
@@ -34,9 +35,11 @@ def backbone(spec: str, *, in_channels: int = 3) -> nn.Module:
             f'a backbone is "timm:NAME", "cifar:NAME" or "cifar:NAME:WIDTH", got {spec!r}'
         )
     if source == "cifar" and name in ENCODERS:
-        if width:
+        if not width:
+            return ENCODERS[name](in_channels)
+        if name != "resnet18_no_identity":
             raise ValueError(f"{name} has no width to choose, got {spec!r}")
-        return ENCODERS[name](in_channels)
+        return NoIdentityResNet(in_channels, _widths(width)[0])
     try:
         import timm
     except ImportError as error:
@@ -44,9 +47,11 @@ def backbone(spec: str, *, in_channels: int = 3) -> nn.Module:
     if not timm.is_model(name):
         close = ", ".join(get_close_matches(name, timm.list_models(), n=5))
         raise ValueError(f"timm has no model {name!r}; close to it: {close or 'none'}")
-    narrow: dict[str, Any] = {"channels": _widths(width)} if width else {}
+    asked: dict[str, Any] = {"channels": _widths(width)} if width else {}
+    if source == "cifar" and name.startswith("resnet"):
+        asked["zero_init_last"] = False  # every paper's blocks start active, timm's idle
     try:
-        model: Any = timm.create_model(name, num_classes=0, in_chans=in_channels, **narrow)
+        model: Any = timm.create_model(name, num_classes=0, in_chans=in_channels, **asked)
     except TypeError as error:
         raise ValueError(f"timm's {name} has no width to choose, got {spec!r}") from error
     if source == "cifar":

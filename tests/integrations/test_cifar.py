@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from advssl import branch_batchnorm, evaluating, on_branch
-from advssl.integrations.cifar import CNN, ENCODERS, ResNet20, WideResNet
+from advssl.integrations.cifar import CNN, ENCODERS, NoIdentityResNet, ResNet20, WideResNet
+from advssl.integrations.timm import backbone
 
-SMALL = [lambda: WideResNet(10, 1), ResNet20, CNN]
+SMALL = [lambda: WideResNet(10, 1), ResNet20, lambda: NoIdentityResNet(width=4), CNN]
 
 
 def parameters(model: torch.nn.Module) -> int:
@@ -21,6 +22,7 @@ def parameters(model: torch.nn.Module) -> int:
         ("wrn34_10", 640, 46_160_474),  # 46.2 million
         ("resnet20", 64, 269_722),  # 0.27 million in Table 6 of He et al. 2016
         ("cnn", 256, 1_147_978),
+        ("resnet18_no_identity", 512, 11_173_962),  # a ResNet-18's: identities have no weights
     ],
 )
 def test_sizes_are_the_published_ones(name, width, with_classifier):
@@ -69,7 +71,7 @@ def test_one_graph(make):
     torch.testing.assert_close(whole(x), expected)
 
 
-@pytest.mark.parametrize("make", SMALL[:2])
+@pytest.mark.parametrize("make", SMALL[:3])
 def test_batchnorm_has_branches(make):
     model, x = branch_batchnorm(make(), ("clean", "adversarial")), torch.rand(4, 3, 32, 32)
     with on_branch(model, "adversarial"):
@@ -95,6 +97,52 @@ def test_a_shortcut_without_weights_keeps_every_second_pixel():
     out = block(x)
     assert torch.equal(out[:, :16], x[:, :, ::2, ::2])
     assert out[:, 16:].count_nonzero() == 0
+
+
+class Nothing(torch.nn.Module):
+    def forward(self, x):
+        return torch.zeros_like(x)
+
+
+def test_a_block_without_projection_adds_nothing():
+    """timm's ResNet-18 with its identities replaced by zeros, and weights of the same order."""
+    ours, theirs = NoIdentityResNet(width=4), backbone("cifar:resnet18:4")
+    with_identity = [
+        block
+        for stage in (theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4)
+        for block in stage
+        if block.downsample is None
+    ]
+    assert len(with_identity) == 5
+    for block in with_identity:
+        block.downsample = Nothing()
+    own = {
+        name.replace("conv3.", "downsample.0.").replace("bn3.", "downsample.1."): value
+        for name, value in ours.state_dict().items()
+    }
+    theirs.load_state_dict(own)
+    x = torch.rand(4, 3, 16, 16, dtype=torch.float64)
+    torch.testing.assert_close(ours.double()(x), theirs.double()(x), rtol=1e-12, atol=1e-12)
+    for block in with_identity:
+        block.downsample = None
+    assert not torch.allclose(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("name", ["resnet18:4", "resnet34:4", "resnet50", "resnet18_no_identity:4"])
+def test_blocks_start_active_as_the_papers_do(name):
+    """He's start, fan-out, and every BatchNorm at weight 1: no residual branch ends in zeros."""
+    torch.manual_seed(0)
+    for module in backbone(f"cifar:{name}").modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            assert (module.weight == 1).all()
+            assert (module.bias == 0).all()
+        if isinstance(module, torch.nn.Conv2d) and module.weight.numel() > 5000:
+            fan_out = module.out_channels * module.kernel_size[0] ** 2
+            assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
+
+
+def test_a_backbone_by_timms_name_starts_as_timms():
+    assert (backbone("timm:resnet18").layer1[0].bn2.weight == 0).all()
 
 
 def test_errors():

@@ -96,14 +96,6 @@ NAMINGS: Mapping[str, Renaming] = MappingProxyType(
             (_BLOCK + r"downsample\.conv\.", r"\1.downsample.0."),
             (_BLOCK + r"downsample\.bn\.", r"\1.downsample.1."),
         ),
-        "conv3 (GSA's BasicBlock)": (
-            (_BLOCK + r"conv3\.", r"\1.downsample.0."),
-            (_BLOCK + r"bn3\.", r"\1.downsample.1."),
-        ),
-        "conv4 (GSA's Bottleneck)": (
-            (_BLOCK + r"conv4\.", r"\1.downsample.0."),
-            (_BLOCK + r"bn4\.", r"\1.downsample.1."),
-        ),
         "nn.Sequential of torchvision's children (lightly's examples)": (
             (r"^0\.", "conv1."),
             (r"^1\.", "bn1."),
@@ -839,6 +831,18 @@ def _refusal(
 
 
 def _advice(file: Mapping[str, Any], target: _Target, closest: _Attempt | None) -> Iterator[str]:
+    places = dict.fromkeys(place for form in FORMATS for place in form.places)
+    names = dict.fromkeys(name for place in places for name in _tensors(file, place))
+    if _lacks_identity(names) != _lacks_identity(target.tensors):
+        one, other = "file", "encoder"
+        if _lacks_identity(target.tensors):
+            one, other = other, one
+        yield (
+            f"the {one}'s network adds no identity where a block keeps its shape, as GSA-RSL's "
+            f"release, the {other}'s does: with the same weights they compute different functions; "
+            'the first is backbone "cifar:resnet18_no_identity", the second "cifar:resnet18"'
+        )
+        return
     if closest is not None and any(
         re.search(r"\.parametrizations\.|\.weight_[gv]$", key) for key in closest.unexpected
     ):
@@ -854,13 +858,19 @@ def _advice(file: Mapping[str, Any], target: _Target, closest: _Attempt | None) 
             yield "allow_partial=True ignores what is unexpected, if the encoder is the right one"
         return
     ending = "." + _canonical(next(iter(target.tensors)), ())
-    places = dict.fromkeys(place for form in FORMATS for place in form.places)
-    names = dict.fromkeys(name for place in places for name in _tensors(file, place))
     ends = [name.removesuffix(ending[1:]) for name in names if name.endswith(ending)]
     # The innermost blocks of an encoder have a conv1 as well: only the outermost counts.
     outer = [e for e in ends if not any(e != o and e.startswith(o) for o in ends)]
     if outer:
         yield f"the encoder's names stand behind {_quoted(outer)}; try that as prefix="
+
+
+def _lacks_identity(names: Collection[str]) -> bool:
+    """Whether shortcuts are called as GSA-RSL's release calls them, whose blocks have no others."""
+    shortcut = re.compile(r"layer(\d)\.0\.conv(\d)\.weight$")
+    found = {match.groups() for name in names if (match := shortcut.search(name))}
+    # A usual Bottleneck has a conv3, in the first stage too, and no block has a conv4.
+    return ("2", "4") in found or (("2", "3") in found and ("1", "3") not in found)
 
 
 def _route(of: _Attempt | LoadReport) -> str:

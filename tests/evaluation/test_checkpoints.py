@@ -20,6 +20,7 @@ from advssl.evaluation.checkpoints import (
     bn_branches,
     load_encoder,
 )
+from advssl.integrations.cifar import NoIdentityResNet
 
 timm_resnet = pytest.importorskip("timm.models.resnet")
 
@@ -34,12 +35,24 @@ def small(block="BasicBlock", seed=0, **options) -> nn.Module:
         stem_width=4,
         **{"num_classes": 0, **options},
     )
+    return randomised(net)
+
+
+def randomised(net: nn.Module) -> nn.Module:
     for value in net.state_dict().values():
         if value.is_floating_point():
             value.copy_(torch.rand_like(value) + 0.5)
         else:
             value.fill_(7)
     return net
+
+
+def network(make, block="BasicBlock", seed=0) -> nn.Module:
+    """A small network of the kind that a layout is of."""
+    if make is not gsa:
+        return small(block, seed)
+    torch.manual_seed(seed)
+    return randomised(NoIdentityResNet(width=4, blocks=(1, 1, 1, 1)))
 
 
 def tiny(**options) -> nn.Module:
@@ -216,10 +229,7 @@ def advcl(net, own):
 
 def gsa(net, own):
     state = branched(net, own, ".{}", 2)
-    pairs = (("downsample.0", "conv3"), ("downsample.1", "bn3"))
-    if any(name.endswith("conv3.weight") for name in own):  # a Bottleneck has a third of its own
-        pairs = (("downsample.0", "conv4"), ("downsample.1", "bn4"))
-    state = {**prefixed(renamed(state, *pairs), "encoder."), **prefixed(INPUT, "encoder.")}
+    state = {**prefixed(state, "encoder."), **prefixed(INPUT, "encoder.")}
     state |= {"head.0.weight": HEAD, "fc.weight": HEAD}
     content = {
         "args": argparse.Namespace(lr=0.5),
@@ -241,7 +251,7 @@ def test_every_format_has_a_layout_here():
 @pytest.mark.parametrize("block", ["BasicBlock", "Bottleneck"])
 @pytest.mark.parametrize("make", LAYOUTS, ids=lambda f: f.__name__)
 def test_every_layout_loads_to_the_last_bit(make, block, how, path):
-    theirs, encoder = small(block), small(block, seed=1)
+    theirs, encoder = network(make, block), network(make, block, seed=1)
     content, options, told = make(theirs, theirs.state_dict())
     name = make.__name__.removesuffix("_v3")
     format = "auto" if how == "auto" else name
@@ -257,9 +267,9 @@ def test_every_layout_loads_to_the_last_bit(make, block, how, path):
 
 @pytest.mark.parametrize("make", LAYOUTS, ids=lambda f: f.__name__)
 def test_what_stays_in_the_file_is_listed(make, path):
-    theirs = small()
+    theirs = network(make)
     content, options, _ = make(theirs, theirs.state_dict())
-    report = load_encoder(small(seed=1), saved(content, path), **options)
+    report = load_encoder(network(make, seed=1), saved(content, path), **options)
     held = content[report.place] if report.place else content
     others = {key for key in content if report.place and key != report.place}
     taken = len(theirs.state_dict())
@@ -786,7 +796,7 @@ def test_one_set_fills_every_branch(path):
 
 @pytest.mark.parametrize("make", [acl, dynacl, advcl, gsa], ids=lambda f: f.__name__)
 def test_the_papers_branches_fill_ours(make, path):
-    theirs, encoder = small(), branch_batchnorm(small(seed=1))
+    theirs, encoder = network(make), branch_batchnorm(network(make, seed=1))
     content, _, _ = make(theirs, theirs.state_dict())
     report = load_encoder(encoder, saved(content, path))
     assert same(keep_branch(encoder, "clean"), of_set(theirs, 0))
@@ -803,11 +813,11 @@ def test_the_third_set_of_advcl(path):
 
 @pytest.mark.parametrize("make", [acl, dynacl, advcl, gsa], ids=lambda f: f.__name__)
 def test_clean_and_adversarial_mean_the_same_everywhere(make, path):
-    theirs = small()
+    theirs = network(make)
     content, _, _ = make(theirs, theirs.state_dict())
     saved(content, path)
     for i, word in enumerate(("clean", "adversarial")):
-        encoder = small(seed=1)
+        encoder = network(make, seed=1)
         load_encoder(encoder, path, bn_branch=word)
         assert same(encoder, of_set(theirs, i))
 
@@ -824,19 +834,38 @@ def test_a_single_numbered_set_is_no_choice(path):
     assert same(keep_branch(ours, "adversarial"), theirs.state_dict())
 
 
+def test_a_network_without_identities_is_not_taken_for_a_resnet(path):
+    """Nor a ResNet for it: names apart their tensors fit, and compute another function."""
+    said = "adds no identity .* compute different functions; the first is backbone"
+    theirs = network(gsa)
+    branch = {"bn_branch": "clean"}
+    content, _, _ = gsa(theirs, theirs.state_dict())
+    for options in ({}, {"format": "gsa"}, {"allow_partial": True}, branch):
+        refuse(small(), saved(content, path), f"the file's network {said}", **options)
+    refuse(small("Bottleneck"), path, f"the file's network {said}")
+    refuse(network(gsa), saved(small().state_dict(), path), f"the encoder's network {said}")
+    theirs = {  # the release's Bottleneck
+        name.replace("downsample.0", "conv4").replace("downsample.1", "bn4"): value
+        for name, value in small("Bottleneck").state_dict().items()
+    }
+    refuse(small("Bottleneck"), saved(theirs, path), f"the file's network {said}")
+    message = refuse(tiny(), saved(small().state_dict(), path), "none of the encoder's|not fill")
+    assert "identity" not in message
+
+
 @pytest.mark.parametrize("make", [acl, advcl, gsa], ids=lambda f: f.__name__)
 def test_several_branches_must_be_chosen_from(make, path):
-    theirs = small()
+    theirs, ours = network(make), network(make, seed=1)
     content, _, _ = make(theirs, theirs.state_dict())
     path = saved(content, path)
     words = '"clean", "adversarial"' if make is gsa else '"normal", "pgd"'
-    refuse(small(seed=1), path, f"has the BatchNorm branches {words}.*bn_branch=")
-    refuse(small(seed=1), path, f"no BatchNorm branch 'pdg', it has {words}", bn_branch="pdg")
+    refuse(ours, path, f"has the BatchNorm branches {words}.*bn_branch=")
+    refuse(ours, path, f"no BatchNorm branch 'pdg', it has {words}", bn_branch="pdg")
 
 
 @pytest.mark.parametrize("make", LAYOUTS, ids=lambda f: f.__name__)
 def test_the_branches_to_choose_from(make, path):
-    theirs, ours = small(), small(seed=1)
+    theirs, ours = network(make), network(make, seed=1)
     before = copy.deepcopy(ours.state_dict())
     content, _, _ = make(theirs, theirs.state_dict())
     found = bn_branches(ours, saved(content, path))
@@ -1100,13 +1129,13 @@ def test_an_encoder_without_tensors_is_refused(path):
 
 
 def test_the_report_reads_well(path):
-    theirs = small()
+    theirs = network(gsa)
     content, options, _ = gsa(theirs, theirs.state_dict())
-    report = load_encoder(small(seed=1), saved(content, path), **options)
+    report = load_encoder(network(gsa, seed=1), saved(content, path), **options)
     assert str(report).splitlines() == [
-        "78 tensors loaded as \"gsa\" in 'model' behind 'encoder.'",
+        "72 tensors loaded as \"gsa\" in 'model' behind 'encoder.'",
         "BatchNorm branch: adversarial",
-        "ignored: bn1 (5), layer1 (15), layer2 (15), layer3 (15), layer4 (15), normalize (2), "
+        "ignored: bn1 (5), layer1 (10), layer2 (15), layer3 (15), layer4 (15), normalize (2), "
         "head (1), fc (1), args (1), discriminator (1), d_optimizer (1)",
         "the file's encoder normalises its input: mean 0.1, 0.2, 0.3; std 0.4, 0.5, 0.6",
     ]

@@ -97,6 +97,7 @@ class AdvCLGSA(GSAOnAdvCL):
     settings: AdvCLGSASettings
     settings_type = AdvCLGSASettings
     recipe, probe, pixels, strong_as = GSARSL.recipe, "gsa", IMAGENET, GSARSL.strong_as
+    released_network = GSARSL.released_network
     head_as = {"of_unit": True}  # and no BatchNorm
     ours = (AdvCL.ours[1], *GSARSL.ours)
 

@@ -43,6 +43,7 @@ class GSARSL(Method):
     settings_type = GSARSLSettings
     recipe = Recipe(500, 512, WarmupCosine(0.5, 10, floor=1e-8, per_epoch="start"))
     probe, pixels, strong_as = "gsa", IMAGENET, {"blur_p": 0.5}
+    released_network = "resnet18_no_identity"
     ours = (
         *GSA.ours,
         "Warm-up is linear over ten epochs; the release's is over nine, and the first iteration of "

@@ -41,6 +41,7 @@ class Method(nn.Module):
     recipe: ClassVar[Recipe]  # the paper's schedule
     probe: ClassVar[str] = "advcl"  # the paper's finetuning: a preset of advssl.evaluation.probes
     ours: ClassVar[tuple[str, ...]] = ()  # what we do differently from both code and text
+    released_network: ClassVar[str] = "resnet18"  # the released code's; the text's is a ResNet-18
     labelled: ClassVar[bool] = False  # whether training reads labels
     pixels: ClassVar[tuple[tuple[float, ...], tuple[float, ...]] | None] = None  # mean, std
     strong_as: ClassVar[Mapping[str, Any]] = {}  # the strong augmentation, where not the usual one

@@ -67,6 +67,8 @@ def plan_of(
         batch_size=options.batch_size or recipe.batch_size,
     )
     backbone = options.backbone or preset.backbone
+    if options.mode == "released" and not options.backbone:
+        backbone = backbone.replace("resnet18", method.released_network)
     if options.width:
         if not backbone.startswith("cifar:"):
             raise ValueError(f"--width is of a cifar:resnet18, got --backbone {backbone}")

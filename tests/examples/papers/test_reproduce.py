@@ -167,7 +167,7 @@ def test_exported_encoders_are_read_with_their_normalisation(name, chains):
     method = tiny.train(tiny.plan(name), chains(name)).method
     folder, _ = record_in(chains(name), name)
     for branch, encoder in chain.encoders(method).items():
-        there = backbone("cifar:resnet18:2")
+        there = backbone(tiny.plan(name).backbone)
         report = load_encoder(there, folder / (f"encoder-{branch}.pt" if branch else "encoder.pt"))
         assert tiny.same(there.state_dict(), encoder.state_dict())
         if method.pixels is None:
@@ -179,7 +179,8 @@ def test_exported_encoders_are_read_with_their_normalisation(name, chains):
 
 def test_advssl_evaluates_an_exported_encoder(chains, tmp_path, capsys):
     folder, _ = record_in(chains("gsa_rsl"), "gsa_rsl")
-    words = ["evaluate", "--backbone", "cifar:resnet18:2", "--image-size", "8", "--eps", "0.1"]
+    own = tiny.plan("gsa_rsl").backbone
+    words = ["evaluate", "--backbone", own, "--image-size", "8", "--eps", "0.1"]
     words += ["--checkpoint", str(folder / "encoder-adversarial.pt"), "--attacks", "clean"]
     advssl([*words, "--num-images", "20", "--out", str(tmp_path)])
     assert "normalises its input" in capsys.readouterr().out
@@ -354,6 +355,19 @@ def test_what_is_not_said_is_the_presets():
     paper = plan_of("advcl", parse(["advcl", "--data", "cifar10", "--preset", "paper"]), {})
     assert paper.recipe == METHODS["advcl"].recipe
     assert (paper.limit, paper.preset, paper.flags) == (None, "advcl", {})
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", METHODS)
+def test_the_network_is_the_releases_or_the_texts(name, preset):
+    """Of GSA-RSL's authors the released one adds no identity; all texts say ResNet-18."""
+    told = {mode: [name, "--preset", preset, "--mode", mode] for mode in ("released", "paper")}
+    found = {mode: plan_of(name, parse(words), {}).backbone for mode, words in told.items()}
+    assert found["paper"] == PRESETS[preset].backbone
+    own = "resnet18_no_identity" if name in ("gsa_rsl", "gsa_advcl") else "resnet18"
+    assert found["released"] == PRESETS[preset].backbone.replace("resnet18", own)
+    asked = plan_of(name, parse([*told["released"], "--backbone", "cifar:resnet34"]), {})
+    assert asked.backbone == "cifar:resnet34"
 
 
 def test_what_is_said_counts():

@@ -104,6 +104,7 @@ class AdversarialViewGenerator(nn.Module):
             raise ValueError(f"ball must know radius, sample, steepest and project, got {ball!r}")
         radius = positive("the radius of the ball", ball.radius)
         steps = whole("steps", steps, 0)
+        chosen = step_size is not None
         if step_size is None:
             step_size = 2.5 * radius / max(steps, 1)
         step_size = positive("step_size", step_size)
@@ -130,7 +131,7 @@ class AdversarialViewGenerator(nn.Module):
             raise ValueError(
                 f"mean and std need one number per channel, std above zero, got {mean} and {std}"
             )
-        self._check_units()
+        self._check_units(step_chosen=chosen)
 
     def forward(
         self,
@@ -322,7 +323,7 @@ class AdversarialViewGenerator(nn.Module):
                 stacklevel=2,
             )
 
-    def _check_units(self) -> None:
+    def _check_units(self, step_chosen: bool) -> None:
         """Numbers in 255 grey levels, where the bounds are others."""
         if self.bounds is None:
             return
@@ -339,7 +340,7 @@ class AdversarialViewGenerator(nn.Module):
                 "grey levels write mean and std over 255",
                 stacklevel=3,
             )
-        if self.step_size > widest(self.ball, bounds=self.bounds):
+        if step_chosen and self.step_size > widest(self.ball, bounds=self.bounds):
             warnings.warn(
                 f"a step_size of {self.step_size:.4g} crosses the whole range of images in bounds "
                 f"{self.bounds}; it is in their unit: of 255 grey levels write "

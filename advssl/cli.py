@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeAlias
 import torch
 from torch import nn
 
-from advssl.balls import L2, Ball, Linf
+from advssl.balls import L2, Ball, Linf, check_radius
 from advssl.evaluation import attacks, comparison, diagnostics, probes, records, report
 from advssl.evaluation.checkpoints import FORMATS, bn_branches, load_encoder
 from advssl.evaluation.data import Data, batches, open_data, split_spec, targets
@@ -66,7 +66,7 @@ def evaluate(options: argparse.Namespace, command: str) -> dict[str, Path]:
     blank = backbone(options.backbone).eval()
     data = _data(options)
     measured = _measured_on(data, options.num_images)
-    _check_radius(ball, measured)
+    _check_radius(ball, measured[0][0].shape[1:])
     encoders, model = _encoders(options, blank)
     job = _Job(options, data, measured, ball, chosen)
     with attacks.progress_bars() as progress:
@@ -327,23 +327,15 @@ def _attacks(names: Sequence[str], ball: Ball) -> list[attacks.Attack]:
 
 def _ball(options: argparse.Namespace) -> Ball:
     ball = Linf(options.eps) if options.norm == "linf" else L2(options.eps)
-    if options.norm == "linf":
-        _refuse_from(ball, 1.0)
+    _check_radius(ball)
     return ball
 
 
-def _check_radius(ball: Ball, measured: Batches) -> None:
-    if isinstance(ball, L2):
-        _refuse_from(ball, math.sqrt(measured[0][0][0].numel()))
-
-
-def _refuse_from(ball: Ball, radius: float) -> None:
-    if ball.radius >= radius:
-        raise ValueError(
-            f"--eps {ball.radius:g}: from a radius of {radius:.4g} on every image can become any "
-            f"other; radii are in pixels of [0, 1], {ball.radius:g} grey levels are "
-            f"{ball.radius:g}/255"
-        )
+def _check_radius(ball: Ball, shape: Sequence[int] | None = None) -> None:
+    try:
+        check_radius(ball, shape)
+    except ValueError as error:
+        raise ValueError(f"--eps: {error}") from error
 
 
 # --- compare --------------------------------------------------------------------------------------

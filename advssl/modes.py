@@ -421,17 +421,19 @@ def modules_reached(function: Callable[..., Any]) -> list[nn.Module]:
 def state_marks(modules: Iterable[nn.Module]) -> dict[tuple[nn.Module, str], Any]:
     """What tells whether a module's state moved, by module and name; see :func:`moved_since`.
 
-    State is parameters, buffers, tensors without a graph and numbers that are plain attributes.
+    State is parameters, buffers, and numbers that are plain attributes; of tensors that are plain
+    attributes those that are changed in place: one that is replaced is an output remembered.
     """
     marks: dict[tuple[nn.Module, str], Any] = {}
     for module in modules:
-        named = dict(vars(module))
-        named |= module.named_parameters(recurse=False)
-        named |= module.named_buffers(recurse=False)
-        for name, value in named.items():
+        registered = {
+            **dict(module.named_parameters(recurse=False)),
+            **dict(module.named_buffers(recurse=False)),
+        }
+        for name, value in {**vars(module), **registered}.items():
             if isinstance(value, Tensor):
                 if value.is_leaf and not value.is_inference():
-                    marks[module, name] = (value, value._version)
+                    marks[module, name] = (value, value._version, name in registered)
             elif isinstance(value, int | float) and not isinstance(value, bool):
                 marks[module, name] = value
     return marks
@@ -449,7 +451,8 @@ def moved_since(marks: dict[tuple[nn.Module, str], Any]) -> list[tuple[nn.Module
 
 def _same_mark(before: Any, after: Any) -> bool:
     if isinstance(before, tuple) and isinstance(after, tuple):
-        return before[0] is after[0] and before[1] == after[1]
+        (old, version, registered), (new, now, _) = before, after
+        return version == now if old is new else not registered
     return type(before) is type(after) and bool(before == after)
 
 

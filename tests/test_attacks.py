@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import OrderedDict
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -545,6 +546,30 @@ def test_nothing_is_said_of_what_does_not_move_or_is_meant_to(images, stateful):
         adversary(images, lambda v: queue(net(v)), freeze=meant)
     net.eval()
     adversary(images, lambda v: net(v).square().sum(1))
+
+
+class Remembers(nn.Module):
+    """An output that is remembered is no state; rows that are written into are, as in a queue."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.seen, self.in_place = torch.zeros(8, 192), in_place
+
+    def forward(self, v):
+        out = v.flatten(1)
+        if self.in_place:
+            self.seen.copy_(out.detach())
+        else:
+            self.seen = out.detach()
+        return out.square().sum(1)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_remembered_output_is_no_state(images, in_place):
+    net = Remembers(in_place)
+    said = pytest.warns(UserWarning, match="Remembers") if in_place else nullcontext()
+    with said:
+        AdversarialViewGenerator(steps=1)(images, lambda v: net(v))
 
 
 def test_looking_for_state_compiles_nothing_anew(images):

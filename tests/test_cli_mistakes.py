@@ -76,7 +76,7 @@ EVALUATE = {
     [
         *(("--eps", v, RADIUS) for v in ("8/0", "0/0", "abc", "nan", "-1", "0", "1e999", "inf")),
         *(("--eps", v, RADIUS) for v in ("8/255/2", "8,0/255", "", "/", "1e-999", "8/inf")),
-        *(("--eps", v, r"--eps .*grey levels are .*/255") for v in ("8", "1", "255", "8.0/1")),
+        *(("--eps", v, r"--eps: .*255 grey levels write .* / 255") for v in ("8", "255", "8.0/1")),
         *(("--image-size", v, f"image-size: {NUMBER} 1") for v in ("0", "-1", "x", "", "32.0")),
         *(("--image-size", v, f"image-size: {NUMBER} 1") for v in ("1000000000", "32x32", "٣٢")),
         *(("--num-images", v, f"num-images: {NUMBER} 0") for v in ("-1", "x", "", "1.5", "1e3")),
@@ -157,7 +157,8 @@ def test_of_a_radius_that_reaches_every_image(capsys):
     """As long as the diagonal of the images' cube, √(3 · 32 · 32)."""
     words = [word for pair in EVALUATE.items() for word in pair]
     text = said(capsys, "evaluate", *words, "--norm", "l2", "--eps", "128")
-    assert "--eps 128: from a radius of 55.43 on" in text
+    assert "--eps: " in text
+    assert "55.43" in text
 
 
 def test_of_an_empty_class(capsys, place):
@@ -204,7 +205,7 @@ def written(place: Path, command: str = ASKED, left: int = 1, classifier: str | 
             (f"{ASKED} {word}", word)
             for word in ("--help", "-h", "--radius 8", "--eps 8/0", "more")
         ),
-        (f"{ASKED} --eps 8", "grey levels"),
+        (f"{ASKED} --eps 8", "255 grey levels"),
         (f"{ASKED} --seed", "expected one argument"),
         (f"{ASKED} 'open", "No closing quotation"),
         ("advssl evaluate", "required: --backbone"),

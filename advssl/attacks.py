@@ -31,6 +31,7 @@ from advssl.types import (
     modules_of,
     numbers,
     positive,
+    see,
     whole,
 )
 
@@ -319,7 +320,7 @@ class AdversarialViewGenerator(nn.Module):
             warnings.warn(
                 f"the attack moves state of modules that are not frozen: {', '.join(new)}, once in "
                 "every step; give the modules in freeze= to have them back as they were, or "
-                "freeze=() if they are meant to move",
+                "freeze=() if they are meant to move" + see("State that moves in an attack"),
                 stacklevel=2,
             )
 
@@ -377,6 +378,7 @@ class AdversarialViewGenerator(nn.Module):
             raise ValueError(
                 f"images must lie in bounds {self.bounds}, got {', '.join(seen)}; give mean= and "
                 "std= of normalised images, or bounds=None for views that are not images in a box"
+                + see("Images outside the bounds")
             )
         for step, (value, gradient) in enumerate(
             zip(answers[1::2], answers[2::2], strict=True), start=1
@@ -385,6 +387,7 @@ class AdversarialViewGenerator(nn.Module):
                 raise ValueError(
                     f"{'the gradient of the' if value else 'the'} objective is not finite at step "
                     f"{step} of {self.steps}; look for a square root, logarithm or division at zero"
+                    + see("Numbers that are not finite")
                 )
 
     def _in_bounds(self, pixels: Images) -> Tensor:
@@ -397,6 +400,7 @@ class AdversarialViewGenerator(nn.Module):
 _NO_GRADIENT = (
     "the objective has no gradient in any view; compute it from the views that it is given, "
     "without no_grad, inference_mode, detach or a detour through numpy"
+    + see("An objective without gradient")
 )
 # Beside the generators and not in them, where a module that is given back would forget it.
 _SAID: WeakKeyDictionary[AdversarialViewGenerator, set[str]] = WeakKeyDictionary()

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Generator, Tensor
 
-from advssl.types import Images, PerExample, Perturbation, positive
+from advssl.types import Images, PerExample, Perturbation, positive, see
 
 
 @runtime_checkable
@@ -138,6 +138,7 @@ def check_radius(
             f"{ball} is wider than the whole range of images in {list(bounds)}, {whole:.4g} in its "
             f"norm, so any image would do; the radius is in the images' unit: of 255 grey levels "
             f"write {ball.radius:.4g} / 255, or keep images and bounds in [0, 255]"
+            + see("A radius in grey levels")
         )
 
 

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from advssl.modes import copied
-from advssl.types import described
+from advssl.types import described, see
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -272,6 +272,7 @@ def _refuse_recomputation(entered_in: int) -> None:
             "a normalisation layer with branches is recomputed during backward, when the branch of "
             "the forward pass is on no more; open `with on_branch(model, name):` inside the "
             "function that torch.utils.checkpoint runs, or do without checkpointing"
+            + see("Branches and activation checkpointing")
         )
 
 

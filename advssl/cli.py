@@ -24,7 +24,7 @@ from advssl.evaluation import attacks, comparison, diagnostics, probes, records,
 from advssl.evaluation.checkpoints import FORMATS, bn_branches, load_encoder
 from advssl.evaluation.data import Data, batches, open_data, split_spec, targets
 from advssl.integrations.timm import backbone
-from advssl.types import Images, Labels
+from advssl.types import Images, Labels, see
 
 Batches: TypeAlias = list[tuple[Images, Labels]]
 Encoders: TypeAlias = dict[str | None, nn.Module]  # by BatchNorm branch
@@ -413,7 +413,9 @@ class _Earlier:
             classifier = self._filled(path, probes.protocol(self.options.preset, section.protocol))
         except Exception as error:  # whatever a file or a record by others leads to
             reason = " ".join(str(error).split())
-            raise ValueError(f"{path} does not fit its record: {reason}") from error
+            raise ValueError(
+                f"{path} does not fit its record: {reason}" + see("A record that is refused")
+            ) from error
         if attacks.classifier_fingerprint(classifier)[:16] != section.classifier:
             raise ValueError(f"{path} is not what was measured; run again: {self.written.command}")
         return classifier.eval().requires_grad_(False).to(_device())

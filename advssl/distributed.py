@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from advssl.modes import widen
-from advssl.types import described
+from advssl.types import described, see
 
 _SHOWN = 400  # bytes of what a rank holds, in messages
 
@@ -58,6 +58,7 @@ def agree(what: str, seen: Any, device: torch.device | None = None) -> None:
             "all ranks must hold the same number, shapes and types of tensors, got "
             + "; ".join(f"rank {r} {_text(one)}" for r, one in enumerate(by_rank))
             + "; batches need one size (drop_last=True), what is no batch is whole on every rank"
+            + see("Ranks that do not hold the same")
         )
 
 

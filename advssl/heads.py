@@ -26,6 +26,7 @@ from advssl.types import (
     check_reduction,
     described,
     reduce,
+    see,
     whole,
 )
 
@@ -431,6 +432,7 @@ def without_index(sample: Any, alone: bool = False) -> tuple[Any, Any]:
             f"there is no index in {described(sample)}; it stands last in what IndexedDataset "
             "gives, or under 'index', and the collate function must keep it there: write "
             "DataLoader(dataset, collate_fn=dataset.with_index(collate_fn))"
+            + see("A collate function and the index")
         )
     *rest, index = sample
     if isinstance(sample, IndexedSample) or (alone and len(rest) == 1):

@@ -21,7 +21,7 @@ from torch.autograd.graph import GradientEdge
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from advssl.types import Scalar
+from advssl.types import Scalar, see
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -104,7 +104,7 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
                 f"a trainable parameter ({name}, shape {tuple(p.shape)}) was changed in place "
                 "while its module was frozen; it has its value back, but no graph that was built "
                 "before. Step optimizers outside and set requires_grad to False on a momentum "
-                "encoder that the objective updates"
+                "encoder that the objective updates" + see("A frozen parameter that is changed")
             )
 
 

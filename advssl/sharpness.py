@@ -18,7 +18,7 @@ from advssl.modes import (
     uphill,
     weights_recomputed,
 )
-from advssl.types import Closure, Scalar, described, height_of, modules_of, number
+from advssl.types import Closure, Scalar, described, height_of, modules_of, number, see
 
 
 class SAMWrapper(nn.Module):
@@ -159,7 +159,7 @@ class SAMWrapper(nn.Module):
             if torch.finfo(p.dtype).bits < 32:
                 raise ValueError(
                     f"{name} is in {p.dtype}, too coarse for a step of rho; keep parameters in "
-                    "float32 and compute under torch.autocast"
+                    "float32 and compute under torch.autocast" + see("Half precision")
                 )
             if hasattr(p, "device_mesh"):
                 raise ValueError(

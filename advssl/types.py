@@ -103,7 +103,7 @@ def embeddings_of(name: str, answer: Any) -> Embeddings:
     if flat.ndim != 2 or not flat.is_floating_point():
         raise ValueError(
             f"{name} must answer floating point embeddings (B, D), got {seen}; pool a feature map, "
-            "take the class token or the mean of a sequence"
+            "take the class token or the mean of a sequence" + see("An encoder's answer")
         )
     return flat if flat.dtype == torch.float64 else flat.float()
 
@@ -144,6 +144,11 @@ def described(value: Any) -> str:
         return f"{type(value).__name__} of [{_listed(map(described, value))}]"
     plain = value is None or isinstance(value, str | bool | int | float)
     return repr(value)[:60] if plain else f"a {type(value).__name__}"
+
+
+def see(section: str) -> str:
+    """The end of an error whose section of docs/troubleshooting.md says why, and what to do."""
+    return f' (docs/troubleshooting.md: "{section}")'
 
 
 def check_embeddings(**named: Tensor) -> None:

@@ -38,6 +38,16 @@ def test_docstrings(module):
     assert ran.failed == 0
 
 
+def test_every_section_of_troubleshooting_is_named_by_an_error_and_every_name_is_a_section():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    sections = re.split(r"^## ", page, flags=re.MULTILINE)[1:]
+    for section in sections:
+        for part in ("**You see**", "**Why.**", "**Do.**"):
+            assert part in section, (section.splitlines()[0], part)
+    source = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "advssl").rglob("*.py"))
+    assert {s.splitlines()[0] for s in sections} == {*re.findall(r'\bsee\("([^"]+)"\)', source)}
+
+
 @pytest.mark.parametrize("name", ["AdversarialViewGenerator", "SAMWrapper", "HighFreqView"])
 def test_there_are_examples_to_run(name):
     assert ">>>" in getattr(advssl, name).__doc__

@@ -33,6 +33,7 @@ from advssl.types import (
     described,
     embeddings_of,
     positive,
+    see,
     whole,
 )
 
@@ -656,6 +657,7 @@ def check_labels(labels: Labels, size: int, classes: int | None = None, of: str 
     if low < 0:
         raise ValueError(
             f"labels{of} must be classes from 0 on, got {low}; leave images without a label out"
+            + see("Labels that mean none")
         )
 
 
@@ -749,7 +751,10 @@ def logits_of(classifier: nn.Module, images: Images) -> Logits:
             f"least two classes, got {described(answer)}"
         )
     if not logits.isfinite().all():
-        raise NotFinite("the classifier's logits are not finite; a NaN has no class")
+        raise NotFinite(
+            "the classifier's logits are not finite; a NaN has no class"
+            + see("Numbers that are not finite")
+        )
     return logits
 
 

@@ -22,7 +22,7 @@ from torch.nn.parameter import is_lazy
 
 from advssl.branches import BranchBatchNorm
 from advssl.evaluation.files import as_tensor, read
-from advssl.types import described
+from advssl.types import described, see
 
 Tensors: TypeAlias = Mapping[str, Tensor]
 _InputLayer: TypeAlias = tuple[str, ...]  # the file's names of mean and std, or of what it has
@@ -751,6 +751,7 @@ def _mean_and_std(
     """One value per channel, for images in [0, 1]."""
     seen = ", ".join(f"{key} {tuple(tensors[key].shape)}" for key in layer)
     alone = "save the encoder's tensors alone, and normalise its input as it was trained, or not"
+    alone += see("A checkpoint's own normalisation")
     if len(layer) == 1 or not all(_per_channel(tensors[key], channels) for key in layer):
         raise ValueError(
             f"{path} has {seen}, which looks like an input normalisation, and is no mean and std "
@@ -827,7 +828,7 @@ def _refusal(
     tried = dict.fromkeys(f"{_route(a)}: {len(a.source)} of {size}" for a in attempts)
     lines.append(f"tried {_some(list(tried), 12) if tried else 'no format: none has its place'}")
     lines += _advice(file, target, closest)
-    return "\n".join(lines)
+    return "\n".join(lines) + see("A checkpoint that does not fill the encoder")
 
 
 def _advice(file: Mapping[str, Any], target: _Target, closest: _Attempt | None) -> Iterator[str]:

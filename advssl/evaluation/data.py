@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from advssl.types import Images, Labels, check_indices, described, whole
+from advssl.types import Images, Labels, check_indices, described, see, whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -417,11 +417,14 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
     except UnidentifiedImageError as error:
         raise ValueError(
             f"{os.fspath(path)} is no image, or of a kind that Pillow does not read; remove it, or "
-            "store it as PNG"
+            "store it as PNG" + see("An image that is refused")
         ) from error
     except Exception as error:  # Pillow raises whatever a damaged file leads to
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{os.fspath(path)} cannot be read as an image: {reason}") from error
+        raise ValueError(
+            f"{os.fspath(path)} cannot be read as an image: {reason}"
+            + see("An image that is refused")
+        ) from error
 
 
 def _pixels(image: Image, file: Image) -> Tensor:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advssl.types import described
+from advssl.types import described, see
 
 # Other files by how they begin: what they are, what to do.
 _OTHERS: tuple[tuple[bytes, str, str], ...] = (
@@ -409,7 +409,7 @@ class _Unpickler(pickle._Unpickler):  # in Python: the one in C reserves what a 
             raise _NoCheckpoint(
                 f"a pickle with code ({error}), which is never run here; where you trust the "
                 "file, load it with torch.load(path, weights_only=False) and save the tensors "
-                'alone: torch.save(checkpoint["state_dict"], new_path)'
+                'alone: torch.save(checkpoint["state_dict"], new_path)' + see("A pickle with code")
             ) from None
 
     def find_class(self, module: str, name: str) -> Any:

@@ -33,7 +33,7 @@ from advssl.evaluation.data import Data, Sample, batches, targets
 from advssl.evaluation.identity import dataset_fingerprint, identity_of, keep, kept
 from advssl.losses import unit
 from advssl.modes import copied, evaluating, frozen, random_state, random_state_kept
-from advssl.types import Images, Labels, Scalar, described, embeddings_of, number, whole
+from advssl.types import Images, Labels, Scalar, described, embeddings_of, number, see, whole
 
 Reads: TypeAlias = Literal["raw", "unit", "standard"]
 Selects: TypeAlias = Literal["validation", "test"]
@@ -457,6 +457,7 @@ def _not_diverged(epoch: int, how: Protocol) -> Iterator[None]:
         raise ValueError(
             f"{error}, in epoch {epoch + 1} of {how.epochs}: the training diverged and is no "
             f"result; take a lower learning rate than {how.learning_rate:g}"
+            + see("Numbers that are not finite")
         ) from error
 
 

@@ -48,6 +48,7 @@ from advssl.types import (
     embeddings_of,
     height_of,
     number,
+    see,
     whole,
 )
 
@@ -122,7 +123,7 @@ class _Bolt(Callback):
                 f"run again to attack it. {type(self).__name__} has to be written into it by hand: "
                 "between the computation of a loss and manual_backward, call "
                 "adversary(view, lambda v: loss_of(v), freeze=[modules]) and train on the view; "
-                "add critic.estimate(...) or sam(closure) to the loss"
+                "add critic.estimate(...) or sam(closure) to the loss" + see("Manual optimisation")
             )
         strategy = type(trainer.strategy).__name__
         if any(kind in strategy for kind in _SHARDED):
@@ -467,6 +468,7 @@ class ClusterFit(_Term):
                 f"the head has pseudo-labels of {size} images, the training dataset has length "
                 f"{len(data)}: they are not the same images in the same order; cluster the very "
                 "dataset that IndexedDataset wraps, whole, or fit a fresh head"
+                + see("Pseudo-labels of other images")
             )
         with _given_back(pl_module):
             self._look_at_a_sample(loader)
@@ -493,7 +495,7 @@ class ClusterFit(_Term):
             raise ValueError(
                 "the training DataLoader's collate_fn fails on samples that hold their index "
                 f"({error}); write collate_fn=dataset.with_index(collate_fn), dataset being the "
-                "IndexedDataset"
+                "IndexedDataset" + see("A collate function and the index")
             ) from error
 
     def _check_labels(self, labels: Tensor) -> None:
@@ -511,6 +513,7 @@ class ClusterFit(_Term):
                 f"labels that it has for the first {len(found)} images {agree:.0%} are those of "
                 "their clusters; give a fresh head, or the images, extractor and order that it "
                 "was fitted with, without augmentation or shuffling"
+                + see("Pseudo-labels of other images")
             )
 
     def term(self, clean: Calls, seen: Calls) -> Scalar:

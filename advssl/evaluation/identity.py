@@ -28,7 +28,8 @@ from advssl.evaluation.records import replacing
 from advssl.modes import evaluating
 
 _DEPENDED_ON = ("torchvision", "timm", "kornia", "lightly", "numpy", "pillow")
-_BOOKKEEPING = {*vars(nn.Module()), "_compiled_call_impl"}  # what every module has: no content
+# What every module has, and what torch.compile leaves there: no content.
+_BOOKKEEPING = {*vars(nn.Module()), "_compiled_call_impl", "_is_torch_compile"}
 _NO_CODE = {
     *("__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__annotations__"),
     *("__annotate__", "__annotate_func__", "__annotations_cache__", "__firstlineno__"),
@@ -236,10 +237,9 @@ def _tensor(value: Tensor) -> Iterator[Any]:
 
 
 def _scripted(module: Any) -> Iterator[bytes]:
-    saved = io.BytesIO()
     with evaluating(module):  # the mode is saved too
-        torch.jit.save(module, saved)
-    with zipfile.ZipFile(saved) as archive:
+        saved = module.save_to_buffer()
+    with zipfile.ZipFile(io.BytesIO(saved)) as archive:
         for name in sorted(archive.namelist()):
             inside = name.partition("/")[2]
             if inside.startswith(("code/", "data", "constants")) and "debug" not in inside:

@@ -184,7 +184,9 @@ class Classifier(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def features(self, images: Images) -> Tensor:
-        features = embeddings_of("the encoder", self.encoder((images - self.mean) / self.std))
+        features = embeddings_of(
+            "the encoder", self.encoder((images - self.mean) / self.std)
+        ).float()
         if features.shape != (len(images), self.linear.in_features):
             raise ValueError(
                 f"the encoder must answer features {(len(images), self.linear.in_features)} to "

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import copy
+import math
+import warnings
+from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+import torch.fx
 import torch.nn.functional as F
 from borrowed import Trace
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from advssl.balls import Linf
+from advssl.evaluation import probes
 from advssl.evaluation.attacks import PGD, batch_seed, measure
 from advssl.evaluation.data import Data, InMemory, batches
 from advssl.evaluation.probes import (
@@ -205,6 +212,32 @@ class TestResume:
         assert equal_states(found.last, finetune(bars_encoder, data, **asked).last)
         assert len(list(tmp_path.iterdir())) == 2
 
+    @pytest.mark.parametrize("part", ["train", "validation", "test"])
+    @pytest.mark.parametrize("of", ["image", "label"])
+    def test_any_image_and_any_label_counts(self, data, bars_encoder, tmp_path, part, of):
+        how = replace(SHORT, selects="test" if part == "test" else "validation", epochs=2)
+        finetune(bars_encoder, data, how, folder=tmp_path)
+        images = getattr(data, part)
+        if of == "image":
+            images.images[13] = 0
+        else:
+            images.targets[13] = (images.targets[13] + 1) % 3
+        found = finetune(bars_encoder, data, how, folder=tmp_path)
+        fresh = finetune(bars_encoder, data, how)
+        assert equal_states(found.last, fresh.last)
+        assert (found.history, found.best_epoch) == (fresh.history, fresh.best_epoch)
+        assert len(list(tmp_path.iterdir())) == 2
+
+    @pytest.mark.parametrize("cut", [-300, 1000, 0])
+    def test_a_damaged_file_is_trained_again(self, data, bars_encoder, tmp_path, cut):
+        first = finetune(bars_encoder, data, SHORT, folder=tmp_path)
+        (path,) = tmp_path.iterdir()
+        path.write_bytes(path.read_bytes()[:cut])
+        for _ in range(2):
+            again = finetune(bars_encoder, data, SHORT, folder=tmp_path)
+            assert equal_states(first.last, again.last)
+            assert first.history == again.history
+
     def test_nor_of_another_encoder_or_other_images(self, data, bars_encoder, tmp_path):
         finetune(bars_encoder, data, SHORT, folder=tmp_path)
         finetune(bars_encoder, replace(data, train=images_of(96, 5)), SHORT, folder=tmp_path)
@@ -231,6 +264,245 @@ def stopping(at: int):
 def equal_states(a: nn.Module, b: nn.Module) -> bool:
     a, b = a.state_dict(), b.state_dict()
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+ODD = {
+    "one left over": {"count": 17, "batch_size": 16},
+    "one in each batch": {"count": 3, "batch_size": 1},
+    "one in all": {"count": 1, "batch_size": 16},
+    "one of each class": {"count": 3, "batch_size": 16},
+}
+
+
+@pytest.mark.parametrize("loss", ["ce", "pgd", "trades"])
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("odd", ODD)
+def test_a_batch_of_one_ends_no_training(data, loss, whole, odd):
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(108, 4), nn.BatchNorm1d(4))
+    size = ODD[odd]["batch_size"]
+    how = replace(SHORT, epochs=2, batch_size=size, loss=loss, trains_encoder=whole)
+    data = replace(data, train=images_of(ODD[odd]["count"], 0), natural=True)
+    ticks = []
+    found = finetune(encoder, data, how, progress=lambda *told: ticks.append(told))
+    assert len(found.history) == 2
+    assert found.last(data.test.images).isfinite().all()
+    steps = ODD[odd]["count"] if size == 1 else 1
+    assert ticks[-1] == ("training", 2 * steps, 2 * steps)
+
+
+def test_one_that_is_left_over_joins_the_batch_before():
+    sizes = [[len(p) for p in probes._parts(torch.arange(n), 4)] for n in (1, 4, 5, 6, 9)]
+    assert sizes == [[1], [4], [5], [4, 2], [4, 5]]
+
+
+@pytest.mark.parametrize("loss", ["ce", "pgd", "trades"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_training_that_diverged_is_no_result(data, bars_encoder, tmp_path, loss, whole):
+    how = replace(SHORT, loss=loss, trains_encoder=whole, learning_rate=1e38, reads="raw")
+    advice = r"not finite.*in epoch \d of 6: the training diverged.*lower learning rate than 1e\+38"
+    for _ in range(2):
+        with pytest.raises(ValueError, match=advice):
+            finetune(bars_encoder, data, how, folder=tmp_path)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("whole", [False, True])
+def test_features_that_are_not_finite_are_refused(data, bars_encoder, value, whole):
+    with torch.no_grad():
+        bars_encoder[-1].bias[0] = value
+    with pytest.raises(ValueError, match="encoder's features are not finite"):
+        finetune(bars_encoder, data, replace(SHORT, trains_encoder=whole))
+
+
+class Answers(nn.Module):
+    """An encoder whose answer is made otherwise."""
+
+    def __init__(self, answer) -> None:
+        super().__init__()
+        self.layer, self.answer = nn.Conv2d(3, 4, 3), answer
+
+    def forward(self, images):
+        return self.answer(self.layer(images), self.training)
+
+
+def pooled(maps):
+    return maps.mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda z, _: z.mean((2, 3), keepdim=True),
+        lambda z, _: (pooled(z),),
+        lambda z, _: {"features": pooled(z)},
+        lambda z, _: pooled(z).double(),
+    ],
+)
+def test_an_answer_with_one_meaning_is_read(data, answer):
+    plain = Answers(lambda z, _: pooled(z))
+    odd = Answers(answer)
+    odd.load_state_dict(plain.state_dict())
+    for how in (SHORT, replace(SHORT, trains_encoder=True, reads="raw", epochs=2)):
+        found, expected = (finetune(e, data, how).last for e in (odd, plain))
+        torch.testing.assert_close(found(data.test.images), expected(data.test.images))
+
+
+@pytest.mark.parametrize(
+    ("answer", "complaint"),
+    [
+        (lambda z, _: z, r"must answer floating.*\(2, 4, 4, 4\); pool"),
+        (lambda z, _: z.flatten(2), r"\(2, 4, 16\); pool"),
+        (lambda z, _: (pooled(z), z), r"one tensor .*tuple of"),
+        (lambda z, _: pooled(z).long(), "got torch.int64"),
+        (lambda z, _: pooled(z).numpy(force=True), "got a ndarray"),
+        (lambda z, train: pooled(z)[:, : 3 if train else 4], r"in train and in eval.*\(32, 3\)"),
+        (lambda z, _: pooled(z)[:1], r"features \(32, 4\) to 32 images"),
+        (lambda z, _: z.view(7, 7), r"broke down on images of \(3, 6, 6\): shape"),
+    ],
+)
+def test_another_answer_is_refused_with_what_was_seen(data, answer, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        finetune(Answers(answer), data, replace(SHORT, trains_encoder=True, reads="raw"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_an_encoder_of_another_precision_is_probed_in_float32(data, bars_encoder, dtype):
+    odd = copy.deepcopy(bars_encoder).to(dtype)
+    found, expected = (finetune(e, data, SHORT).last for e in (odd, copy.deepcopy(odd).float()))
+    assert equal_states(found, expected)
+    assert odd[0].weight.dtype == dtype
+
+
+def scripted(model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated
+        return torch.jit.script(model)
+
+
+WRAPPED = {
+    "scripted": scripted,
+    "traced": torch.fx.symbolic_trace,
+    "in parallel": nn.DataParallel,
+    "compiled": lambda model: torch.compile(model, backend="eager"),
+}
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED)
+@pytest.mark.parametrize("loss", ["ce", "pgd"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_wrapped_encoder_is_probed_as_itself(data, bars_encoder, tmp_path, wrapped, loss, whole):
+    how = replace(SHORT, loss=loss, trains_encoder=whole, reads="raw", epochs=2)
+    expected = finetune(bars_encoder, data, how)
+    odd = WRAPPED[wrapped](copy.deepcopy(bars_encoder))
+    for _ in range(2):
+        found = finetune(odd, data, how, folder=tmp_path)
+        x = data.test.images
+        torch.testing.assert_close(found.last(x), expected.last(x), rtol=1e-4, atol=1e-5)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@contextmanager
+def default_dtype():
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextmanager
+def low_precision():
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        default_dtype,
+        low_precision,
+        lambda: torch.device("meta"),
+        lambda: torch.autocast("cpu"),
+        torch.no_grad,
+        torch.inference_mode,
+    ],
+)
+@pytest.mark.parametrize("loss", ["ce", "trades"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_torch_is_set_to_changes_nothing(data, bars_encoder, around, loss, whole):
+    how = replace(SHORT, loss=loss, trains_encoder=whole, epochs=2)
+    data = replace(data, natural=True)
+    expected = finetune(bars_encoder, data, how)
+    with around():
+        found = finetune(bars_encoder, data, how)
+    assert equal_states(found.last, expected.last)
+    assert found.history == expected.history
+
+
+class TestParts:
+    @pytest.mark.parametrize("part", ["train", "validation", "test"])
+    @pytest.mark.parametrize("bad", [-1, 3])
+    def test_a_label_that_is_no_class_is_refused_before_the_work(
+        self, data, bars_encoder, part, bad
+    ):
+        getattr(data, part).targets[5] = bad
+        with pytest.raises(ValueError, match=rf"labels of data.{part} must be from 0 to 2.*{bad}"):
+            finetune(bars_encoder, data, SHORT, progress=stopping(0))
+
+    def test_of_a_dataset_that_knows_its_labels_only_with_its_images(self, data, bars_encoder):
+        labels = torch.tensor([0, 1, -1, 2])
+        train = TensorDataset(torch.rand(4, 3, 6, 6), labels)
+        with pytest.raises(ValueError, match="classes from 0 on, got -1"):
+            finetune(bars_encoder, replace(data, train=train), SHORT)
+
+    @pytest.mark.parametrize(("part", "selects"), [("train", "validation"), ("test", "test")])
+    def test_one_without_images_is_named(self, data, bars_encoder, part, selects):
+        data = replace(data, **{part: images_of(0, 0)})
+        with pytest.raises(ValueError, match=f"data.{part} holds no image"):
+            finetune(bars_encoder, data, replace(SHORT, selects=selects))
+
+    @pytest.mark.parametrize("loss", ["ce", "pgd"])
+    def test_without_validation_images_the_last_epoch_is_the_best(
+        self, data, bars_encoder, tmp_path, loss
+    ):
+        blind, how = replace(data, validation=images_of(0, 0)), replace(SHORT, loss=loss)
+        for _ in range(2):
+            found = finetune(bars_encoder, blind, how, folder=tmp_path)
+            assert found.best_epoch == len(found.history) == 6
+            assert all(math.isnan(score) for score in found.history)
+            assert equal_states(found.best, found.last)
+        assert equal_states(found.last, finetune(bars_encoder, data, how).last)
+
+
+class TestProtocol:
+    def test_numbers_from_numpy_and_torch(self):
+        odd = Protocol(
+            *("slf", np.int64(6), torch.tensor(32), np.float64(0.1), torch.tensor(0.5)),
+            [np.int32(2), 3],
+        )
+        plain = Protocol("slf", 6, 32, 0.1, 0.5, (2, 3))
+        assert odd == plain
+        assert repr(odd) == repr(plain)
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            *(("epochs", v) for v in (0, 2.0, "2", None)),
+            *(("batch_size", v) for v in (0, 1.5, True)),
+            *(("learning_rate", v) for v in ("0.1", torch.nan, -1.0, None)),
+            ("weight_decay", torch.inf),
+            *(("decays", v) for v in (3, (1.5,))),
+            ("loss", "mse"),
+            ("reads", "features"),
+            ("selects", "train"),
+        ],
+    )
+    def test_nonsense_is_refused_when_it_is_written(self, field, value):
+        with pytest.raises(ValueError, match=field):
+            replace(SHORT, **{field: value})
 
 
 def test_learning_rates():
@@ -264,6 +536,12 @@ class TestClassifier:
         standard = Classifier(nn.Flatten(), 192, 4, reads="standard")
         standard.standardise(torch.zeros(5, 192))
         assert standard(images).isfinite().all()
+
+    @pytest.mark.parametrize("count", [1, 2, 100])
+    def test_one_that_only_its_rounding_varies_is_harmless_too(self, count):
+        standard = Classifier(nn.Flatten(), 192, 4, reads="standard")
+        standard.standardise(torch.full((count, 192), 0.1) * 3)
+        assert torch.equal(standard.scale, torch.zeros(192))
 
     def test_survives_a_state_dict(self, data, bars_encoder):
         how = protocol("plain", "slf")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,10 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 from advssl import L2, ClusterFitHead, Linf, evaluating, keep_branch, on_branch
 from advssl.evaluation import attacks, probes, records
 from advssl.evaluation.data import Data, batches, open_data, targets
+from advssl.evaluation.identity import dataset_fingerprint, identity_of, keep, kept
 from advssl.integrations.timm import backbone
+from advssl.modes import copied
+from advssl.types import embeddings_of
 from harness.data import Batch, Loader, pixels
 from harness.method import Method
 from harness.schedules import Recipe
@@ -152,10 +154,10 @@ def pretrained(
     identity = _identity(plan, method, images)
     folder = out / "work" / f"{plan.method}-{digest(identity)}"
     trained = folder / "method.pt"
-    if trained.exists():
-        kept = torch.load(trained, map_location="cpu", weights_only=True)
-        method.load_state_dict(kept["weights"])
-        return Pretrained(method, kept["told"])
+    there = kept(trained, digest(identity))
+    if there is not None:
+        method.load_state_dict(there["weights"])
+        return Pretrained(method, there["told"])
     if method.after is not None:  # labels of the plan's own images
         found = pretrained(
             _before(plan, method), methods, data, out, memory_gb=memory_gb, **options
@@ -180,8 +182,7 @@ def pretrained(
         return None
     told |= {"seconds": round(seconds, 1), "commit": records.commit(), "machine": records.machine()}
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-        with records.replacing(trained) as part:
-            torch.save({"weights": method.state_dict(), "told": told}, part)
+        keep(trained, digest(identity), {"weights": method.state_dict(), "told": told})
     return Pretrained(method, told)
 
 
@@ -206,15 +207,15 @@ def steps_per_epoch(plan: Plan, images: Any, devices: int = 1) -> int:
 
 
 def _identity(plan: Plan, method: Method, images: Any) -> dict[str, Any]:
-    """What the pretrained weights depend on, as plain JSON; a few images stand for all of them."""
+    """What the pretrained weights depend on, as plain JSON: code and packages included."""
     told = asdict(plan)
     for key in ("flags", "protocols", "preset", "attacked", "num_images", "branches"):
         del told[key]
-    some = [images[i] for i in range(0, len(images), -(-len(images) // 8))]
-    seen = records.fingerprint(
-        torch.stack([x for x, _ in some]), torch.tensor([y for _, y in some])
-    )
-    told |= {"settings": asdict(method.settings), "images": [len(images), seen]}
+    told |= {
+        "settings": asdict(method.settings),
+        "images": [len(images), dataset_fingerprint(images)],
+        "code": identity_of(type(method), Training, Loader),
+    }
     return json.loads(json.dumps(told))
 
 
@@ -222,7 +223,7 @@ def encoders(method: Method, branches: str = "all") -> dict[str, nn.Module]:
     """Plain encoders to measure, by BatchNorm branch; "" where there is only one BatchNorm."""
     encoder, names = method.measured()
     if not names:
-        return {"": copy.deepcopy(encoder)}
+        return {"": copied(encoder)}
     return {name: keep_branch(encoder, name) for name in names[: None if branches == "all" else 1]}
 
 
@@ -313,9 +314,8 @@ def features(method: Method, images: Any) -> Tensor:
     own = on_branch(encoder, branches[0]) if branches else nullcontext()
     method.to(device)
     with torch.no_grad(), evaluating(method), own:
-        return torch.cat(
-            [encoder(method.normalized(x.to(device))).cpu() for x, _ in DataLoader(images, 256)]
-        )
+        answers = (encoder(method.normalized(x.to(device))) for x, _ in DataLoader(images, 256))
+        return torch.cat([embeddings_of("the encoder", answer).cpu() for answer in answers])
 
 
 def normalization(method: Method) -> dict[str, tuple[float, ...]]:

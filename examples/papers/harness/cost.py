@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from advssl.modes import copied
 from harness.data import Batch
 from harness.method import Method, total
 
@@ -45,7 +45,7 @@ def forwards_per_image(method: Method, batch: Batch) -> float:
 
     The method is left as it is.
     """
-    method = copy.deepcopy(method)
+    method = copied(method)
     images = method.weak(batch.images)
     with torch.no_grad():
         one = flops(lambda: method.encoder(images))
@@ -64,7 +64,7 @@ def seconds_per_step(method: Method, batch: Batch, precision: str) -> float:
     The method is left as it is.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    method = copy.deepcopy(method).to(device)
+    method = copied(method).to(device)
     batch = batch._replace(images=batch.images.to(device), labels=batch.labels.to(device))
     for _ in range(2):
         started = time.perf_counter()

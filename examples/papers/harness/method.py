@@ -70,7 +70,7 @@ class Method(nn.Module):
         """Before each epoch, counted from 0: for schedules of augmentation and weights."""
 
     def after_step(self) -> None:
-        """After each optimizer step: for momentum encoders."""
+        """After each optimizer step that was not skipped: for momentum encoders."""
 
     def optimizers(self) -> dict[str, tuple[Optimizer, float]]:
         """Those that step inside ``step``, with their peak rates; they share the schedule."""

@@ -64,10 +64,16 @@ def optimizer(
 
 
 def step_apart(optimizer: Optimizer, loss: Tensor) -> None:
-    """A step of an optimizer that the loop does not know, on gradients averaged over ranks."""
+    """A step of an optimizer that the loop does not know, on gradients averaged over ranks.
+
+    One that overflowed is skipped, as a gradient scaler skips the loop's: neither weights nor
+    momentum move.
+    """
     own = [p for group in optimizer.param_groups for p in group["params"]]
-    slopes = [slope for slope in uphill(loss, own) if slope is not None]
-    for parameter, gradient in zip(own, average(slopes), strict=True):
+    gradients = average([slope for slope in uphill(loss, own) if slope is not None])
+    if not torch.stack([gradient.isfinite().all() for gradient in gradients]).all():
+        return
+    for parameter, gradient in zip(own, gradients, strict=True):
         parameter.grad = gradient
     optimizer.step()
     optimizer.zero_grad()

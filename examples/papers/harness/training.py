@@ -104,7 +104,11 @@ class Training(pl.LightningModule):
         return loss
 
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        before = None if scaler is None else scaler.get_scale()
         super().optimizer_step(*arguments, **named)
+        if scaler is not None and scaler.get_scale() < before:
+            return  # the step overflowed and was skipped: averages stand still too
         self.method.after_step()  # here, because a checkpoint is written before the batch's end
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

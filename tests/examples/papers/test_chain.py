@@ -116,16 +116,41 @@ def test_another_run_is_another_folder(other, done, monkeypatch):
         tiny.train(tiny.plan("gsa_rsl", *other.split()), done[0])
 
 
-def test_other_images_are_another_run(tmp_path, monkeypatch):
+def changed(data, index):
+    """The same training images, one of them inverted."""
+    images = torch.stack([1 - x if i == index else x for i, (x, _) in enumerate(data.train)])
+    return replace(data, train=InMemory(images, torch.tensor(targets(data.train))))
+
+
+@pytest.mark.parametrize("index", [0, 1, 30, 59])
+def test_any_other_image_is_another_run(index):
     plan = tiny.plan("simclr")
     data = chain.open_plan(plan)
-    chain.pretrained(plan, METHODS, data, tmp_path)
+    method = chain.build(plan, METHODS["simclr"], data)
+
+    def identity(images):
+        return chain._identity(plan, method, images)
+
+    assert identity(changed(data, index).train) != identity(changed(data, None).train)
+    assert identity(data.train) == identity(chain.open_plan(plan).train)
+
+
+@pytest.mark.parametrize("of", ["code", "package"])
+def test_other_code_is_another_run(done, monkeypatch, of):
     monkeypatch.setattr(chain, "pretrain", never)
-    chain.pretrained(plan, METHODS, data, tmp_path)
-    images = torch.stack([1 - x for x, _ in data.train])
-    other = InMemory(images, torch.tensor(targets(data.train)))
+    if of == "code":
+        monkeypatch.setattr(METHODS["gsa_rsl"], "views", lambda _, x: {"p": x, "q": x})
+    else:
+        monkeypatch.setattr("advssl.evaluation.identity._source", lambda: "other code")
     with pytest.raises(AssertionError, match="work was begun"):
-        chain.pretrained(plan, METHODS, replace(data, train=other), tmp_path)
+        tiny.train(tiny.plan("gsa_rsl"), done[0])
+
+
+def test_a_damaged_file_is_trained_again(tmp_path):
+    first = tiny.weights(tiny.train(tiny.plan("simclr"), tmp_path))
+    (path,) = tmp_path.rglob("method.pt")
+    path.write_bytes(path.read_bytes()[:-500])
+    assert tiny.same(tiny.weights(tiny.train(tiny.plan("simclr"), tmp_path)), first)
 
 
 @pytest.fixture

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
-from harness.optimizers import optimizer
+from harness.optimizers import optimizer, step_apart
 
 
 def test_lars_is_acl_s():
@@ -42,3 +44,15 @@ def test_names():
         ValueError, match='optimizers are "sgd", "adam" and "lars", got \'rmsprop\''
     ):
         optimizer("rmsprop", weight, 0.1, 0.0)
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_a_step_that_overflowed_moves_neither_weights_nor_momentum(bad):
+    layer = torch.nn.Linear(3, 1)
+    own = optimizer("sgd", layer.parameters(), 0.1, 1e-4)
+    step_apart(own, layer(torch.ones(2, 3)).mean())
+    before = copy.deepcopy((layer.state_dict(), own.state_dict()))
+    step_apart(own, (layer(torch.ones(2, 3)) * bad).mean())
+    after = layer.state_dict(), own.state_dict()
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    assert all(p.grad is None for p in layer.parameters())

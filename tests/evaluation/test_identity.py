@@ -1,0 +1,297 @@
+"""Whatever a result depends on changes its identity, and nothing else does."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+import torch.fx
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
+
+from advssl import branch_batchnorm
+from advssl.evaluation import identity
+from advssl.evaluation.data import InMemory, open_data
+from advssl.evaluation.identity import (
+    classifier_fingerprint,
+    dataset_fingerprint,
+    fingerprint_of,
+    identity_of,
+    keep,
+    kept,
+)
+
+SLOPE = 0.1
+
+
+class Own(nn.Module):
+    def __init__(self, act=F.relu, mean=0.5, weight=1.0):
+        super().__init__()
+        self.act, self.mean = act, mean
+        self.layer = nn.Linear(3, 2)
+        nn.init.constant_(self.layer.weight, weight)
+        nn.init.zeros_(self.layer.bias)
+
+    def forward(self, x):
+        return self.act(self.layer(x - self.mean))
+
+
+class Tamer(Own):
+    def forward(self, x):
+        return 0.5 * self.act(self.layer(x - self.mean))
+
+
+def sloped(x):
+    return F.leaky_relu(x, SLOPE)
+
+
+def steeper(x):
+    return F.leaky_relu(x, 2 * SLOPE)
+
+
+class Config:
+    def __init__(self, scale):
+        self.scale = scale
+
+
+DIFFERENT = {
+    "plain": lambda: Own(),
+    "weight": lambda: Own(weight=1.5),
+    "plain attribute": lambda: Own(mean=0.6),
+    "tensor attribute": lambda: Own(mean=torch.tensor(0.6)),
+    "other tensor attribute": lambda: Own(mean=torch.tensor(0.7)),
+    "lambda": lambda: Own(lambda x: F.relu(x)),
+    "another lambda": lambda: Own(lambda x: F.tanh(x)),
+    "functional": lambda: Own(torch.tanh),
+    "function": lambda: Own(sloped),
+    "another function": lambda: Own(steeper),
+    "partial": lambda: Own(functools.partial(F.leaky_relu, negative_slope=0.1)),
+    "another partial": lambda: Own(functools.partial(F.leaky_relu, negative_slope=0.2)),
+    "class": lambda: Tamer(),
+    "within": lambda: nn.Sequential(Own()),
+    "module": lambda: nn.Sequential(Own(), nn.ReLU()),
+    "another module": lambda: nn.Sequential(Own(), nn.Tanh()),
+    "setting of a module": lambda: nn.Sequential(Own(), nn.LeakyReLU(0.3)),
+    "object": lambda: Own(mean=Config(0.1)),
+    "another object": lambda: Own(mean=Config(0.2)),
+    "traced": lambda: torch.fx.symbolic_trace(Own()),
+    "traced, with another function": lambda: torch.fx.symbolic_trace(Own(torch.tanh)),
+}
+
+
+def test_whatever_changes_the_answer_changes_the_fingerprint():
+    found = {name: fingerprint_of(make()) for name, make in DIFFERENT.items()}
+    assert len(set(found.values())) == len(found)
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_made_again_it_is_the_same(name):
+    one = DIFFERENT[name]()
+    again = DIFFERENT[name]().train(False).requires_grad_(False)
+    assert fingerprint_of(again) == fingerprint_of(one)
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [lambda m: torch.compile(m, backend="eager"), nn.DataParallel],
+    ids=["compiled", "dp"],
+)
+def test_what_wraps_it_does_not_count(wrapped):
+    model = Own()
+    assert classifier_fingerprint(wrapped(model)) == classifier_fingerprint(Own())
+    assert classifier_fingerprint(model) == classifier_fingerprint(Own())
+
+
+def scripted(*layers):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated
+        return torch.jit.script(nn.Sequential(*copy.deepcopy(layers)))
+
+
+def test_of_torchscript():
+    layer = nn.Linear(3, 2)
+    one, again = scripted(layer, nn.ReLU()), scripted(layer, nn.ReLU()).eval()
+    assert fingerprint_of(again) == fingerprint_of(one)
+    assert one.training
+    others = [scripted(layer, nn.Tanh()), scripted(nn.Linear(3, 2), nn.ReLU())]
+    assert len({fingerprint_of(m) for m in (one, *others)}) == 3
+
+
+def test_a_weight_that_is_computed_does_not_count_beside_what_it_is_computed_from():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated
+        one, other = (nn.utils.weight_norm(nn.Linear(3, 3)) for _ in range(2))
+    other.load_state_dict(one.state_dict())
+    assert fingerprint_of(one) == fingerprint_of(other)
+
+
+def test_of_what_holds_itself_or_cannot_be_taken_apart():
+    import threading
+
+    def made(number):
+        model = Own()
+        model.parents = [model.layer, number]
+        model.parents.append(model.parents)
+        model.lock = threading.Lock()
+        return model
+
+    assert fingerprint_of(made(1)) == fingerprint_of(made(1))
+    assert fingerprint_of(made(1)) != fingerprint_of(made(2))
+
+
+def test_it_is_the_same_in_another_process():
+    code = (
+        "import torch; from torch import nn; from advssl.evaluation.identity import identity_of;"
+        "from advssl import branch_batchnorm; torch.manual_seed(0);"
+        "m = branch_batchnorm(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)));"
+        "print(identity_of(m, {'a', 'b', 'c'}, len))"
+    )
+    torch.manual_seed(0)
+    m = branch_batchnorm(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == identity_of(m, {"a", "b", "c"}, len)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda patch: patch.setattr(torch, "__version__", "2.99"),
+        lambda patch: patch.setattr(identity, "_version", lambda _: "99"),
+        lambda patch: patch.setattr(identity, "_source", lambda: "other code"),
+    ],
+)
+def test_other_packages_are_another_identity(monkeypatch, change):
+    one, plain = identity_of(Own()), fingerprint_of(Own())
+    change(monkeypatch)
+    assert identity_of(Own()) != one
+    assert fingerprint_of(Own()) == plain
+
+
+# --- datasets -------------------------------------------------------------------------------------
+
+
+class Random(Dataset):
+    """Draws as it is read, as an augmentation does."""
+
+    def __init__(self, scale=1.0):
+        self.scale = scale
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return self.scale * torch.rand(3, 2, 2), index
+
+
+def memory(changed=None, label=None, size=None):
+    images = torch.linspace(0, 1, 5000 * 12).reshape(5000, 3, 2, 2).clone()
+    labels = torch.arange(5000) % 2
+    if changed is not None:
+        images[changed] = 0.5
+    if label is not None:
+        labels[label] = 1 - labels[label]
+    return InMemory(images, labels, size)
+
+
+DATASETS = {
+    "plain": lambda: memory(),
+    "the first image": lambda: memory(0),
+    "any image": lambda: memory(1234),
+    "the last image": lambda: memory(4999),
+    "a label": lambda: memory(label=4321),
+    "another size": lambda: memory(size=4),
+    "a subset": lambda: Subset(memory(), range(4000)),
+    "in another order": lambda: Subset(memory(), range(3999, -1, -1)),
+    "of a subset": lambda: Subset(Subset(memory(), range(4000)), [5, 7]),
+    "two": lambda: ConcatDataset([memory(), memory(3)]),
+    "two, the other way": lambda: ConcatDataset([memory(3), memory()]),
+    "tensors": lambda: TensorDataset(torch.rand(5, 3, 2, 2, generator=torch.manual_seed(0))),
+    "read": lambda: Random(),
+    "read otherwise": lambda: Random(0.5),
+}
+
+
+def test_every_image_label_and_place_counts():
+    found = {name: dataset_fingerprint(make()) for name, make in DATASETS.items()}
+    assert len(set(found.values())) == len(found)
+    assert found == {name: dataset_fingerprint(make()) for name, make in DATASETS.items()}
+    pair = Subset(memory(), [5, 7])
+    assert dataset_fingerprint(pair) == found["of a subset"]
+    assert dataset_fingerprint(Subset(memory(1234), range(1000))) == dataset_fingerprint(
+        Subset(memory(), range(1000))
+    )  # what is not in a subset does not count
+
+
+def folder(place, colour=10):
+    for part in ("train", "test"):
+        for kind in ("cat", "dog"):
+            (place / part / kind).mkdir(parents=True)
+            for number in range(2):
+                grey = (colour, 0, number) if (kind, number) == ("dog", 1) else (0, 0, number)
+                Image.new("RGB", (8, 8), grey).save(place / part / kind / f"{number}.png")
+    return f"folder:{place}"
+
+
+def test_of_a_folder_by_the_files(tmp_path):
+    one, same, other = (folder(tmp_path / n, c) for n, c in (("a", 10), ("b", 10), ("c", 11)))
+    found = [dataset_fingerprint(open_data(s, image_size=8).test) for s in (one, same, other)]
+    assert found[0] == found[1] != found[2]
+    assert dataset_fingerprint(open_data(one, image_size=4).test) != found[0]
+
+
+def test_reading_draws_no_random_number():
+    before = torch.get_rng_state()
+    dataset_fingerprint(Random())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- what is kept ---------------------------------------------------------------------------------
+
+STATE = {"weights": {"a": torch.arange(6.0).reshape(2, 3)}, "history": [0.5, 0.25], "seed": 3}
+
+
+def test_what_was_kept_is_given_back_under_its_identity_alone(tmp_path):
+    path = tmp_path / "a.pt"
+    assert kept(path, "one") is None
+    keep(path, "one", STATE)
+    assert fingerprint_of(kept(path, "one")) == fingerprint_of(STATE)
+    assert kept(path, "other") is None
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def rewritten(change):
+    def damage(path):
+        state = torch.load(path, weights_only=True)
+        change(state)
+        torch.save(state, path)
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-200]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_text("{}"),
+        lambda path: torch.save([1, 2], path),
+        lambda path: torch.save(nn.Linear(2, 2), path),
+        rewritten(lambda state: state.pop("seal")),
+        rewritten(lambda state: state.pop("history")),
+        rewritten(lambda state: state["weights"]["a"].add_(1)),
+        rewritten(lambda state: state["weights"].update(a=torch.zeros(3, 2))),
+        rewritten(lambda state: state["history"].append(0.9)),
+    ],
+)
+def test_a_damaged_file_is_none(tmp_path, damage):
+    path = tmp_path / "a.pt"
+    keep(path, "one", STATE)
+    damage(path)
+    assert kept(path, "one") is None

@@ -387,6 +387,7 @@ WRAPPED = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # of dynamo's own
 @pytest.mark.parametrize("wrapped", WRAPPED)
 @pytest.mark.parametrize("loss", ["ce", "pgd"])
 @pytest.mark.parametrize("whole", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -214,9 +215,16 @@ def _identity(plan: Plan, method: Method, images: Any) -> dict[str, Any]:
     told |= {
         "settings": asdict(method.settings),
         "images": [len(images), dataset_fingerprint(images)],
-        "code": identity_of(type(method), Training, Loader),
+        "code": identity_of([path.read_bytes() for path in _files(method)]),
     }
     return json.loads(json.dumps(told))
+
+
+def _files(method: Method) -> list[Path]:
+    """Of the harness and of the method's classes."""
+    here = Path(__file__).parent
+    own = {Path(inspect.getfile(kind)) for kind in type(method).__mro__[:-1]}
+    return sorted({*here.glob("*.py"), *(path for path in own if here.parent in path.parents)})
 
 
 def encoders(method: Method, branches: str = "all") -> dict[str, nn.Module]:

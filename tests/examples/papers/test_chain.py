@@ -135,13 +135,9 @@ def test_any_other_image_is_another_run(index):
     assert identity(data.train) == identity(chain.open_plan(plan).train)
 
 
-@pytest.mark.parametrize("of", ["code", "package"])
-def test_other_code_is_another_run(done, monkeypatch, of):
+def test_another_package_is_another_run(done, monkeypatch):
     monkeypatch.setattr(chain, "pretrain", never)
-    if of == "code":
-        monkeypatch.setattr(METHODS["gsa_rsl"], "views", lambda _, x: {"p": x, "q": x})
-    else:
-        monkeypatch.setattr("advssl.evaluation.identity._source", lambda: "other code")
+    monkeypatch.setattr("advssl.evaluation.identity._source", lambda: "other code")
     with pytest.raises(AssertionError, match="work was begun"):
         tiny.train(tiny.plan("gsa_rsl"), done[0])
 

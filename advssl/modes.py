@@ -378,7 +378,10 @@ def copied(module: Module) -> Module:
                 pending += _copied_with(value)
             except Exception:  # whatever deepcopy would raise
                 memo[id(value)] = value
-    twin = copy.deepcopy(module, memo)
+    with torch.no_grad():  # TorchScript copies its tensors with a graph, and without one as frozen
+        twin = copy.deepcopy(module, memo)
+    for own, other in zip(module.parameters(), twin.parameters(), strict=True):
+        other.requires_grad_(own.requires_grad)
     for old, new in closures:
         vars(new).update(copy.deepcopy(vars(old), memo))
         for before, after in zip(old.__closure__ or (), new.__closure__ or (), strict=True):

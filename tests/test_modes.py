@@ -318,7 +318,7 @@ def through_a_file(module: nn.Module) -> nn.Module:
     return torch.jit.load(file)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 @pytest.mark.parametrize("wrap", [torch.jit.script, through_a_file])
 @pytest.mark.parametrize("nested", [False, True])
@@ -346,7 +346,7 @@ def test_scripted_modules_come_back(wrap, nested):
     assert all(p.requires_grad for p in parameters)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 def test_traced_and_compiled_in_script_modules_come_back():
     net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).eval()
@@ -558,6 +558,19 @@ def wrapped_forward(module: nn.Module) -> None:
 
 def bound_forward(module: nn.Module) -> None:
     module.forward = types.MethodType(lambda self, x: Hoarder.forward(self, x), module)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_copy_of_torchscript_has_leaves_and_learns_as_the_original_does():
+    net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    net[0].requires_grad_(False)
+    for module in (torch.jit.script(net), nn.ModuleList([torch.jit.script(net)])):
+        twin = copied(module)
+        assert [p.requires_grad for p in twin.parameters()] == [False, False, True, True]
+        assert all(p.is_leaf for p in twin.parameters())
+        assert not {p.data_ptr() for p in twin.parameters()} & {
+            p.data_ptr() for p in module.parameters()
+        }
 
 
 @pytest.mark.parametrize("exchange", [lambda _: None, wrapped_forward, bound_forward])

@@ -28,8 +28,9 @@ from advssl.evaluation.records import replacing
 from advssl.modes import evaluating
 
 _DEPENDED_ON = ("torchvision", "timm", "kornia", "lightly", "numpy", "pillow")
-# What every module has, and what torch.compile leaves there: no content.
-_BOOKKEEPING = {*vars(nn.Module()), "_compiled_call_impl", "_is_torch_compile"}
+# What every module has, and what torch.compile and Lightning's Fabric leave there: no content.
+_COMPILED = {"_compiled_call_impl", "_is_torch_compile", "_compile_kwargs"}
+_BOOKKEEPING = {*vars(nn.Module()), *_COMPILED}
 _NO_CODE = {
     *("__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__annotations__"),
     *("__annotate__", "__annotate_func__", "__annotations_cache__", "__firstlineno__"),

@@ -171,9 +171,9 @@ def test_the_method_of_the_clusters_is_trained_first_and_once(tmp_path, monkeypa
 
     monkeypatch.setattr(chain, "pretrain", noted)
     found = tiny.train(tiny.plan("advcl"), tmp_path)
-    tiny.train(tiny.plan("gsa_advcl"), tmp_path)
+    tiny.train(tiny.plan("gsa_on_advcl"), tmp_path)
     simclr = tiny.train(tiny.plan("simclr"), tmp_path)
-    assert trained == ["SimCLR", "AdvCL", "AdvCLGSA"]
+    assert trained == ["SimCLR", "AdvCL", "GSAOnAdvCL"]
     assert len(given) == 2
     assert all(tiny.same(before.state_dict(), tiny.weights(simclr)) for before in given)
     assert found.told["before"] == {"method": "simclr", **simclr.told}

@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH ?= .venv-bench
+PYTEST = $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 .PHONY: demo test test-all check bench tables docs clean
 
@@ -11,10 +12,10 @@ demo: $(READY)  ## three encoders on digits, attacked: under five minutes on two
 	$(BIN)/python examples/quickstart.py
 
 test: $(READY)  ## the suite, without what takes minutes
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: $(READY)  ## all of it: every chain of the papers, several processes, compiled encoders
-	$(BIN)/python -m pytest -m ""
+	$(PYTEST) -m ""
 
 check: $(READY)  ## style and types
 	$(BIN)/ruff check .

@@ -69,7 +69,6 @@ def away_from(model: nn.Module, images: torch.Tensor):
         (L2(0.5), lambda w: 0.5 * w.norm()),
         (Rows(0.1), lambda w: 0.1 * w.sum(dim=2).abs().sum()),
     ],
-    ids=str,
 )
 @pytest.mark.parametrize("normalised", [False, True])
 def test_reaches_the_optimum_of_a_linear_objective(ball, best_gain, normalised):
@@ -706,7 +705,7 @@ def test_torchs_defaults_change_nothing(encoder, images, device, dtype, start, b
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("as_given", [np.float32, np.asarray, torch.tensor], ids=str)
+@pytest.mark.parametrize("as_given", [np.float32, np.asarray, torch.tensor])
 def test_numbers_from_numpy_and_torch_are_plain(as_given):
     adversary = AdversarialViewGenerator(
         Linf(as_given(0.125)),

@@ -597,9 +597,7 @@ def shared(layer: nn.Module) -> nn.Module:
     return nn.Sequential(layer, layer)
 
 
-@pytest.mark.parametrize(
-    "wrap", [shared, torch.jit.script, torch.fx.symbolic_trace, torch.compile], ids=str
-)
+@pytest.mark.parametrize("wrap", [shared, torch.jit.script, torch.fx.symbolic_trace, torch.compile])
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
 def test_a_copy_of_a_wrapped_module_has_weights_of_its_own(wrap):
     module = wrap(nn.Sequential(nn.Linear(3, 3), nn.ReLU()))

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import warnings
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -992,3 +994,183 @@ class TestProgressBars:
             raise Interrupted
         with progress_bars() as show:  # rich allows one at a time
             show("batch", 2, 2)
+
+
+# --- what is answered, given and set around a measurement -----------------------------------------
+
+
+class Mine:
+    """An attack of a user's own."""
+
+    name, settings = "mine", {"attack": "mine"}
+
+    def __call__(self, classifier, images, labels, *, seed, progress=None):  # noqa: ARG002
+        return (images + 0.05).clamp(0, 1)
+
+
+class BreaksAway(nn.Module):
+    """Answers only to the images that it knows; anywhere else with ``value``."""
+
+    def __init__(self, inner, known, value) -> None:
+        super().__init__()
+        self.inner, self.known, self.value = inner, known, value
+
+    def forward(self, images):
+        known = torch.stack([(self.known == x).flatten(1).all(dim=1).any() for x in images])
+        return torch.where(known[:, None], self.inner(images), self.value)
+
+
+EVERY = [PGD(Linf(0.1), 2, 0.1), MultiTargetedPGD(Linf(0.1), 2, 0.1), AutoAttack(Linf(0.1)), Mine()]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("attack", EVERY, ids=lambda a: a.name)
+def test_logits_that_are_not_finite_anywhere_are_refused(net, batch, attack, value):
+    if isinstance(attack, AutoAttack):
+        pytest.importorskip("pyautoattack")
+    x, y = batch[0][:6], net(batch[0][:6]).argmax(1)
+    with pytest.raises(ValueError, match="logits are not finite"):
+        measure(BreaksAway(net, x, value), attack, [(x, y)])
+
+
+class Answers(nn.Module):
+    def __init__(self, inner, answer) -> None:
+        super().__init__()
+        self.inner, self.answer = inner, answer
+
+    def forward(self, images):
+        return self.answer(self.inner(images))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda z: (z,),
+        lambda z: {"logits": z, "loss": None, "hidden": z},
+        lambda z: SimpleNamespace(logits=z, hidden=z),
+        lambda z: z[:, :, None, None],
+        lambda z: z.double(),
+    ],
+)
+@pytest.mark.parametrize("attack", EVERY[:2], ids=lambda a: a.name)
+def test_an_answer_with_one_meaning_is_read(net, batch, attack, answer):
+    found = attack.search(Answers(net, answer), *batch, seed=0)
+    assert torch.equal(found.correct, attack.search(net, *batch, seed=0).correct)
+
+
+@contextmanager
+def default_dtype():
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextmanager
+def low_precision():
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("around", [default_dtype, low_precision, lambda: torch.device("meta")])
+@pytest.mark.parametrize("attack", EVERY, ids=lambda a: a.name)
+def test_what_torch_is_set_to_changes_nothing(net, batch, attack, around):
+    if isinstance(attack, AutoAttack):
+        pytest.importorskip("pyautoattack")
+    x, y = batch[0][:6], batch[1][:6]
+    expected = attack(net, x, y, seed=0), measure(net, attack, [(x, y)])
+    chosen = class_balanced(y, 4, 0)
+    with around():
+        found = attack(net, x, y, seed=0), measure(net, attack, [(x, y)])
+        assert class_balanced(y, 4, 0).tolist() == chosen.tolist()
+    assert torch.equal(found[0], expected[0])
+    assert found[1] == expected[1]
+
+
+def test_numbers_from_numpy_and_torch_are_plain(net, batches, tmp_path):
+    odd = PGD(Linf(np.float64(0.1)), np.int64(2), torch.tensor(0.125), np.int32(2))
+    plain = PGD(Linf(0.1), 2, 0.125, 2)
+    assert (odd, odd.settings, odd.name) == (plain, plain.settings, plain.name)
+    json.dumps([MultiTargetedPGD(steps=np.uint8(2), step_size=None, targets=np.int8(2)).settings])
+    assert AutoAttack(classes=np.int64(4)) == AutoAttack(classes=4)
+    given = {"seed": 1, "population": 99, "training_seed": 3}
+    numbers = {"seed": np.int64(1), "population": torch.tensor(99), "training_seed": np.int16(3)}
+    assert measure(net, odd, batches, folder=tmp_path, **numbers) == measure(
+        net, plain, batches, **given
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "complaint"),
+    [
+        (lambda _n, b: measure(lambda x: x, PGD(), b), "classifier must be a torch.nn.Module"),
+        (lambda _n, b: measure(None, PGD(), b), "classifier must be .* got None"),
+        (lambda _n, b: transfer({"a": print}, b, PGD()), r"classifiers\['a'\] must be"),
+        (lambda n, b: transfer([n], b, PGD()), "classifiers must be modules by name"),
+        (lambda n, b: measure(n, PGD, b), "attack must have .* got PGD"),
+        (lambda n, b: measure(n, "pgd", b), "attack must have .* got 'pgd'"),
+        (lambda n, b: measure(n, PGD(), b[0]), "each batch must be a pair"),
+        (lambda n, b: measure(n, PGD(), [{"x": b[0][0], "y": b[0][1]}]), "a pair .*got dict"),
+        (lambda n, b: measure(n, PGD(), [(*b[0], b[0][1])]), "a pair .*got tuple"),
+        (lambda n, _b: measure(n, PGD(), 3), "batches must be an iterable"),
+        (lambda n, b: measure(n, PGD(), [(b[0][0].numpy(), b[0][1])]), "images .*got a ndarray"),
+        (lambda n, b: measure(n, PGD(), b, seed="1"), "seed must be a whole number"),
+        (lambda n, b: measure(n, PGD(), b, population=1.5), "population must be a whole"),
+    ],
+)
+def test_the_wrong_kind_of_thing_is_named(net, batches, call, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        call(net, batches)
+
+
+@pytest.mark.parametrize("attack", EVERY, ids=lambda a: a.name)
+@pytest.mark.parametrize("bad", [-1, 4])
+def test_a_label_that_is_no_class_is_refused_under_every_attack(net, batches, attack, bad):
+    if isinstance(attack, AutoAttack):
+        pytest.importorskip("pyautoattack")
+    x, y = batches[0]
+    y = y.clone()
+    y[2] = bad
+    with pytest.raises(ValueError, match=f"labels must be .*{bad}"):
+        measure(net, attack, [(x, y)])
+
+
+def test_a_list_is_looked_at_before_the_work(net, batches):
+    seen, (x, y) = [], batches[-1]
+    unlabelled = [*batches, (x, torch.full_like(y, -1))]
+    with (
+        net.register_forward_hook(lambda *_: seen.append(1)),
+        pytest.raises(ValueError, match="got -1; leave images without a label out"),
+    ):
+        measure(net, PGD(), unlabelled)
+    assert not seen
+    with pytest.raises(ValueError, match="got -1"):
+        class_balanced(torch.tensor([0, -1, 1]), 2, 0)
+
+
+class Shifted(nn.Module):
+    """A classifier with a mean in a plain attribute that its repr does not show."""
+
+    def __init__(self, inner, mean) -> None:
+        super().__init__()
+        self.inner, self.mean = inner, mean
+
+    def forward(self, images):
+        return self.inner(images - self.mean)
+
+
+def test_kept_batches_are_of_this_classifier_and_these_packages(
+    net, batches, tmp_path, monkeypatch
+):
+    attack = PGD(Linf(0.04), 2, None)
+    for count, mean in enumerate((0.0, 0.3), start=1):
+        kept = measure(Shifted(net, mean), attack, batches, folder=tmp_path)
+        assert kept == measure(Shifted(net, mean), attack, batches)
+        assert len(list(tmp_path.iterdir())) == 4 * count
+    monkeypatch.setattr("advssl.evaluation.identity._source", lambda: "other code")
+    measure(Shifted(net, 0.3), attack, batches, folder=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 12

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import isfinite
 from typing import Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -13,9 +14,9 @@ from torch import Generator, Tensor, nn
 from advssl.balls import Ball, Linf, check_radius, widest
 from advssl.modes import (
     frozen,
-    modules_reached,
     moved_since,
     random_state_kept,
+    reached,
     seeded_state,
     state_marks,
     submodules,
@@ -27,6 +28,7 @@ from advssl.types import (
     Objective,
     Perturbation,
     described,
+    flag,
     height_of,
     modules_of,
     numbers,
@@ -123,14 +125,18 @@ class AdversarialViewGenerator(nn.Module):
         self.steps = steps
         self.step_size = step_size
         self.start = start
-        self.clamp_start = clamp_start
+        self.clamp_start = flag("clamp_start", clamp_start)
         self.bounds = None if bounds is None else _bounds(bounds)
         self.mean = None if mean is None else numbers("mean", mean)
         self.std = None if std is None else numbers("std", std)
         mean, std = self.mean or (), self.std or ()
-        if self.mean is not None and (len(mean) != len(std) or not std or not min(std) > 0):
+        fits = (
+            len(mean) == len(std) and all(map(isfinite, (*mean, *std))) and min(std, default=1) > 0
+        )
+        if self.mean is not None and not (std and fits):
             raise ValueError(
-                f"mean and std need one number per channel, std above zero, got {mean} and {std}"
+                "mean and std need one number per channel, std above zero, all finite, got "
+                f"{mean} and {std}"
             )
         self._check_units(step_chosen=chosen)
 
@@ -156,8 +162,8 @@ class AdversarialViewGenerator(nn.Module):
                 need no gradient meanwhile, and which are given back as they were: buffers, momentum
                 encoders, plain attributes. Nothing else is touched; train or eval mode is your
                 choice, papers differ on it: ``with evaluating(model): adversary(...)``. State of
-                other modules that the attack moves (BatchNorm, a queue) is warned of once for each
-                class of modules; ``freeze=()`` says that it is meant to move.
+                others that the attack moves (BatchNorm, a queue, a tensor outside of modules) is
+                warned of once for each class; ``freeze=()`` says that it is meant to move.
             generator: makes the view reproducible alone, the objective's own draws included.
 
         Returns:
@@ -192,8 +198,7 @@ class AdversarialViewGenerator(nn.Module):
         def of_all(*hard: Images) -> Any:
             return objective(*_exchanged(given, views, hard))
 
-        known = set(submodules(*modules))
-        watched = [] if meant else [m for m in modules_reached(objective) if m not in known]
+        watched = [] if meant else _watched(objective, submodules(*modules))
         with torch.inference_mode(False), torch.enable_grad(), frozen(*modules):
             found = self._search([given[i] for i in views], of_all, watched, generator)
         others = [x if i in views else x.clone() for i, x in enumerate(given)]
@@ -209,7 +214,7 @@ class AdversarialViewGenerator(nn.Module):
         self,
         images: Sequence[Images],
         objective: Objective,
-        watched: list[nn.Module],
+        watched: list[Any],
         generator: Generator | None,
     ) -> list[Images]:
         # An inference tensor cannot take part in a graph; its copy, made out here, can.
@@ -313,14 +318,15 @@ class AdversarialViewGenerator(nn.Module):
 
     def _say_moved(self, marks: Any) -> None:
         said = _SAID.setdefault(self, set())
-        moved = {type(m).__name__: name for m, name in moved_since(marks)}
+        moved = moved_since(marks)
         new = [f"{kind} ({name})" for kind, name in moved.items() if kind not in said]
         if new:
             said.update(moved)
             warnings.warn(
-                f"the attack moves state of modules that are not frozen: {', '.join(new)}, once in "
-                "every step; give the modules in freeze= to have them back as they were, or "
-                "freeze=() if they are meant to move" + see("State that moves in an attack"),
+                f"the attack moves state of what is not frozen: {', '.join(new)}, once in every "
+                "step; give its modules in freeze= to have it back as it was (a tensor as a buffer "
+                "of one), or freeze=() if it is meant to move"
+                + see("State that moves in an attack"),
                 stacklevel=2,
             )
 
@@ -404,6 +410,13 @@ _NO_GRADIENT = (
 )
 # Beside the generators and not in them, where a module that is given back would forget it.
 _SAID: WeakKeyDictionary[AdversarialViewGenerator, set[str]] = WeakKeyDictionary()
+
+
+def _watched(objective: Objective, kept: Iterable[nn.Module]) -> list[Any]:
+    """What the objective may move that is not given back."""
+    known = {id(one) for m in kept for one in (m, *m._parameters.values(), *m._buffers.values())}
+    modules, others = reached(objective)
+    return [one for one in (*modules, *others) if id(one) not in known]
 
 
 def _bounds(value: Any) -> tuple[float, float]:

@@ -109,8 +109,8 @@ class L2:
 
     def project(self, delta: Perturbation) -> Perturbation:
         """Each image's perturbation, shortened to length ε where it is longer."""
-        length = _length(delta)
-        return torch.where(length > self.radius, delta * (self.radius / length), delta)
+        direction, length = self.steepest(delta), _length(delta)
+        return torch.where(length > self.radius, direction * self.radius, delta)
 
 
 def widest(

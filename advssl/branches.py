@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from advssl.modes import copied
-from advssl.types import described, see
+from advssl.types import described, see, several
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -175,8 +175,8 @@ def branch_batchnorm(
 
     Reference: Xie et al. 2020 (AdvProp), https://arxiv.org/abs/1911.09665
     """
-    names = list(branches)
-    if isinstance(branches, str) or not names or len(set(names)) < len(names):
+    names = list(several("branches", branches, "one or more different names"))
+    if not names or not all(isinstance(n, str) for n in names) or len(set(names)) < len(names):
         raise ValueError(f"branches must be one or more different names, got {branches!r}")
     taken = {*dir(nn.ModuleDict()), "active"}
     if any(not n.isidentifier() or n.startswith("_") or n in taken for n in names):
@@ -304,7 +304,7 @@ def _known(model: nn.Module, name: str) -> list[BranchBatchNorm]:
     if not norms:
         raise ValueError("the model has no BatchNorm branches; call branch_batchnorm(model) first")
     for m in norms:
-        if name not in m:
+        if not isinstance(name, str) or name not in m:
             raise ValueError(f"no BatchNorm branch {name!r}; this model has {list(m)}")
     return norms
 

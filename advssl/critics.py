@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import log
 from typing import Literal
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advssl.modes import wide_linear, without_autocast
-from advssl.types import Embeddings, PerExample, Scalar, described, whole
+from advssl.types import Embeddings, PerExample, Scalar, described, several, whole
 
 # Every bound takes the logits of the benign and then of the adversarial embeddings.
 Bound = Callable[[PerExample, PerExample], Scalar]
@@ -68,11 +68,8 @@ class GlobalDivergenceCritic(nn.Module):
         if divergence not in list(_BOUNDS):
             raise ValueError(f"divergence must be one of {sorted(_BOUNDS)}, got {divergence!r}")
         self.in_features = whole("in_features", in_features, 1)
-        if not isinstance(hidden_features, Iterable) or isinstance(hidden_features, str):
-            raise ValueError(
-                f"hidden_features must be a sequence of widths, got {described(hidden_features)}"
-            )
-        hidden = [whole("hidden_features", width, 1) for width in hidden_features]
+        given = several("hidden_features", hidden_features, "a sequence of widths")
+        hidden = [whole("hidden_features", width, 1) for width in given]
         widths = [self.in_features, *hidden, 1]
         self.divergence = divergence
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))

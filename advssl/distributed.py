@@ -89,17 +89,22 @@ def gather(values: Tensor, *, agreed: bool = False) -> Tensor:
     return _Gather.apply(values)
 
 
-def average(tensors: Sequence[Tensor]) -> list[Tensor]:
+def average(tensors: Sequence[Tensor], *, agreed: bool = False) -> list[Tensor]:
     """The mean over ranks of each tensor, in one all-reduce; the tensors given are left alone.
 
     Summed in float32 at least, so that many ranks' half precision does not overflow.
+
+    Args:
+        tensors: of one number, shapes and types on all ranks.
+        agreed: whether :func:`agree` found so already.
 
     Raises:
         ValueError: on every rank, where they hold tensors of other numbers, shapes or types.
     """
     if world_size() == 1:
         return list(tensors)
-    agree("average", tensors)
+    if not agreed:
+        agree("average", tensors)
     if not tensors:
         return []
     flat = torch.cat([widen(t.detach()).flatten() for t in tensors])

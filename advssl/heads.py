@@ -7,7 +7,7 @@ import functools
 import hashlib
 import math
 from collections import namedtuple
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +27,7 @@ from advssl.types import (
     described,
     reduce,
     see,
+    several,
     whole,
 )
 
@@ -76,12 +77,10 @@ class ClusterFitHead(nn.Module):
     ) -> None:
         super().__init__()
         self.in_features = whole("in_features", in_features, 1)
-        if not isinstance(num_clusters, Iterable) or isinstance(num_clusters, str):
-            raise ValueError(
-                "num_clusters must be a sequence with one K per classifier, got "
-                f"{described(num_clusters)}; write (10,) for ten clusters alone"
-            )
-        self.num_clusters = tuple(whole("num_clusters", k, 2) for k in num_clusters)
+        wanted = "a sequence with one K per classifier"
+        advice = "; write (10,) for ten clusters alone"
+        given = several("num_clusters", num_clusters, wanted, advice)
+        self.num_clusters = tuple(whole("num_clusters", k, 2) for k in given)
         if not 0 < len(self.num_clusters) == len(set(self.num_clusters)):
             raise ValueError(
                 "num_clusters must be one or more different numbers, each at least 2, "
@@ -145,6 +144,7 @@ class ClusterFitHead(nn.Module):
             features: (N, D) floating point, finite, row i that of dataset[i].
             seed: fixes the result on one kind of device; the global generators are not used.
         """
+        seed = whole("seed", seed, -(2**63))
         device = next(self.heads.parameters()).device
         # Values count on rank 0 alone, and before all else: one rank must not raise by itself.
         shape = tuple(features.shape) if _is_matrix(features) else described(features)
@@ -337,10 +337,10 @@ class IndexedDataset(Dataset[Any]):
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         places = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
-        if isinstance(dataset, IterableDataset) or not places:
+        if isinstance(dataset, IterableDataset | str) or not places:
             raise ValueError(
                 f"the index of a sample needs a dataset with __getitem__ and __len__, "
-                f"got {type(dataset).__name__}; wrap the map-style dataset below it"
+                f"got {described(dataset)}; wrap the map-style dataset below it"
             )
         self.dataset = dataset
 
@@ -364,6 +364,8 @@ class IndexedDataset(Dataset[Any]):
 
     def with_index(self, collate_fn: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
         """A collate function that gives ``(what collate_fn makes of the bare samples, index)``."""
+        if not callable(collate_fn):
+            raise ValueError(f"collate_fn must be a function, got {described(collate_fn)}")
         return _WithIndex(collate_fn)
 
     def __getattr__(self, name: str) -> Any:

@@ -21,6 +21,7 @@ from advssl.types import (
     check_indices,
     check_reduction,
     described,
+    flag,
     positive,
     reduce,
 )
@@ -78,7 +79,7 @@ class MultiViewNTXentLoss(nn.Module):
             raise ValueError(f'positives must be "mean" or "sum", got {positives!r}')
         self.temperature = _checked(temperature)
         self.positives = positives
-        self.gather_distributed = gather_distributed
+        self.gather_distributed = flag("gather_distributed", gather_distributed)
         self.reduction: Reduction = reduction
 
     def forward(self, *views: Embeddings) -> Tensor:
@@ -174,7 +175,7 @@ class LocalSelectionSupCon(nn.Module):
             )
         self.selection = selection
         self.temperature = _checked(temperature)
-        self.keep_twin = keep_twin
+        self.keep_twin = flag("keep_twin", keep_twin)
         self.reduction: Reduction = reduction
 
     def forward(

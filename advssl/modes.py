@@ -6,12 +6,14 @@ import copy
 import random
 import threading
 import types
+from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+from weakref import ref
 
 import numpy as np
 import torch
@@ -21,7 +23,7 @@ from torch.autograd.graph import GradientEdge
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from advssl.types import Scalar, see
+from advssl.types import Scalar, described, modules_of, see
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -50,6 +52,7 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
     Raises:
         ValueError: on a module whose mode cannot change, such as an exported program.
     """
+    modules = tuple(modules_of("evaluating", modules))
     flags = [(m, m.training) for m in submodules(*modules) if hasattr(m, "training")]
     try:
         for module in modules:
@@ -85,6 +88,7 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
             parameter was changed in place inside the block: its value is given back, but a graph
             built before is not valid any more.
     """
+    modules = tuple(modules_of("frozen", modules))
     trainable = {
         p: name
         for m in submodules(*modules)
@@ -124,9 +128,9 @@ class Snapshot:
     Held are parameters, trainable or not, with their ``requires_grad``, and buffers, also those
     that are replaced; submodules and hooks; train/eval flags; and plain attributes of every
     submodule, scripted ones included: numbers, tensors, arrays, generators and, looked into, lists,
-    dicts, sets, deques and objects of the user's own classes. Not held are ``.grad``, and objects
-    of torch's and Lightning's classes that are no modules: optimizers, datasets, loaders, a
-    trainer.
+    dicts, sets, deques and objects of the user's own classes. Of ``.grad`` it is held which tensor
+    it is, or none, and not its values. Not held are objects of torch's and Lightning's classes that
+    are no modules: optimizers, datasets, loaders, a trainer.
 
     It takes as much memory as the modules' tensors. Values are written back without moving version
     counters, so a graph that was built before can still be back-propagated. A tensor that stands
@@ -179,7 +183,9 @@ class Snapshot:
             self._hold_all(value)
         elif isinstance(value, dict):
             self._hold_dict(value)
-        elif isinstance(value, list | set | deque):
+        elif isinstance(value, list | bytearray | array):
+            self._hold_list(value)
+        elif isinstance(value, set | deque):
             self._hold_collection(value)
         elif not (isinstance(value, _CODE) or foreign(value)):
             self._hold_slots(value)
@@ -227,6 +233,7 @@ class Snapshot:
         if not tensor.is_leaf:  # has a graph of its own
             return
         data, flag, of_inference = tensor.data, tensor.requires_grad, tensor.is_inference()
+        gradient = tensor.grad
         if tensor.layout != torch.strided:
             self._hold_all(_dense_parts(data))
         value = _written_once(data).clone() if tensor.layout == torch.strided else None
@@ -239,6 +246,8 @@ class Snapshot:
                     _written_once(data).copy_(value)
             if tensor.requires_grad != flag:
                 tensor.requires_grad_(flag)
+            if tensor.grad is not gradient:
+                tensor.grad = gradient
 
         self._undo.append(undo)
 
@@ -264,8 +273,7 @@ class Snapshot:
         self._hold_all(held.values())
 
     def _hold_slots(self, value: Any) -> None:
-        slots = [d for c in type(value).__mro__ for d in vars(c).values() if _is_slot(d)]
-        held = [(d, d.__get__(value)) for d in slots if hasattr(value, d.__name__)]
+        held = _slots_of(value)
 
         def undo() -> None:
             for slot, before in held:
@@ -274,6 +282,16 @@ class Snapshot:
 
         self._undo.append(undo)
         self._hold_all(before for _, before in held)
+
+    def _hold_list(self, values: Any) -> None:
+        held = values[:]
+
+        def undo() -> None:
+            values[:] = held
+
+        self._undo.append(undo)
+        if isinstance(values, list):
+            self._hold_all(held)
 
     def _hold_collection(self, values: Any) -> None:
         held = list(values)
@@ -327,8 +345,15 @@ def _lent_or_own(now: Any, own: Any) -> Any:
     return now if lent and isinstance(own, nn.Parameter) else own
 
 
-def _is_slot(attribute: Any) -> bool:
-    return isinstance(attribute, types.MemberDescriptorType)
+def _slots_of(value: Any) -> list[tuple[types.MemberDescriptorType, Any]]:
+    """Slots and what stands in them."""
+    attributes = (one for c in type(value).__mro__ for one in vars(c).values())
+    slots = [one for one in attributes if isinstance(one, types.MemberDescriptorType)]
+    filled = []
+    for slot in slots:
+        with suppress(AttributeError):
+            filled.append((slot, slot.__get__(value)))
+    return filled
 
 
 @contextmanager
@@ -369,7 +394,7 @@ def copied(module: Module) -> Module:
                 memo[id(value)] = value.detach().clone()
         elif isinstance(value, types.FunctionType):
             cells = _cells(value)
-            if not members.isdisjoint(_modules_in(cells)):
+            if not members.isdisjoint(m for m in _found_in(cells) if isinstance(m, nn.Module)):
                 memo[id(value)] = _with_empty_cells(value)
                 closures.append((value, memo[id(value)]))
                 pending += [*cells, vars(value)]
@@ -410,46 +435,73 @@ def _copied_with(value: Any) -> list[Any]:
     return [*arguments, state, *(one for several in items if several for one in several)]
 
 
-@_disable_dynamo
-def modules_reached(function: Callable[..., Any]) -> list[nn.Module]:
-    """The modules that ``function`` may call: in its closure, its defaults, its object, by name.
+_UNSEEN = (*_ATOMS, *_CODE, Snapshot)
 
-    They are found without running it, and without the global hooks that have compiled modules
+
+class Reached(NamedTuple):
+    """What a function may call and change."""
+
+    modules: list[nn.Module]
+    others: list[Any]  # tensors that are no module's, and objects of the caller's own classes
+
+
+@_disable_dynamo
+def reached(function: Callable[..., Any]) -> Reached:
+    """What ``function`` holds: in its closure, its defaults, its object, its class, by name.
+
+    It is found without running it, and without the global hooks that have compiled modules
     compiled again. Looked into are collections and objects of the caller's own classes.
     """
-    return submodules(*_modules_in([function]))
+    found = _found_in([function])
+    modules = submodules(*(one for one in found if isinstance(one, nn.Module)))
+    theirs = {id(t) for m in modules for t in (*m._parameters.values(), *m._buffers.values())}
+    others = [one for one in found if not isinstance(one, nn.Module) and id(one) not in theirs]
+    return Reached(modules, others)
+
+
+Marks: TypeAlias = dict[tuple[int, str], tuple[Any, Any]]
 
 
 @_disable_dynamo
-def state_marks(modules: Iterable[nn.Module]) -> dict[tuple[nn.Module, str], Any]:
-    """What tells whether a module's state moved, by module and name; see :func:`moved_since`.
+def state_marks(holders: Iterable[Any]) -> Marks:
+    """What tells whether state moved; see :func:`moved_since`.
 
-    State is parameters, buffers, and numbers that are plain attributes; of tensors that are plain
-    attributes those that are changed in place: one that is replaced is an output remembered.
+    A module's state is parameters, buffers, and numbers that are plain attributes; of tensors that
+    are plain attributes those that are changed in place: one that is replaced is an output
+    remembered. Another object's state are such tensors alone, and a tensor is its own.
     """
-    marks: dict[tuple[nn.Module, str], Any] = {}
-    for module in modules:
-        registered = {
-            **dict(module.named_parameters(recurse=False)),
-            **dict(module.named_buffers(recurse=False)),
-        }
-        for name, value in {**vars(module), **registered}.items():
+    marks: Marks = {}
+    for holder in holders:
+        registered: dict[str, Any] = {}
+        if isinstance(holder, nn.Module):
+            registered |= holder.named_parameters(recurse=False)
+            registered |= holder.named_buffers(recurse=False)
+        plain = {described(holder): holder} if isinstance(holder, Tensor) else vars(holder)
+        for name, value in {**plain, **registered}.items():
+            mark: Any = None
             if isinstance(value, Tensor):
                 if value.is_leaf and not value.is_inference():
-                    marks[module, name] = (value, value._version, name in registered)
-            elif isinstance(value, int | float) and not isinstance(value, bool):
-                marks[module, name] = value
+                    mark = (value, value._version, name in registered)
+            elif isinstance(holder, nn.Module) and isinstance(value, int | float):
+                mark = None if isinstance(value, bool) else value
+            if mark is not None:
+                marks[id(holder), name] = (holder, mark)
     return marks
 
 
 @_disable_dynamo
-def moved_since(marks: dict[tuple[nn.Module, str], Any]) -> list[tuple[nn.Module, str]]:
-    """Whose state moved since its :func:`state_marks` were taken: changed in place or replaced.
+def moved_since(marks: Marks) -> dict[str, str]:
+    """What moved since its :func:`state_marks` were taken: one name for each class of holders.
 
-    What is new since, such as a table that is made at the first call, has not moved.
+    Moved is what was changed in place or replaced. What is new since, such as a table that is made
+    at the first call, has not.
     """
-    now = state_marks(dict.fromkeys(module for module, _ in marks))
-    return [key for key, mark in marks.items() if key in now and not _same_mark(mark, now[key])]
+    now = state_marks({id(holder): holder for holder, _ in marks.values()}.values())
+    return {
+        type(holder).__name__: name
+        for (key, name), (holder, mark) in marks.items()
+        if (key, name) in now and not _same_mark(mark, now[key, name][1])
+    }
 
 
 def _same_mark(before: Any, after: Any) -> bool:
@@ -459,8 +511,9 @@ def _same_mark(before: Any, after: Any) -> bool:
     return type(before) is type(after) and bool(before == after)
 
 
-def _modules_in(values: Iterable[Any]) -> list[nn.Module]:
-    found: list[nn.Module] = []
+def _found_in(values: Iterable[Any]) -> list[Any]:
+    """Modules, tensors, and objects with attributes, in what the values hold."""
+    found: list[Any] = []
     seen: dict[int, Any] = {}
     pending = list(values)
     while pending:
@@ -468,7 +521,7 @@ def _modules_in(values: Iterable[Any]) -> list[nn.Module]:
         if id(value) in seen:
             continue
         seen[id(value)] = value
-        if isinstance(value, nn.Module):
+        if isinstance(value, nn.Module | Tensor):
             found.append(value)
         elif isinstance(value, types.MethodType):
             pending += [value.__self__, value.__func__]
@@ -478,12 +531,22 @@ def _modules_in(values: Iterable[Any]) -> list[nn.Module]:
             if not foreign(value):
                 pending += [*_cells(value), value.__defaults__, value.__kwdefaults__]
                 pending += _globals_of(value)
-        elif isinstance(value, Mapping):
+        elif isinstance(value, dict):  # another mapping may compute, and fail
             pending += islice(value.values(), _FEW)
         elif isinstance(value, list | tuple | set | frozenset | deque):
             pending += islice(value, _FEW)
-        elif hasattr(value, "__dict__") and not (isinstance(value, _CODE) or foreign(value)):
-            pending += [vars(value), type(value).__call__ if callable(value) else None]
+        elif isinstance(value, ref):
+            pending.append(value())
+        elif isinstance(value, type):
+            if not _of_foreign(value.__module__):
+                own = (one for name, one in vars(value).items() if name[:2] != "__")
+                pending += [one for one in own if isinstance(one, nn.Module | Tensor | dict | list)]
+        elif not (value is None or isinstance(value, _UNSEEN) or foreign(value)):
+            pending += [one for _, one in _slots_of(value)]
+            pending += [type(value), type(value).__call__ if callable(value) else None]
+            if hasattr(value, "__dict__"):
+                found.append(value)
+                pending.append(vars(value))
     return found
 
 

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import numpy as np
+import warnings
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import disable_saved_tensors_hooks
+from torch.autograd.graph import disable_saved_tensors_hooks, get_gradient_edge
 from torch.func import functional_call
 
-from advssl.distributed import average
+from advssl.distributed import agree, average
 from advssl.modes import (
-    modules_reached,
+    moved_since,
     random_state,
     random_state_kept,
+    reached,
     state_kept,
+    state_marks,
     submodules,
     uphill,
     weights_recomputed,
 )
-from advssl.types import Closure, Scalar, described, height_of, modules_of, number, see
+from advssl.types import Closure, Scalar, described, flag, height_of, modules_of, number, see
 
 
 class SAMWrapper(nn.Module):
@@ -76,11 +81,10 @@ class SAMWrapper(nn.Module):
         self.rho = number("rho", rho)
         if not 0 <= self.rho < float("inf"):
             raise ValueError(f"rho must be non-negative and finite, got {rho}")
-        if not isinstance(adaptive, bool | np.bool_):
-            raise ValueError(f"adaptive must be True or False, got {described(adaptive)}")
-        self.adaptive = bool(adaptive)
+        self.adaptive = flag("adaptive", adaptive)
         # A tuple of modules is not registered, so nothing of theirs is moved or saved through here.
         self.modules_moved = modules
+        self._said = False
 
     def forward(
         self,
@@ -110,34 +114,40 @@ class SAMWrapper(nn.Module):
                 "SAMWrapper takes a closure that computes the loss each time it is called, got "
                 f"{described(closure)}; write sam(lambda: criterion(model(x)))"
             )
+        if rng_state is not None and not isinstance(rng_state, tuple):
+            raise ValueError(f"rng_state is what rng_state() returned, got {described(rng_state)}")
         if loss is None and rng_state is not None:
             raise ValueError("rng_state belongs to a loss that was computed before; give loss too")
-        parameters = self._parameters_moved()
-        device = next(iter(parameters.values())).device
-        state = rng_state
+        problem, at_theta = None, loss
         with torch.enable_grad():
-            if loss is None:
-                state = random_state(device)
-                with weights_recomputed():
-                    at_theta = height_of("the closure", closure())
-            else:
-                at_theta = height_of("the closure that loss comes from", loss)
-            if not at_theta.requires_grad:
-                raise ValueError(
-                    "the closure must return a scalar that depends on the modules' parameters, got "
-                    "one with requires_grad=False; compute it without detach() and item()"
-                )
-            _check_no_reentrant_checkpoint(at_theta)
-            gradients = uphill(at_theta, list(parameters.values()), retain_graph=loss is not None)
+            try:
+                parameters = self._parameters_moved()
+                device = next(iter(parameters.values())).device
+                state = random_state(device) if loss is None else rng_state
+                if loss is None:
+                    with weights_recomputed():
+                        at_theta = closure()
+                gradients = self._slopes(at_theta, parameters, retain_graph=loss is not None)
+            except ValueError as error:
+                problem = error
+            # A rank that raises alone would leave the others waiting for its gradient.
+            agree("SAMWrapper", str(problem) if problem else list(parameters.values()))
+            if problem is not None:
+                raise problem
             moved = self._moved(parameters, gradients)
+            modules, others = reached(closure)
+            marks = state_marks(others)
             with (
                 random_state_kept(device, state),
                 weights_recomputed(),
-                state_kept(*self.modules_moved, *modules_reached(closure)),
+                state_kept(*self.modules_moved, *modules),
                 disable_saved_tensors_hooks(_CHECKPOINTED),
             ):
                 again = functional_call(_Run(self.modules_moved), moved, (closure,))
-                return height_of("the closure", again)
+                again = height_of("the closure", again)
+            _check_at_moved(again, parameters, moved)
+            self._say_twice(moved_since(marks))
+            return again
 
     def rng_state(self) -> tuple[Tensor, ...]:
         """The random state that a ``loss`` computed after this call starts from."""
@@ -146,6 +156,17 @@ class SAMWrapper(nn.Module):
     def extra_repr(self) -> str:
         moved = ", ".join(type(m).__name__ for m in self.modules_moved)
         return f"{moved}, rho={self.rho}, adaptive={self.adaptive}"
+
+    def _say_twice(self, moved: dict[str, str]) -> None:
+        if moved and not self._said:
+            self._said = True
+            what = ", ".join(f"{kind} ({name})" for kind, name in moved.items())
+            warnings.warn(
+                f"the closure given to SAMWrapper changes what is outside of modules: {what}, in "
+                "both of its passes; keep it in a module, as a buffer, to have it change in the "
+                "first alone",
+                stacklevel=3,
+            )
 
     def _parameters_moved(self) -> dict[str, Tensor]:
         """By the name that :class:`_Run` knows them under; a tied parameter once."""
@@ -168,26 +189,42 @@ class SAMWrapper(nn.Module):
                 )
         return parameters
 
+    def _slopes(
+        self, answer: Any, parameters: dict[str, Tensor], *, retain_graph: bool
+    ) -> tuple[Tensor | None, ...]:
+        at_theta = height_of("the closure", answer)
+        if not at_theta.requires_grad:
+            raise ValueError(
+                "the closure must return a scalar that depends on the modules' parameters, got "
+                "one with requires_grad=False; compute it without detach() and item()"
+            )
+        _check_no_reentrant_checkpoint(at_theta)
+        return uphill(at_theta, list(parameters.values()), retain_graph=retain_graph)
+
     def _moved(
         self, parameters: dict[str, Tensor], gradients: tuple[Tensor | None, ...]
     ) -> dict[str, Tensor]:
         """θ + e for every parameter that the loss depends on."""
-        if all(g is None for g in gradients):
-            raise ValueError("the loss depends on no parameter of the modules given to SAMWrapper")
+        nothing = all(g is None for g in gradients)
         with torch.no_grad():
             # Zeros for what this rank does not reach: another rank may, and all must send as much.
-            slopes = average(
+            *slopes, share = average(
                 [
-                    torch.zeros_like(p) if g is None else g
-                    for p, g in zip(parameters.values(), gradients, strict=True)
-                ]
+                    *(
+                        torch.zeros_like(p) if g is None else g
+                        for p, g in zip(parameters.values(), gradients, strict=True)
+                    ),
+                    next(iter(parameters.values())).new_tensor(0.0 if nothing else 1.0),
+                ],
+                agreed=True,
             )
-            # Of a small loss the squares would be too small for float32; only directions count.
-            peak = torch.stack([g.abs().amax() for g in slopes if g.numel()]).amax()
-            slopes = [(g / torch.where(peak > 0, peak, 1)).to(g.dtype) for g in slopes]
+            if nothing and not share:
+                raise ValueError(_NOT_REACHED)
+            slopes = _peak_one(slopes)
             if self.adaptive:
-                scaled = [p.abs() * g for p, g in zip(parameters.values(), slopes, strict=True)]
-                steps = [p.abs() * s for p, s in zip(parameters.values(), scaled, strict=True)]
+                sizes = [p.abs() for p in parameters.values()]
+                scaled = _peak_one([w * g for w, g in zip(sizes, slopes, strict=True)])
+                steps = [w * s for w, s in zip(sizes, scaled, strict=True)]
             else:
                 scaled = steps = slopes
             length = torch.linalg.vector_norm(
@@ -195,9 +232,23 @@ class SAMWrapper(nn.Module):
             )
             scale = self.rho / torch.where(length > 0, length, 1)
             shifts = [step * scale for step in steps]
-        return {n: p + e.to(p.dtype) for (n, p), e in zip(parameters.items(), shifts, strict=True)}
+        moved = {n: p + e.to(p.dtype) for (n, p), e in zip(parameters.items(), shifts, strict=True)}
+        for t in moved.values():  # a closure may copy a module, and Python copies no such tensor
+            t.__deepcopy__ = partial(_as_parameter, t.detach())  # type: ignore[method-assign]
+        return moved
 
 
+def _as_parameter(value: Tensor, memo: Any) -> nn.Parameter:  # noqa: ARG001
+    return nn.Parameter(value.clone())
+
+
+def _peak_one(values: list[Tensor]) -> list[Tensor]:
+    """Over their largest entry: squares stay in float32's range, and only directions count."""
+    peak = torch.stack([v.abs().amax() for v in values if v.numel()]).amax()
+    return [(v / torch.where(peak > 0, peak, 1)).to(v.dtype) for v in values]
+
+
+_NOT_REACHED = "the loss depends on no parameter of the modules given to SAMWrapper"
 _CHECKPOINTED = (
     "the closure given to SAMWrapper uses activation checkpointing (or other saved tensor hooks): "
     "backward would recompute at the unmoved weights; switch it off inside the closure"
@@ -213,6 +264,26 @@ def _check_no_reentrant_checkpoint(loss: Scalar) -> None:
             continue
         if node.name() == "CheckpointFunctionBackward":
             raise RuntimeError(_CHECKPOINTED)
+        seen.add(node)
+        pending += [below for below, _ in node.next_functions]
+
+
+def _check_at_moved(loss: Scalar, parameters: dict[str, Tensor], moved: dict[str, Tensor]) -> None:
+    """Raise where the second pass took a parameter as it stands, and not the one moved."""
+    if not loss.requires_grad:
+        return
+    own = {get_gradient_edge(p).node: name for name, p in parameters.items()}
+    seen, pending = {t.grad_fn for t in moved.values()}, [loss.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        if node in own:
+            raise ValueError(
+                f"the closure's pass at the moved weights took {own[node].partition('.')[2]} as it "
+                "was: through a weight that a module remembers (a cache), or from a variable bound "
+                "before; compute what depends on parameters inside the closure, by calling modules"
+            )
         seen.add(node)
         pending += [below for below, _ in node.next_functions]
 

@@ -63,9 +63,22 @@ def positive(name: str, value: Any) -> float:
 
 def numbers(name: str, value: Any) -> tuple[float, ...]:
     """``value``, a list, array or tensor of numbers, as plain floats; else raise."""
+    return tuple(number(f"each of {name}", one) for one in several(name, value, "several numbers"))
+
+
+def several(name: str, value: Any, kind: str, advice: str = "") -> Iterable[Any]:
+    """``value``, if it is a list, array or tensor in one dimension and no text; else raise."""
     if isinstance(value, str) or not isinstance(value, Iterable) or getattr(value, "ndim", 1) != 1:
-        raise ValueError(f"{name} must be several numbers, got {described(value)}")
-    return tuple(number(f"each of {name}", one) for one in value)
+        raise ValueError(f"{name} must be {kind}, got {described(value)}{advice}")
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """``value`` as a plain bool, whether Python, numpy or torch gave it; else raise."""
+    plain = _plain(value)
+    if not isinstance(plain, bool):
+        raise ValueError(f"{name} must be True or False, got {described(value)}")
+    return plain
 
 
 def modules_of(name: str, value: Any) -> list[nn.Module]:

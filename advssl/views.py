@@ -11,7 +11,7 @@ from kornia.augmentation import AugmentationBase2D, IntensityAugmentationBase2D
 from torch import Tensor
 
 from advssl.modes import widen, without_autocast
-from advssl.types import Images, described, number
+from advssl.types import Images, described, flag, number
 
 Unit: TypeAlias = Literal["image", "pixel"]
 
@@ -36,7 +36,11 @@ class _FrequencyView(IntensityAugmentationBase2D):
         _check_radius(radius, unit)
         if not 0 <= p <= 1:
             raise ValueError(f"p must be a probability in [0, 1], got {p}")
-        super().__init__(p=p, same_on_batch=same_on_batch, keepdim=keepdim)
+        super().__init__(
+            p=p,
+            same_on_batch=flag("same_on_batch", same_on_batch),
+            keepdim=flag("keepdim", keepdim),
+        )
         self.radius = radius
         self.unit = unit
 

@@ -102,6 +102,12 @@ class TestProject:
         torch.testing.assert_close(ball.project(shrunk), shrunk)
         assert (length(ball, shrunk) <= radius * (1 + 1e-5)).all()
 
+    @pytest.mark.parametrize("length_of_delta", [1e-24, 1e20])
+    def test_squares_beyond_float32_are_projected_too(self, make, length_of_delta):
+        ball = make(length_of_delta / 10)
+        inside = ball.project(torch.full((1, 3, 4, 4), length_of_delta)).double()
+        assert length(ball, inside).item() == pytest.approx(ball.radius, rel=1e-5)
+
     def test_each_image_is_projected_alone(self, make):
         near, far = torch.full((1, 3, 4, 4), 1e-3), torch.full((1, 3, 4, 4), 1e3)
         ball = make(0.5)

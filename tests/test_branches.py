@@ -568,7 +568,7 @@ class TestActivationCheckpointing:
 
 
 class TestErrors:
-    @pytest.mark.parametrize("branches", [(), ("a", "a"), "clean"])
+    @pytest.mark.parametrize("branches", [(), ("a", "a"), "clean", None, 2, [1, 2], [None]])
     def test_names(self, branches):
         with pytest.raises(ValueError, match="one or more different names, got"):
             branch_batchnorm(net(), branches)
@@ -577,6 +577,11 @@ class TestErrors:
     def test_names_that_cannot_be(self, branches):
         with pytest.raises(ValueError, match="plain words, got"):
             branch_batchnorm(net(), branches)
+
+    @pytest.mark.parametrize("name", [None, 0, ["clean"]])
+    def test_a_branch_has_a_name(self, branched, name):
+        with pytest.raises(ValueError, match="no BatchNorm branch"):
+            keep_branch(branched, name)
 
     def test_twice(self, branched):
         with pytest.raises(ValueError, match="has BatchNorm branches already"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import copy
 import functools
 import io
@@ -9,6 +10,7 @@ import logging
 import threading
 import types
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -22,10 +24,10 @@ from advssl.modes import (
     evaluating,
     frozen,
     full_precision,
-    modules_reached,
     product,
     random_state,
     random_state_kept,
+    reached,
     seeded_state,
     uphill,
     weights_recomputed,
@@ -93,6 +95,42 @@ def test_frozen_gives_back_a_buffer_that_was_replaced():
         bank.register_buffer("late", torch.ones(1))
     assert bank.queue is queue
     assert dict(bank.named_buffers()).keys() == {"queue"}
+
+
+@pytest.mark.parametrize(
+    ("held", "change"),
+    [
+        (bytearray(b"ab"), lambda held: held.append(0)),
+        (bytearray(b"ab"), lambda held: held.__setitem__(0, 99)),
+        (array.array("d", [1, 2]), lambda held: held.__setitem__(0, 99)),
+        ([1, [2]], lambda held: held[1].append(3)),
+    ],
+)
+def test_frozen_gives_back_the_contents_of_plain_collections(held, change):
+    module, before = nn.Module(), copy.deepcopy(held)
+    module.held = held
+    with frozen(module):
+        change(held)
+        assert held != before
+    assert module.held is held
+    assert held == before
+
+
+@pytest.mark.parametrize("before", [None, torch.ones(6, 8)])
+def test_frozen_gives_back_gradients_that_were_exchanged(before):
+    layer = nn.Linear(8, 6)
+    layer.weight.grad = before
+    with frozen(layer):
+        layer.zero_grad()
+        layer.weight.grad = torch.zeros(6, 8)
+    assert layer.weight.grad is before
+
+
+@pytest.mark.parametrize("block", [frozen, evaluating])
+@pytest.mark.parametrize("one", [None, "encoder", nn.Linear(1, 1).weight, [nn.Linear(1, 1)]])
+def test_what_is_no_module_is_refused(block, one):
+    with pytest.raises(ValueError, match=rf"{block.__name__} takes modules, got"), block(one):
+        pass
 
 
 def test_frozen_names_a_trainable_parameter_that_was_changed(encoder):
@@ -623,6 +661,18 @@ class Calling:
     __call__ = method
 
 
+class InSlots:
+    __slots__ = ("net",)
+
+
+class OfTheClass:
+    net = NET
+
+
+SLOTS, POINTER = InSlots(), weakref.ref(NET)
+SLOTS.net = NET
+
+
 @pytest.mark.parametrize(
     "function",
     [
@@ -633,10 +683,13 @@ class Calling:
         functools.partial(lambda net, v: net(v), NET),
         Calling().method,
         Calling(),
+        lambda v: SLOTS.net(v),
+        lambda v: OfTheClass.net(v),
+        lambda v: POINTER()(v),
         NET,
         NET.forward,
     ],
 )
 def test_modules_that_a_function_reaches(function):
-    assert NET in modules_reached(function)
-    assert modules_reached(lambda v: v.sum()) == []
+    assert NET in reached(function).modules
+    assert reached(lambda v: v.sum()) == ([], [])

@@ -542,6 +542,132 @@ class TestOtherModulesThatTheClosureCalls:
         assert len(graphs) == 1
 
 
+class Remembering(nn.Module):
+    """Normalises its weight once, and takes that in every later call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 6))
+        self.known = None
+
+    def forward(self, x):
+        if self.known is None:
+            self.known = nn.functional.normalize(self.weight, dim=1)
+        return x @ self.known.mT
+
+
+def of_remembered(x: Tensor):
+    module = Remembering()
+    return module, lambda: module(x).square().mean()
+
+
+def of_a_variable_bound_before(x: Tensor):
+    module = nn.Linear(6, 3)
+    weight = module.weight
+    return module, lambda: module(x).square().mean() + weight.square().sum()
+
+
+def of_embeddings_made_before(x: Tensor):
+    module = nn.Linear(6, 3, bias=False)
+    z = module(x)
+    return module, lambda: (module(-x) - z).square().mean()
+
+
+@pytest.mark.parametrize(
+    "made", [of_remembered, of_a_variable_bound_before, of_embeddings_made_before]
+)
+def test_weights_taken_as_they_were_are_refused(made):
+    module, closure = made(torch.randn(5, 6))
+    with pytest.raises(ValueError, match=r"took 0.weight as it was: "):
+        SAMWrapper(module)(closure, closure())
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_tensors_outside_of_modules_that_move_twice_are_said_once(given):
+    encoder, x, center = nn.Linear(6, 3), torch.randn(5, 6), torch.zeros(3)
+
+    def closure():
+        z = encoder(x)
+        center.mul_(0.9).add_(z.detach().mean(0))
+        return (z - center.clone()).square().mean()
+
+    sam = SAMWrapper(encoder)
+    with pytest.warns(UserWarning, match=r"changes what is outside of modules: Tensor \("):
+        sam(closure, closure() if given else None)
+    sam(closure)
+
+
+def test_a_closure_may_copy_what_moves():
+    encoder, x, copies = nn.Linear(6, 3), torch.randn(5, 6), []
+
+    def closure():
+        copies.append(copy.deepcopy(encoder))
+        return (encoder(x) - copies[-1](x).detach().mean(0)).square().mean()
+
+    SAMWrapper(encoder, rho=0.5)(closure).backward()
+    first, second = (list(c.parameters()) for c in copies)
+    assert all(p.is_leaf for p in second)
+    for p, q in zip(first, encoder.parameters(), strict=True):
+        assert torch.equal(p, q)
+    moves = [(p - q).flatten() for p, q in zip(second, first, strict=True)]
+    assert torch.cat(moves).norm().item() == pytest.approx(0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e-22, 1e20])
+def test_adaptive_at_every_size_of_weights(size):
+    x, moves = torch.randn(4, 6), []
+    for factor in (1, size):
+        torch.manual_seed(0)
+        layer, seen = nn.Linear(6, 3, bias=False), []
+        with torch.no_grad():
+            layer.weight.mul_(factor)
+
+        def closure(layer=layer, seen=seen, factor=factor):
+            seen.append(layer.weight.detach().double())
+            return (layer(x) / factor - 1).square().mean()
+
+        SAMWrapper(layer, rho=0.1, adaptive=True)(closure)
+        moves.append((seen[1] - seen[0]) / factor)
+    torch.testing.assert_close(*[move / move.norm() for move in moves], rtol=1e-3, atol=1e-4)
+
+
+ALONE = {
+    "in half precision": lambda m: m.bfloat16(),
+    "frozen": lambda m: m.requires_grad_(False),
+    "of another shape": lambda m: setattr(m, "weight", nn.Parameter(torch.ones(4, 6))),
+    "no gradient": lambda m: m.register_forward_hook(lambda *a: a[-1].detach()),
+}
+
+
+def said_on_rank(rank: int, fault: str) -> str:
+    module = nn.Linear(6, 3, bias=False)
+    if rank == 1:
+        ALONE[fault](module)
+    x = torch.ones(2, 6)
+    try:
+        SAMWrapper(module)(lambda: module(x.to(module.weight.dtype)).float().square().mean())
+    except ValueError as error:
+        return str(error)
+    return "nothing"
+
+
+@pytest.mark.parametrize("fault", ALONE)
+def test_a_fault_of_one_rank_is_said_on_both(tmp_path, fault):
+    for said in on_two_ranks(said_on_rank, tmp_path, fault):
+        assert "all ranks must hold the same" in said
+
+
+def reached_on_rank(rank: int) -> Tensor:
+    torch.manual_seed(0)
+    moved, other = nn.Linear(6, 3), nn.Linear(6, 3)
+    x = torch.ones(2, 6)
+    return SAMWrapper(moved)(lambda: (other if rank else moved)(x).square().mean()).detach()
+
+
+def test_a_rank_may_reach_none_of_the_parameters(tmp_path):
+    assert all(found.isfinite() for found in on_two_ranks(reached_on_rank, tmp_path))
+
+
 def climb(images: Tensor, weight: Tensor) -> Tensor:
     torch.manual_seed(0)
     model, seen = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)), []

@@ -16,6 +16,7 @@ from advssl.types import (
     check_indices,
     check_reduction,
     embeddings_of,
+    flag,
     height_of,
     modules_of,
     number,
@@ -85,6 +86,17 @@ class TestNumbers:
     def test_too_few_are_refused_with_the_least(self):
         with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
             whole("steps", 0, 1)
+
+
+class TestFlags:
+    @pytest.mark.parametrize("value", [True, np.bool_(True), torch.tensor(True)])
+    def test_one_truth_from_anywhere_becomes_a_plain_bool(self, value):
+        assert flag("adaptive", value) is True
+
+    @pytest.mark.parametrize("value", [None, "no", 1, 0.0, [True], torch.ones(2) > 0])
+    def test_anything_else_is_refused_by_name(self, value):
+        with pytest.raises(ValueError, match="adaptive must be True or False, got"):
+            flag("adaptive", value)
 
 
 class TestModules:

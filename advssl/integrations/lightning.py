@@ -470,6 +470,13 @@ class ClusterFit(_Term):
                 "dataset that IndexedDataset wraps, whole, or fit a fresh head"
                 + see("Pseudo-labels of other images")
             )
+        ours, theirs = _order(data), _order(self.images)
+        if ours and theirs and theirs[0] == ours[0] and theirs[1] != ours[1]:
+            raise ValueError(
+                "the images that were clustered and the training dataset are subsets in different "
+                "orders, so labels and images do not belong together; take both subsets with the "
+                "same indices, and wrap the training one in IndexedDataset"
+            )
         with _given_back(pl_module):
             self._look_at_a_sample(loader)
 
@@ -862,13 +869,27 @@ def _in_order(images: Any) -> Iterable[Any]:
             worker_init_fn=images.worker_init_fn,
             multiprocessing_context=images.multiprocessing_context,
         )
-    sampler = getattr(images, "sampler", None)
+    # The iterator of a DataLoader has its sampler below the batches'.
+    sampler = getattr(getattr(images, "_index_sampler", images), "sampler", None)
     if sampler is not None and not isinstance(sampler, SequentialSampler):
         raise ValueError(
             f"images come in the order of a {type(sampler).__name__}, pseudo-labels belong to "
             "images in the dataset's order; give the dataset, or a loader that does not shuffle"
         )
     return cast("Iterable[Any]", images)
+
+
+def _order(images: Any) -> tuple[int, list[int]] | None:
+    """The length of the whole below a dataset's subsets, and the places of its samples there."""
+    data = images.dataset if isinstance(images, DataLoader) else images
+    if not isinstance(data, Dataset | Tensor) or not hasattr(data, "__len__"):
+        return None
+    places = list(range(len(data)))
+    while isinstance(data, Subset | IndexedDataset):
+        if isinstance(data, Subset):
+            places = [int(data.indices[place]) for place in places]
+        data = data.dataset
+    return len(data), places
 
 
 def _failure(collate_fn: Callable[[list[Any]], Any], sample: Any) -> Exception | None:

@@ -207,6 +207,11 @@ IN_NO_ORDER = {
         lambda: Elsewhere(DataLoader(IMAGES, 4, shuffle=True)),
         "order of a Ran",
     ),
+    "the iterator of a loader": (
+        lambda: iter(DataLoader(IMAGES, 4, shuffle=True)),
+        "order of a Ran",
+    ),
+    "another subset": (lambda: Subset(IMAGES, range(15, -1, -1)), "subsets in different orders"),
     "another length": (lambda: DataLoader(IMAGES[:9], 4), "of 9 images.*has length 16"),
     "a generator that ended": (lambda: iter(()), "no batch to cluster.*read before"),
     "no batches": (lambda: list(IMAGES), r"batches \(B, C, H, W\), got .*give a DataLoader"),
@@ -578,6 +583,16 @@ class TestAllCallbacks:
 
 
 class TestSharpnessAware:
+    @pytest.mark.parametrize("attacked", [False, True])
+    def test_a_module_may_copy_itself_in_its_step(self, attacked):
+        class Copying(Plain):
+            def training_step(self, batch, batch_idx):
+                with torch.no_grad():
+                    z = copy.deepcopy(self).net(batch)
+                return (self.net(batch) - z.mean(0)).square().mean()
+
+        fit(made(Copying), [SharpnessAware(), *([adversarial()] if attacked else [])], steps=2)
+
     def test_one_step_is_that_of_the_wrapper(self):
         class Smooth(SimCLR):  # nothing drawn, no statistics
             def __init__(self) -> None:

@@ -20,9 +20,8 @@ from advssl.modes import (
     seeded_state,
     state_marks,
     submodules,
-    uphill,
-    widen,
 )
+from advssl.precision import uphill, widen
 from advssl.types import (
     Images,
     Objective,

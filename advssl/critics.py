@@ -10,7 +10,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advssl.modes import wide_linear, without_autocast
+from advssl.precision import wide_linear, without_autocast
 from advssl.types import Embeddings, PerExample, Scalar, described, several, whole
 
 # Every bound takes the logits of the benign and then of the adversarial embeddings.

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from advssl.modes import widen
+from advssl.precision import widen
 from advssl.types import described, see
 
 _SHOWN = 400  # bytes of what a rank holds, in messages

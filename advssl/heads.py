@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from advssl.distributed import agree, from_first_rank, rank
 from advssl.losses import unit
-from advssl.modes import product, wide_linear, widen, without_autocast
+from advssl.precision import product, wide_linear, widen, without_autocast
 from advssl.types import (
     Embeddings,
     Reduction,

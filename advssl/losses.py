@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from advssl.distributed import agree, gather, rank
-from advssl.modes import product, widen, without_autocast
+from advssl.precision import product, widen, without_autocast
 from advssl.selection import SELECTIONS, Pairs, Selection, distinct, with_twins
 from advssl.types import (
     Embeddings,

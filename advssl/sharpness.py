@@ -20,9 +20,9 @@ from advssl.modes import (
     state_kept,
     state_marks,
     submodules,
-    uphill,
     weights_recomputed,
 )
+from advssl.precision import uphill
 from advssl.types import Closure, Scalar, described, flag, height_of, modules_of, number, see
 
 

@@ -10,7 +10,7 @@ import torch
 from kornia.augmentation import AugmentationBase2D, IntensityAugmentationBase2D
 from torch import Tensor
 
-from advssl.modes import widen, without_autocast
+from advssl.precision import widen, without_autocast
 from advssl.types import Images, described, flag, number
 
 Unit: TypeAlias = Literal["image", "pixel"]

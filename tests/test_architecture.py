@@ -13,6 +13,7 @@ import advssl
 
 ORDER = [
     "types",
+    "precision",
     "modes",
     "distributed",
     "views",

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from advssl import losses
 from advssl.losses import LocalSelectionSupCon, MultiViewNTXentLoss, contrastive, unit
-from advssl.modes import uphill
+from advssl.precision import uphill
 from advssl.selection import Pairs, global_pairs
 from precision import LOWERED, assert_float32s
 from rows.measuring import TINY, Bench

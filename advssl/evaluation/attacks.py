@@ -24,7 +24,8 @@ from advssl.balls import L2, Ball, Linf
 from advssl.evaluation.identity import classifier_fingerprint as classifier_fingerprint
 from advssl.evaluation.identity import fingerprint_of, identity_of
 from advssl.evaluation.records import Fingerprint, Measurement, commit, machine, replacing
-from advssl.modes import evaluating, frozen, full_precision, random_state_kept, seeded_state
+from advssl.modes import evaluating, frozen, random_state_kept, seeded_state
+from advssl.precision import full_precision
 from advssl.types import (
     Images,
     Labels,
@@ -681,9 +682,9 @@ def device_of(classifier: nn.Module, images: Images) -> torch.device:
 def undisturbed(device: torch.device) -> Iterator[None]:
     """Inside the block torch computes on ``device`` in float32, whatever the caller has set.
 
-    Float32 is float32 (:func:`~advssl.modes.full_precision`), gradients are on, and what is made
-    without a type or a device is float32 and, if the caller's default device is not the CPU, on
-    ``device``.
+    Float32 is float32 (:func:`~advssl.precision.full_precision`), gradients are on, and what is
+    made without a type or a device is float32 and, if the caller's default device is not the CPU,
+    on ``device``.
     """
     dtype = torch.get_default_dtype()
     elsewhere = torch.empty(0).device.type != "cpu"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from advssl import AdversarialViewGenerator, Linf, MultiViewNTXentLoss
 from advssl.integrations.timm import backbone
-from advssl.modes import uphill
+from advssl.precision import uphill
 from rows.measuring import Bench, Call, Claim, Disagreement, Row, agree, installed
 
 RADIUS, STEP = 8 / 255, 2 / 255

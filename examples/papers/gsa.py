@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from advssl import GlobalDivergenceCritic, SAMWrapper
 from advssl.losses import unit
-from advssl.modes import widen
+from advssl.precision import widen
 from harness.method import Terms
 from harness.optimizers import optimizer, step_apart
 from harness.settings import Settings, setting

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from advssl.distributed import average
-from advssl.modes import uphill
+from advssl.precision import uphill
 
 _TRUST, _NOTHING = 1e-3, 1e-15  # of LARS
 

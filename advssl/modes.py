@@ -563,6 +563,8 @@ def _globals_of(function: types.FunctionType) -> list[Any]:
         code = codes.pop()
         names.update(code.co_names)
         codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
+    # What is no identifier a tool has put there, as pytest does where it rewrites assertions.
+    names = {n for n in names if n.isidentifier()}
     named = [function.__globals__[n] for n in names if n in function.__globals__]
     own = [m for m in named if isinstance(m, types.ModuleType) and not _of_foreign(m.__name__)]
     return named + [vars(m)[n] for m in own for n in names if n in vars(m)]

@@ -136,9 +136,8 @@ def check_radius(
     if ball.radius > whole * (1 + 1e-6):
         raise ValueError(
             f"{ball} is wider than the whole range of images in {list(bounds)}, {whole:.4g} in its "
-            f"norm; of 255 grey levels "
-            f"write {ball.radius:.4g} / 255, or keep images and bounds in [0, 255]"
-            + see("A radius in grey levels")
+            f"norm; of 255 grey levels write {ball.radius:.4g} / 255, or keep images and bounds in "
+            "[0, 255]" + see("A radius in grey levels")
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import hashlib
 import json
 import math
 import os
@@ -23,6 +22,7 @@ from advssl.balls import L2, Ball, Linf, check_radius
 from advssl.evaluation import attacks, comparison, diagnostics, probes, records, report
 from advssl.evaluation.checkpoints import FORMATS, bn_branches, load_encoder
 from advssl.evaluation.data import Data, batches, open_data, split_spec, targets
+from advssl.evaluation.identity import identity_of
 from advssl.integrations.timm import backbone
 from advssl.types import Images, Labels, see
 
@@ -244,10 +244,8 @@ class _Job:
     ) -> list[diagnostics.Check]:
         branches = {name: c for name, c in classifiers.items() if name and len(classifiers) > 1}
         involved = [classifiers[branch], *branches.values()]
-        key = [*map(attacks.classifier_fingerprint, involved), dataset, repr(self.ball)]
-        path = (
-            self.work / f"doubts-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
-        )
+        identity = identity_of(involved, dataset, self.ball)
+        path = self.work / f"doubts-{identity[:16]}.json"
         if path.exists():
             return [diagnostics.Check(**c) for c in json.loads(path.read_text(encoding="utf-8"))]
         checks = diagnostics.doubts(

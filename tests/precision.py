@@ -97,3 +97,15 @@ def settings() -> dict[str, object]:
         except RuntimeError:
             found[name] = None
     return found
+
+
+@contextmanager
+def default_dtype() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+low_precision = partial(lowered, "matmul_precision")

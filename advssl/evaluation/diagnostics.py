@@ -8,7 +8,6 @@ number above it is too high.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,7 +18,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from advssl.attacks import AdversarialViewGenerator
-from advssl.balls import L2, Ball, Linf
+from advssl.balls import L2, Ball, Linf, widest
 from advssl.branches import BranchBatchNorm, on_branch
 from advssl.evaluation.attacks import (
     PGD,
@@ -507,11 +506,7 @@ def _extremes(batches: Iterable[tuple[Images, Labels]]) -> tuple[float, float]:
 
 def grey_radius(ball: Ball, images: Images) -> float | None:
     """The radius of such a ball around any image that holds the grey one, None if not known."""
-    if isinstance(ball, Linf):
-        return 0.5
-    if isinstance(ball, L2):
-        return 0.5 * math.sqrt(images.shape[1:].numel())
-    return None
+    return widest(ball, images.shape[1:]) / 2 if isinstance(ball, Linf | L2) else None
 
 
 def _resized(ball: Ball, radius: float) -> Ball:

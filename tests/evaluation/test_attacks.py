@@ -8,7 +8,6 @@ import subprocess
 import sys
 import warnings
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -34,6 +33,7 @@ from advssl.evaluation.attacks import (
     transfer,
 )
 from advssl.evaluation.records import Measurement, fingerprint
+from precision import default_dtype, low_precision
 
 BALLS = [Linf(0.03), L2(0.25)]
 QUICK = [
@@ -1056,24 +1056,6 @@ class Answers(nn.Module):
 def test_an_answer_with_one_meaning_is_read(net, batch, attack, answer):
     found = attack.search(Answers(net, answer), *batch, seed=0)
     assert torch.equal(found.correct, attack.search(net, *batch, seed=0).correct)
-
-
-@contextmanager
-def default_dtype():
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-@contextmanager
-def low_precision():
-    torch.set_float32_matmul_precision("medium")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.parametrize("around", [default_dtype, low_precision, lambda: torch.device("meta")])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -30,6 +29,7 @@ from advssl.evaluation.probes import (
     protocol,
     untrained,
 )
+from precision import default_dtype, low_precision
 
 SHORT = Protocol("slf", 6, 32, 0.1, 1e-4, None, reads="standard")
 
@@ -400,24 +400,6 @@ def test_a_wrapped_encoder_is_probed_as_itself(data, bars_encoder, tmp_path, wra
         x = data.test.images
         torch.testing.assert_close(found.last(x), expected.last(x), rtol=1e-4, atol=1e-5)
     assert len(list(tmp_path.iterdir())) == 1
-
-
-@contextmanager
-def default_dtype():
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-@contextmanager
-def low_precision():
-    torch.set_float32_matmul_precision("medium")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,9 @@ _COMPARED = {
         ("GSA-RSL, no SAM", "GSA-RSL"),
         ("GSA-RSL, no critic", "GSA-RSL"),
         ("GSA-RSL, neither", "GSA-RSL"),
+        ("GSA-RSL, ResNet-18", "GSA-RSL"),
         ("AdvCL", "AdvCL + GSA"),
+        ("AdvCL + GSA, as GSA reads AdvCL", "AdvCL + GSA"),
         ("SimCLR + adversarial view", "SimCLR + adversarial view, weak second view"),
         ("ACL-DS", "ACL-DS, weak second view"),
         ("AdvCL", "AdvCL, weak second view"),
@@ -89,25 +91,40 @@ _COMPARED = {
 def papers(name: str) -> str:
     """Accuracies of every row, the paired comparisons, and where they came from."""
     record = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    by_row: dict[str, list[dict[str, Any]]] = {row: [] for row in record["rows"]}
-    for run in record["runs"]:
-        by_row[run["row"]].append(run)
-    measured = {row: _measured(runs) for row, runs in by_row.items()}
+    probes = record.get("probes", [record["runs"][0]["plan"]["preset"]])
+    by_row = {row: _by_probe(record["runs"], row) for row in record["rows"]}
+    measured = {row: _measured(runs[probes[0]]) for row, runs in by_row.items()}
     branches = any(other for _, other in measured.values())
     timed = not name.startswith("precision")  # how fast a precision is, `speed` measures fairly
     heads = ["clean", "PGD-20", "multi-targeted", *["other branch", "PGD-20"] * branches]
+    for probe in probes[1:]:
+        heads += [f"clean, {probe}", f"PGD-20, {probe}"]
     heads += ["minutes"] * timed
     lines = [f"| accuracy (%) | {' | '.join(heads)} |", f"|---|{'--:|' * len(heads)}"]
     for row, runs in by_row.items():
         own, other = measured[row]
         cells = [_cell(found) for found in [*own, [], []][:3]]
         cells += [_cell(found) for found in [*other, [], []][:2]] * branches
-        minutes = fmean(run["seconds"]["pretraining"] for run in runs) / 60
+        for probe in probes[1:]:
+            cells += [_cell(found) for found in _measured(runs[probe])[0][:2]]
+        minutes = fmean(run["seconds"]["pretraining"] for run in runs[probes[0]]) / 60
         cells += [f"{minutes:.1f}"] * timed
         lines.append(f"| {' | '.join([row, *cells])} |")
-    verdicts = [f"- {compare(*(_named(by_row, row) for row in pair))}" for pair in _COMPARED[name]]
-    under = _under(record, _OTHER * branches + _MINUTES * timed)
+    named = {row: [replace(m, name=row) for m in own[1]] for row, (own, _) in measured.items()}
+    verdicts = [
+        f"- {compare(named[a], named[b])}" for a, b in _COMPARED[name] if {a, b} <= {*named}
+    ]
+    under = _under(record, probes, _OTHER * branches + _MINUTES * timed)
     return "\n".join([*lines, "", under, "", "PGD-20, paired by image:", "", *verdicts])
+
+
+def _by_probe(runs: list[dict[str, Any]], row: str) -> dict[str, list[dict[str, Any]]]:
+    """The runs of a row, those measured under one probe together."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        if run["row"] == row:
+            found.setdefault(run["plan"]["preset"], []).append(run)
+    return found
 
 
 def _measured(runs: list[dict[str, Any]]) -> list[list[list[Measurement]]]:
@@ -122,11 +139,6 @@ def _measured(runs: list[dict[str, Any]]) -> list[list[list[Measurement]]]:
     return [*(list(place.values()) for place in found.values()), []][:2]
 
 
-def _named(by_row: dict[str, list[dict[str, Any]]], row: str) -> list[Measurement]:
-    """PGD-20 on the method's own branch, under the row's name."""
-    return [replace(m, name=row) for m in _measured(by_row[row])[0][1]]
-
-
 def _cell(found: list[Measurement]) -> str:
     values = [100 * m.value for m in found]
     spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
@@ -137,7 +149,7 @@ _OTHER = "The other branch is the method's second BatchNorm. "
 _MINUTES = "Minutes are of pretraining on one core, beside other work. "
 
 
-def _under(record: dict[str, Any], columns: str) -> str:
+def _under(record: dict[str, Any], probes: list[str], columns: str) -> str:
     run = record["runs"][-1]
     plan, machine = run["plan"], run["machine"]
     seeds = sorted({r["plan"]["seed"] for r in record["runs"]})
@@ -148,7 +160,7 @@ def _under(record: dict[str, Any], columns: str) -> str:
     spread = f"mean ± standard deviation over seeds {seeds}" if len(seeds) > 1 else "one seed"
     return (
         f"{plan['backbone']} at {plan['image_size']} pixels, {run['presentations']:,} image "
-        f"presentations each, {precision}, linear probe on the frozen encoder (last "
+        f"presentations each, {precision}, linear probe on the frozen encoder (`{probes[0]}`, last "
         f"epoch), {spread}; {n:,} test images, ℓ∞ radius {run['settings']['radius']:.3g}, PGD "
         f"with steps of a quarter of it, multi-targeted PGD-20 on the first seed alone. {columns}"
         "Record: "

@@ -25,8 +25,8 @@ ORDER = [
     "heads",
     "attacks",
     "sharpness",
-    "evaluation",
     "integrations",
+    "evaluation",
     "cli",
 ]
 PACKAGE = Path(advssl.__file__).parent

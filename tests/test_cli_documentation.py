@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from evaluation import test_checkpoints as layouts
+from evaluation import layouts
 from torch import nn
 
 from advssl import cli

@@ -27,7 +27,7 @@ class Loaded:
         mean: that its input is normalised by; None where nothing is known of any, see
             ``report.unnormalised``, or where a module does so itself.
         std: likewise.
-        image_size: H = W that the checkpoint's own configuration says it reads; None if it has none.
+        image_size: H = W that the checkpoint's own configuration names; None if it has none.
     """
 
     classifier: nn.Module
@@ -40,7 +40,7 @@ class Loaded:
     image_size: int | None = None
 
     def __str__(self) -> str:
-        return "\n".join(filter(None, (self.report and str(self.report), self.order)))
+        return "\n".join(filter(None, (str(self.report or ""), self.order)))
 
 
 def load_classifier(

@@ -1,0 +1,154 @@
+"""Formats: where checkpoints keep their encoder, and how their tensors are called.
+
+A new format is an entry of :data:`FORMATS`, other names of one network one of :data:`NAMINGS`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from types import MappingProxyType
+from typing import TypeAlias
+
+from torch import Tensor
+
+Tensors: TypeAlias = Mapping[str, Tensor]
+Renaming: TypeAlias = tuple[tuple[str, str], ...]  # patterns and what stands in their place
+
+# How a branch stands between the name of a BatchNorm and those of its tensors.
+_BY_NAME = r"\.(?P<branch>[A-Za-z]\w*)"  # bn1.clean.weight, as branch_batchnorm spells it
+_BN_LIST = r"\.bn_list\.(?P<branch>\d+)"  # bn1.bn_list.0.weight
+_BY_NUMBER = r"\.(?P<branch>\d+)"  # bn1.0.weight
+_NORM_TENSOR = r"\.(?P<tensor>weight|bias|running_mean|running_var|num_batches_tracked)"
+
+
+@dataclass(frozen=True)
+class Format:
+    """Where one kind of checkpoint keeps its encoder, and how it spells BatchNorm branches.
+
+    Args:
+        name: what ``format=`` is.
+        places: keys of the file under which the state dict may lie; "" is the file itself.
+        prefixes: what may stand before the encoder's names. Those of wrappers (``module.`` of
+            DataParallel, ``_orig_mod.`` of torch.compile) may stand anywhere.
+        spelling: pattern of a branch between a BatchNorm's name and its tensors'.
+        branches: their names, where the file numbers them.
+        ranked: the first place and prefix that fit are meant. Else two that fit are refused.
+    """
+
+    name: str
+    places: tuple[str, ...]
+    prefixes: tuple[str, ...]
+    spelling: str = _BY_NAME
+    branches: tuple[str, ...] = ()
+    ranked: bool = False
+
+    @cached_property
+    def branched(self) -> re.Pattern[str]:
+        """What the name of a tensor of a BatchNorm branch looks like."""
+        return re.compile(rf"(?P<norm>.+?){self.spelling}{_NORM_TENSOR}")
+
+
+# The layouts of acl, dynacl, advcl and gsa are read off the authors' published training code, those
+# of the others off their libraries; no published file could be fetched to compare. AdvCL's third
+# set, and that ACL's index 1 is the adversarial one, is the order of their lists of names.
+_ACL = ("normal", "pgd", "pgd_ce")
+FORMATS = (
+    # DeepSpeed's place is "module".
+    Format("plain", ("", "state_dict", "model", "encoder", "model_state_dict", "module"), ("",)),
+    # lightly's examples: self.backbone; its DINO evaluates the teacher.
+    Format("lightly", ("state_dict", ""), ("backbone.", "teacher_backbone."), ranked=True),
+    # v1 and v2, then v3. The query encoder is evaluated, not the momentum encoder.
+    Format("moco", ("state_dict", ""), ("encoder_q.", "base_encoder."), ranked=True),
+    # DINO evaluates the teacher.
+    Format("dino", ("teacher", "student"), ("backbone.",), ranked=True),
+    # Earlier versions called it the encoder.
+    Format("solo", ("state_dict", ""), ("backbone.", "encoder."), ranked=True),
+    Format("acl", ("state_dict", ""), ("",), _BN_LIST, _ACL),
+    # model.pt and model_encoder_k_<epoch>.pt hold both encoders, of which the momentum encoder
+    # is evaluated; model_encoder_k.pt holds that one alone.
+    Format("dynacl", ("state_dict", ""), ("encoder_k.", ""), _BN_LIST, _ACL, ranked=True),
+    Format("advcl", ("model", "state_dict"), ("",), _BN_LIST, _ACL),
+    Format("gsa", ("model",), ("encoder.",), _BY_NUMBER, ("clean", "adversarial")),
+)
+
+# ResNets whose names differ, and what makes them torchvision's and timm's: mostly the shortcut.
+_BLOCK = r"^(layer\d+\.\d+)\."
+_SHORTCUT: Renaming = ((_BLOCK + r"shortcut\.([01])\.", r"\1.downsample.\2."),)
+NAMINGS: Mapping[str, Renaming] = MappingProxyType(
+    {
+        "torchvision, timm": (),
+        "shortcut.0 (AdvCL's finetuned, lightly's ResNetGenerator)": _SHORTCUT,
+        "downsample.conv (ACL, DynACL, AdvCL)": (
+            (_BLOCK + r"downsample\.conv\.", r"\1.downsample.0."),
+            (_BLOCK + r"downsample\.bn\.", r"\1.downsample.1."),
+        ),
+        "nn.Sequential of torchvision's children (lightly's examples)": (
+            (r"^0\.", "conv1."),
+            (r"^1\.", "bn1."),
+            *((rf"^{stage + 3}\.(?=\d)", f"layer{stage}.") for stage in (1, 2, 3, 4)),
+        ),
+        "nn.Sequential of ResNetGenerator's children (lightly's examples)": (
+            (r"^0\.", "conv1."),
+            (r"^1\.", "bn1."),
+            *((rf"^{stage + 1}\.(?=\d)", f"layer{stage}.") for stage in (1, 2, 3, 4)),
+            *_SHORTCUT,
+        ),
+    }
+)
+
+# Two words for one branch, so that bn_branch="adversarial" means the same with every format.
+_SAME_BRANCH = {"normal": "clean", "pgd": "adversarial"}
+
+# What wrappers put into names: DataParallel, DDP and averaged models; Opacus; torch.compile;
+# activation checkpointing; FSDP and its forerunner; Fabric.
+_WRAPPER = (
+    r"(?:module|_module|_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module|_fpw_module|"
+    r"_forward_module|_original_module)\."
+)
+WRAPPERS = f"(?:{_WRAPPER})*"
+OUT_OF_WRAPPERS = (rf"(?<![^.]){_WRAPPER}", "")
+# Of weight_norm, which has two spellings.
+_WEIGHT_NORM: Renaming = (
+    (r"parametrizations\.weight\.original0$", "weight_g"),
+    (r"parametrizations\.weight\.original1$", "weight_v"),
+)
+# And what is known to be no part of an encoder.
+_HEAD = re.compile(
+    r"(?:\w+_)?(?:fc|heads?|linear|classifiers?|project(?:ion|or)s?|proj|predict(?:ion|or)s?|"
+    r"prototypes?|queue|criterion|memory_bank|discriminator|critic|n_averaged)(?:_\w+|\d+)?"
+)
+
+
+def renamed(
+    names: Mapping[str, tuple[str, str | None]], renaming: Renaming
+) -> dict[str, tuple[str, str | None]] | None:
+    """Each name and its branch, the name in one spelling; None if two become one.
+
+    Wrappers' names stay where they tell two tensors apart.
+    """
+    for spelling in ((OUT_OF_WRAPPERS, *_WEIGHT_NORM, *renaming), renaming):
+        renamed = {key: (canonical(n, spelling), branch) for key, (n, branch) in names.items()}
+        if len(set(renamed.values())) == len(renamed):
+            return renamed
+    return None
+
+
+@lru_cache(maxsize=1 << 14)  # each name is asked for again behind each format's prefixes
+def canonical(name: str, renaming: Renaming) -> str:
+    """``name`` as torchvision has it if ``renaming`` is its naming."""
+    for pattern, replacement in renaming:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def among(labels: Sequence[str], branch: str | None) -> str | None:
+    """The label that means ``branch``."""
+    meant = _SAME_BRANCH.get(branch or "", branch)
+    return next((label for label in labels if _SAME_BRANCH.get(label, label) == meant), None)
+
+
+def is_head(name: str) -> bool:
+    return _HEAD.fullmatch(name.partition(".")[0]) is not None

@@ -1,0 +1,137 @@
+"""A checkpoint's own input normalisation: the mean and std that its encoder was trained on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from advssl.evaluation.files import as_tensor, tensors_at
+from advssl.evaluation.formats import OUT_OF_WRAPPERS, Tensors, is_head
+from advssl.types import see
+
+InputLayer: TypeAlias = tuple[str, ...]  # the file's names of mean and std, or of what it has
+Normalization: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std per channel
+
+# A tensor of an input layer: mean and std under whatever name, but no running_mean.
+_STATISTIC = re.compile(
+    r"(?P<before>(?:.*\.)?_?(?:(?!running)\w*_)?)(?P<word>means?|mus?|stds?|sds?|stdevs?|sigmas?)"
+    r"(?P<after>_\w*)?"
+)
+
+
+def input_layers(tensors: Tensors, channels: Sequence[int]) -> list[InputLayer]:
+    """Tensors of the file that normalise images, those of one layer together.
+
+    They are named mean and std, or are shaped as what is broadcast over images. One alone, or under
+    other names, may be anything: of those, the ones count that have one value per channel.
+    """
+    pairs: dict[tuple[str, str | None], dict[str, str]] = {}
+    others: list[InputLayer] = []
+    for key, value in tensors.items():
+        *inside, own = key.split(".")
+        if own in ("weight", "bias") or any(map(is_head, inside)):
+            continue
+        match = _STATISTIC.fullmatch(key)
+        over_images = value.ndim >= 3 and value.shape[-3] in channels
+        if match and (over_images or _per_channel(value, channels)):
+            place = (match["before"], match["after"])
+            pairs.setdefault(place, {})[match["word"][0]] = key
+        elif over_images and value.numel() > 1 and _per_channel(value, channels):
+            others.append((key,))
+    layers = [tuple(pair[first] for first in sorted(pair)) for pair in pairs.values()]
+    # One number alone may be the mean of anything.
+    several = [
+        v for v in layers if len(v) == 2 or tensors[v[0]].ndim > 2 or tensors[v[0]].numel() > 1
+    ]
+    return several + others
+
+
+def _per_channel(value: Tensor, channels: Sequence[int]) -> bool:
+    """By its shape alone: a tensor of 3e7 elements may be one number, expanded."""
+    return value.numel() in (1, *channels) and value.numel() == max(value.shape, default=1)
+
+
+def normalization_of(
+    path: Any,
+    file: Mapping[str, Any],
+    place: str,
+    prefix: str,
+    found: Sequence[InputLayer],
+    channels: Sequence[int],
+) -> Normalization | None:
+    """Mean and std that the encoder's input had, if the file has them and the encoder does not.
+
+    Args:
+        path: for messages.
+        file: what was read.
+        place: where the encoder's tensors lie.
+        prefix: what stands before their names.
+        found: the input layers there that the encoder lacks.
+        channels: numbers of them that the encoder's input may have.
+    """
+    tensors = tensors_at(file, place)
+    layers = [layer for layer in found if _stands_before(layer[0], prefix)]
+    layers = layers or [layer for layer in found if len(layer) == 2]
+    if not layers:
+        tensors = _beside(file, place, channels)
+        layers = [layer for layer in input_layers(tensors, channels) if len(layer) == 2]
+    ways = {_mean_and_std(path, layer, tensors, channels): layer for layer in layers}
+    if len(ways) > 1:
+        raise ValueError(
+            f"{path} normalises its input in several ways: {', '.join(sum(ways.values(), ()))}; "
+            "save the encoder's tensors alone and normalise by mean= and std= yourself"
+        )
+    return next(iter(ways), None)
+
+
+def _stands_before(key: str, prefix: str) -> bool:
+    """Whether a tensor belongs to a layer in, beside or around what stands behind ``prefix``."""
+    layer, encoder = (re.sub(*OUT_OF_WRAPPERS, name).split(".")[:-1] for name in (key, prefix))
+    around = layer[:-1]
+    return encoder[: len(around)] == around or layer[: len(encoder)] == encoder
+
+
+def _beside(file: Mapping[str, Any], place: str, channels: Sequence[int]) -> dict[str, Tensor]:
+    """What the checkpoint has beside its weights, also in settings, with one number per channel."""
+    tensors = tensors_at(file, "") if place == "" else [place]
+    entries = {name: value for name, value in file.items() if name not in tensors}
+    for name, value in [*entries.items()]:
+        if isinstance(value, Mapping):
+            entries |= {f"{name}.{key}": inside for key, inside in value.items()}
+    found = {}
+    for name, value in entries.items():
+        if isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value):
+            value = torch.tensor(value, dtype=torch.float64, device="cpu")
+        value = as_tensor(value)
+        if value is not None and value.numel() > 1 and value.numel() in channels:
+            found[name] = value
+    return found
+
+
+def _mean_and_std(
+    path: Any, layer: InputLayer, tensors: Tensors, channels: Sequence[int]
+) -> Normalization:
+    """One value per channel, for images in [0, 1]."""
+    seen = ", ".join(f"{key} {tuple(tensors[key].shape)}" for key in layer)
+    alone = "save the encoder's tensors alone, and normalise its input as it was trained, or not"
+    alone += see("A checkpoint's own normalisation")
+    if len(layer) == 1 or not all(_per_channel(tensors[key], channels) for key in layer):
+        raise ValueError(
+            f"{path} has {seen}, which looks like an input normalisation, and is no mean and std "
+            f"per channel; {alone}"
+        )
+    mean, std = (tensors[key].to("cpu", torch.float64).flatten() for key in layer)
+    size = max(mean.numel(), std.numel(), *channels[:1])
+    levels = 255 if float(mean.max()) > 1 or float(std.max()) > 2 else 1  # grey levels
+    plausible = mean.abs().max() <= levels and std.min() > 0 and std.max() <= 255
+    if not plausible:  # also of NaN
+        raise ValueError(
+            f"{path} normalises its input by {seen}: mean {mean.tolist()}, std {std.tolist()}, "
+            f"which is not possible; {alone}"
+        )
+    scaled = ((value / levels).expand(size).tolist() for value in (mean, std))
+    return tuple(next(scaled)), tuple(next(scaled))

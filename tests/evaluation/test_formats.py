@@ -1,0 +1,279 @@
+"""Every format and naming loads to the last bit."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from advssl.evaluation.checkpoints import (
+    FORMATS,
+    NAMINGS,
+    load_encoder,
+)
+from evaluation.layouts import (
+    LAYOUTS,
+    acl,
+    dino,
+    dynacl,
+    network,
+    of_set,
+    prefixed,
+    refuse,
+    renamed,
+    same,
+    saved,
+    small,
+    timm_resnet,
+    tiny,
+)
+
+
+def test_every_format_has_a_layout_here():
+    assert {f.name for f in FORMATS} == {make.__name__.removesuffix("_v3") for make in LAYOUTS}
+
+
+@pytest.mark.parametrize("how", ["named", "auto"])
+@pytest.mark.parametrize("block", ["BasicBlock", "Bottleneck"])
+@pytest.mark.parametrize("make", LAYOUTS, ids=lambda f: f.__name__)
+def test_every_layout_loads_to_the_last_bit(make, block, how, path):
+    theirs, encoder = network(make, block), network(make, block, seed=1)
+    content, options, told = make(theirs, theirs.state_dict())
+    name = make.__name__.removesuffix("_v3")
+    format = "auto" if how == "auto" else name
+    report = load_encoder(encoder, saved(content, path), format=format, **options)
+    # The last of two sets is loaded with the options above, the middle one of three.
+    assert same(encoder, of_set(theirs, 1) if options else theirs.state_dict())
+    assert report.format == name
+    assert report.loaded == len(theirs.state_dict())
+    assert report.missing == ()
+    for field, value in told.items():
+        assert getattr(report, field) == value, field
+
+
+@pytest.mark.parametrize("make", LAYOUTS, ids=lambda f: f.__name__)
+def test_what_stays_in_the_file_is_listed(make, path):
+    theirs = network(make)
+    content, options, _ = make(theirs, theirs.state_dict())
+    report = load_encoder(network(make, seed=1), saved(content, path), **options)
+    held = content[report.place] if report.place else content
+    others = {key for key in content if report.place and key != report.place}
+    taken = len(theirs.state_dict())
+    assert len(set(report.ignored)) == len(report.ignored) == len(held) - taken + len(others)
+    assert set(report.ignored) <= set(held) | others
+
+
+def test_a_loaded_encoder_computes_what_theirs_did(path, images):
+    theirs, encoder = small().eval(), small(seed=1).eval()
+    load_encoder(encoder, saved({"model": theirs.state_dict()}, path))
+    assert torch.equal(encoder(images), theirs(images))
+
+
+def test_the_ema_encoder_alone_is_dynacls_other_file(path):
+    """model_encoder_k.pt is laid out as ACL's: the same tensors, whatever the format is called."""
+    theirs = small()
+    content, options, _ = acl(theirs, theirs.state_dict())
+    for format in ("auto", "acl", "dynacl"):
+        encoder = small(seed=1)
+        report = load_encoder(encoder, saved(content, path), format=format, **options)
+        assert same(encoder, of_set(theirs, 1))
+        assert report.format == ("acl" if format == "auto" else format)
+
+
+def test_dynacls_query_encoder_by_prefix(path):
+    theirs = small()
+    content, options, _ = dynacl(theirs, theirs.state_dict())
+    encoder = small(seed=1)
+    load_encoder(encoder, saved(content, path), prefix="encoder_q.", **options)
+    assert torch.equal(encoder.conv1.weight, theirs.conv1.weight + 9)
+
+
+def test_dinos_student_by_its_lack_of_a_teacher(path):
+    theirs = small()
+    content, _, _ = dino(theirs, theirs.state_dict())
+    del content["teacher"]
+    encoder = small(seed=1)
+    report = load_encoder(encoder, saved(content, path))
+    assert report.place == "student"
+    assert torch.equal(encoder.conv1.weight, theirs.conv1.weight + 9)
+
+
+@pytest.mark.parametrize("place", ["", "state_dict", "model", "encoder", "model_state_dict"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_a_state_dict_may_lie_anywhere_and_be_wrapped(place, prefix, path):
+    theirs, encoder = small(), small(seed=1)
+    own = prefixed(theirs.state_dict(), prefix)
+    report = load_encoder(encoder, saved({place: own} if place else own, path))
+    assert same(encoder, theirs.state_dict())
+    assert (report.format, report.place, report.prefix) == ("plain", place, prefix)
+
+
+WRAPPERS = [
+    *("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"),
+    *("_forward_module", "_original_module", "_fpw_module", "_module"),
+]
+
+
+@pytest.mark.parametrize("prefix", ["", "student.net."])
+@pytest.mark.parametrize("where", ["", "layer1.", "layer1.0.", "layer1.0.conv1.", "bn1."])
+@pytest.mark.parametrize("wrapper", [*WRAPPERS, "module._orig_mod"])
+def test_what_wrappers_put_into_names_is_left_out(wrapper, where, prefix, path):
+    theirs, encoder = small(), small(seed=1)
+    own = {
+        prefix + name.replace(where, f"{where}{wrapper}.", 1) if name.startswith(where) else
+        prefix + name: value
+        for name, value in theirs.state_dict().items()
+    }  # fmt: skip
+    load_encoder(encoder, saved({"state_dict": own}, path), prefix=prefix)
+    assert same(encoder, theirs.state_dict())
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_wrappers_inside_a_prefix(wrapper, path):
+    theirs, encoder = small(), small(seed=1)
+    own = prefixed(theirs.state_dict(), f"{wrapper}.student.{wrapper}.net.{wrapper}.")
+    report = load_encoder(encoder, saved(own, path), prefix="student.net.")
+    assert report.prefix == f"{wrapper}.student.{wrapper}.net.{wrapper}."
+    assert same(encoder, theirs.state_dict())
+
+
+def checkpointed(net: nn.Module) -> nn.Module:
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    net.layer1[0] = checkpoint_wrapper(net.layer1[0])
+    return net
+
+
+def averaged(net: nn.Module) -> nn.Module:
+    return torch.optim.swa_utils.AveragedModel(net)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, checkpointed])
+def test_the_encoder_may_be_wrapped(wrap, path):
+    theirs, encoder = small(), small(seed=1)
+    load_encoder(wrap(encoder), saved(theirs.state_dict(), path))
+    found = {
+        k.replace("_checkpoint_wrapped_module.", ""): v for k, v in encoder.state_dict().items()
+    }
+    assert all(torch.equal(value, found[name]) for name, value in theirs.state_dict().items())
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, checkpointed, averaged])
+def test_the_saved_model_may_be_wrapped(wrap, path):
+    theirs, encoder = small(), small(seed=1)
+    expected = copy.deepcopy(theirs.state_dict())
+    load_encoder(encoder, saved(wrap(theirs).state_dict(), path))
+    assert same(encoder, expected)
+
+
+def test_names_that_only_a_wrapper_tells_apart(path):
+    """An encoder whose own parts are called as wrappers are."""
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 2, 1)
+            self.module = nn.Module()
+            self.module.conv = nn.Conv2d(3, 2, 1)
+
+    theirs, encoder = Twice(), Twice()
+    load_encoder(encoder, saved(theirs.state_dict(), path))
+    assert same(encoder, theirs.state_dict())
+
+
+def normed(how, **options) -> nn.Module:
+    net = tiny(**options)
+    net[0] = how(net[0])
+    return net
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
+def test_both_spellings_of_weight_norm(path):
+    old, new = torch.nn.utils.weight_norm, torch.nn.utils.parametrizations.weight_norm
+    for theirs, ours in ((old, new), (new, old), (new, new)):
+        net, encoder = normed(theirs), normed(ours)
+        nn.init.normal_(dict(net[0].named_parameters())["bias"])
+        load_encoder(encoder, saved(net.state_dict(), path))
+        image = torch.rand(1, 3, 5, 5)
+        torch.testing.assert_close(encoder[0](image), net[0](image))
+    message = refuse(tiny(), path, "1 missing in the file: 0.weight")
+    assert "remove_parametrizations" in message
+
+
+# --- names of ResNets -----------------------------------------------------------------------------
+
+
+def children(net: nn.Module) -> dict[str, torch.Tensor]:
+    return nn.Sequential(*net.children()).state_dict()
+
+
+def test_shortcut_names(path):
+    theirs, encoder = small(), small(seed=1)
+    theirs_named = renamed(
+        theirs.state_dict(), ("downsample.0", "shortcut.0"), ("downsample.1", "shortcut.1")
+    )
+    assert any("shortcut" in name for name in theirs_named)
+    load_encoder(encoder, saved({"model": prefixed(theirs_named, "module.")}, path))
+    assert same(encoder, theirs.state_dict())
+
+
+def test_children_of_a_resnet_in_a_sequential(path):
+    """lightly's examples: nn.Sequential(*list(resnet18().children())[:-1])."""
+    theirs, encoder = small(), small(seed=1)
+    state = prefixed(children(theirs), "backbone.")
+    assert "backbone.4.0.conv1.weight" in state
+    report = load_encoder(encoder, saved({"state_dict": state}, path))
+    assert report.format == "lightly"
+    assert same(encoder, theirs.state_dict())
+    other_way = nn.Sequential(*small(seed=2).children())
+    load_encoder(other_way, saved(theirs.state_dict(), path))
+    assert same(other_way, children(theirs))
+
+
+def test_children_of_lightlys_generator(path):
+    """As above, of ResNetGenerator("resnet-18"): no max-pool, so the stages stand at 2 to 5."""
+    theirs, encoder = small(), small(seed=1)
+    pairs = [("downsample.0", "shortcut.0"), ("downsample.1", "shortcut.1")]
+    pairs += [("conv1", "0"), ("bn1", "1")]
+    state = {}
+    for name, value in theirs.state_dict().items():
+        stage, _, rest = name.partition(".")
+        if stage.startswith("layer"):
+            rest = next(iter(renamed({rest: 0}, *pairs[:2])))
+            state[f"backbone.{int(stage[-1]) + 1}.{rest}"] = value
+        else:
+            state[f"backbone.{dict(pairs)[stage]}.{rest}"] = value
+    load_encoder(encoder, saved({"state_dict": state}, path))
+    assert same(encoder, theirs.state_dict())
+
+
+def test_generator_names_are_what_lightly_has():
+    generator = pytest.importorskip("lightly.models").ResNetGenerator("resnet-9", width=0.125)
+    names = nn.Sequential(*list(generator.children())[:-1]).state_dict()
+    assert {"0.weight", "1.weight", "2.0.conv1.weight", "3.0.shortcut.0.weight"} <= set(names)
+
+
+def test_torchvision_and_timm_agree(path):
+    resnet = pytest.importorskip("torchvision").models.resnet
+    theirs = resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1])
+    theirs.fc = nn.Identity()
+    encoder = timm_resnet.ResNet(timm_resnet.BasicBlock, layers=(1, 1, 1, 1), num_classes=0)
+    load_encoder(encoder, saved(theirs.state_dict(), path))
+    assert same(encoder, theirs.state_dict())
+
+
+def test_renamings_end_at_a_dot():
+    """A pattern that stopped inside a word would rename half of it."""
+    for naming in NAMINGS.values():
+        for pattern, _ in naming:
+            assert pattern.endswith((r"\.", r"\.(?=\d)"))
+
+
+def test_other_networks_need_no_names(path):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
+    theirs = copy.deepcopy(net)
+    nn.init.normal_(theirs[3].weight)
+    load_encoder(net, saved(theirs.state_dict(), path))
+    assert same(net, theirs.state_dict())

@@ -142,7 +142,7 @@ def test_a_command_that_is_repeated_reads_all_of_it_back(chains, monkeypatch, ca
     folder, _ = record_in(out, "advcl")
     written = (folder / "record.json").read_bytes()
     monkeypatch.setattr(chain, "pretrain", never)
-    monkeypatch.setattr("advssl.evaluation.attacks._attacked", never)
+    monkeypatch.setattr("advssl.evaluation.measuring._attacked", never)
     monkeypatch.setattr("advssl.evaluation.probes._Training._train", never)
     main(tiny.words("advcl", "--out", str(out)))
     assert (folder / "record.json").read_bytes() == written

@@ -1,0 +1,272 @@
+"""Measures: a classifier and labelled images to which of them survive an attack, as a record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence, Sized
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from advssl.evaluation.autoattack import AutoAttack
+from advssl.evaluation.batches import ANY, Batches, batch_seed, check_labels, pairs
+from advssl.evaluation.extras import needed
+from advssl.evaluation.identity import fingerprint_of, identity_of
+from advssl.evaluation.logits import check_module, class_count
+from advssl.evaluation.progress import Progress, ignored
+from advssl.evaluation.records import Fingerprint, Measurement, commit, machine, replacing
+from advssl.evaluation.search import (
+    Attack,
+    Clean,
+    Search,
+    Settings,
+    ball_name,
+    check_attack,
+)
+from advssl.types import Images, Labels, PerExample, described, whole
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def measure(
+    classifier: nn.Module,
+    attack: Attack,
+    batches: Batches,
+    *,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    progress: Progress | None = None,
+    name: str | None = None,
+    population: int | None = None,
+    training_seed: int | None = None,
+) -> Measurement:
+    """The accuracy of ``classifier`` under ``attack``, example by example, as a record.
+
+    With a ``folder`` every batch's result is written there as it is finished. A call that was
+    killed and is repeated reads them instead of running them again, and gives the same record:
+    each batch has a seed of its own. Results of anything else in the folder are left alone: they
+    are kept under another key, made of the attack's settings, the seed, the batch's number, images
+    and labels, the classifier with its code (all that :mod:`advssl.evaluation.identity` sees; hooks
+    are not), the versions of the packages and the kind of device.
+
+    Args:
+        classifier: a module, images to logits, see :func:`logits_of`; left as it was.
+        attack: :class:`Clean`, :class:`PGD`, :class:`MultiTargetedPGD`, :class:`AutoAttack` or
+            your own :class:`Attack`.
+        batches: pairs of images (B, C, H, W), float32 in [0, 1], and labels (B,), in a fixed order,
+            as a list, a loader or a generator.
+        seed: of the attack; it goes into the record's settings.
+        folder: where finished batches are kept; made if it is not there.
+        progress: called after each batch, and by the attack in between.
+        name: in place of the attack's.
+        population: how many images there are to choose from, for AutoAttack's name. With fewer
+            measured the record is "AA standard, n = …, seeded, class-balanced" if the labels are
+            balanced (draw them with :func:`class_balanced`); without ``population`` the name
+            states n.
+        training_seed: of the training that made the classifier, by which records are paired; None
+            is ``seed``.
+
+    Raises:
+        ValueError: on no batches, on something else than a classifier or an attack, or on what the
+            attack refuses: above all logits that are not finite.
+    """
+    report = progress or ignored
+    check_module("classifier", classifier)
+    check_attack(attack)
+    seed = whole("seed", seed, ANY)
+    if training_seed is not None:
+        training_seed = whole("training_seed", training_seed, ANY)
+    if population is not None:
+        population = whole("population", population, 1)
+    total = len(batches) if isinstance(batches, Sized) else None
+    if isinstance(batches, Sequence):  # all are looked at before the work
+        _ = list(pairs(batches))
+    shelf = None if folder is None else _Shelf(Path(folder), _computed_by(classifier, attack))
+    data, labels, correct = Fingerprint(), [], list[bool]()
+    for number, (x, y) in enumerate(pairs(batches)):
+        if number == 0 and isinstance(attack, AutoAttack):
+            attack = attack.for_classes(class_count(classifier, x))
+        correct += _finished(classifier, attack, x, y, (seed, number), shelf, report)
+        data.update(x, y)
+        labels.append(y.cpu())
+        report(attack.name, number + 1, total)
+    if not correct:
+        raise ValueError("there are no batches to measure on; give at least one")
+    return Measurement(
+        name=name or _measurement_name(attack, torch.cat(labels), population),
+        correct=tuple(correct),
+        seed=seed if training_seed is None else training_seed,
+        settings={**attack.settings, "seed": seed},
+        dataset=str(data),
+        commit=commit(),
+        machine=machine(),
+    )
+
+
+def transfer(
+    classifiers: Mapping[str, nn.Module],
+    batches: Batches,
+    attack: Attack,
+    seed: int = 0,
+    *,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """The accuracy of each classifier on the adversarial images made for each other.
+
+    Each source's images are made once. Use :class:`PGD` or :class:`MultiTargetedPGD`: AutoAttack
+    leaves an image alone that it could not break, and FAB stops right behind the boundary.
+
+    Args:
+        classifiers: by name.
+        batches: of images and labels, as for :func:`measure`.
+        attack: run on each source.
+        seed: as in :func:`measure`, so the diagonal is that of a measurement with the same seed.
+        progress: called after each source and batch.
+
+    Returns:
+        One row per source, one column per target, accuracies in [0, 1]; the diagonal is white box.
+
+    Raises:
+        ValueError: on no classifiers or no batches, or on what :func:`measure` refuses.
+        ImportError: without pandas.
+    """
+    pandas = needed("pandas")
+    if not isinstance(classifiers, Mapping):
+        raise ValueError(f"classifiers must be modules by name, got {described(classifiers)}")
+    for name, classifier in classifiers.items():
+        check_module(f"classifiers[{name!r}]", classifier)
+    check_attack(attack)
+    seed = whole("seed", seed, ANY)
+    names, report = list(classifiers), progress or ignored
+    standing = {source: dict.fromkeys(names, 0) for source in names}
+    size = 0
+    for number, (x, y) in enumerate(pairs(batches)):
+        size += len(x)
+        own_seed = batch_seed(seed, number)
+        for done, source in enumerate(names, start=1):
+            hard = attack(classifiers[source], x, y, seed=own_seed)
+            for target in names:
+                correct = _still_correct(classifiers[target], hard, y, own_seed)
+                standing[source][target] += int(correct.sum())
+            report(f"batch {number + 1}: from {source}", done, len(names))
+    if not names or not size:
+        raise ValueError(f"got {len(names)} classifiers and {size} images; give one or more")
+    rows = [[standing[s][t] / size for t in names] for s in names]
+    frame = pandas.DataFrame(rows, index=names, columns=names)
+    return frame.rename_axis(index="source", columns="target")
+
+
+def _measurement_name(attack: Attack, labels: Labels, population: int | None) -> str:
+    if not (isinstance(attack, AutoAttack) and attack.is_standard) or population == len(labels):
+        return attack.name
+    text, ball = f"AA standard, n = {len(labels)}", ball_name(attack.ball)
+    if population is None:
+        return f"{text}, {ball}"
+    counts = [int((labels == k).sum()) for k in range(attack.classes or 0)]
+    balanced = max(counts) - min(counts) <= 1
+    drawn = "seeded, class-balanced" if balanced else f"of {population}"
+    return f"{text}, {drawn}, {ball}"
+
+
+@dataclass(frozen=True)
+class _Shelf:
+    """A folder with one file per finished batch, found by all that its result depends on."""
+
+    folder: Path
+    computed_by: str
+
+    def read(self, key: Settings, size: int) -> list[bool] | None:
+        """The flags kept under ``key``; None if there are none, or a file that is not whole."""
+        try:
+            kept = json.loads(self._path(key).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        if not isinstance(kept, dict) or kept.get("key") != key:
+            return None
+        flags = kept.get("correct")
+        if not isinstance(flags, list) or len(flags) != size:
+            return None
+        return flags if all(isinstance(flag, bool) for flag in flags) else None
+
+    def write(self, key: Settings, correct: list[bool]) -> None:
+        """All of it or nothing, whenever the process is killed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replacing(self._path(key)) as partial:
+            partial.write_text(json.dumps({"key": key, "correct": correct}), encoding="utf-8")
+
+    def _path(self, key: Settings) -> Path:
+        text = json.dumps(key, sort_keys=True)
+        return self.folder / f"batch-{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+
+
+def _finished(
+    classifier: nn.Module,
+    attack: Attack,
+    images: Images,
+    labels: Labels,
+    place: tuple[int, int],
+    shelf: _Shelf | None,
+    report: Progress,
+) -> list[bool]:
+    """The flags of one batch, read where they are kept and computed where not."""
+    seed, number = place
+    key: Settings = {}
+    if shelf is not None:
+        key = {
+            # There and back, so that what is read compares equal: a tuple comes back as a list.
+            "settings": json.loads(json.dumps(attack.settings)),
+            "seed": seed,
+            "batch": number,
+            "data": _data_key(images, labels),
+            "computed by": shelf.computed_by,
+        }
+        kept = shelf.read(key, len(labels))
+        if kept is not None:
+            return kept
+
+    def inside(what: str, done: int, total: int | None) -> None:
+        report(f"batch {number + 1}: {what}", done, total)
+
+    correct = _attacked(classifier, attack, images, labels, batch_seed(seed, number), inside)
+    if shelf is not None:
+        shelf.write(key, correct)
+    return correct
+
+
+def _computed_by(classifier: nn.Module, attack: Attack) -> str:
+    """What a batch's result depends on besides the attack's settings, the seed and the batch."""
+    held = next(chain(classifier.parameters(), classifier.buffers()), None)
+    return identity_of(classifier, type(attack), None if held is None else held.device.type)
+
+
+def _attacked(
+    classifier: nn.Module,
+    attack: Attack,
+    images: Images,
+    labels: Labels,
+    seed: int,
+    report: Progress,
+) -> list[bool]:
+    if isinstance(attack, Search):
+        found = attack.search(classifier, images, labels, seed=seed, progress=report)
+        correct = found.correct
+    else:
+        check_labels(labels, len(labels), class_count(classifier, images))
+        hard = attack(classifier, images, labels, seed=seed, progress=report)
+        correct = _still_correct(classifier, hard, labels, seed)
+    return [bool(c) for c in correct.tolist()]
+
+
+def _still_correct(classifier: nn.Module, images: Images, labels: Labels, seed: int) -> PerExample:
+    return Clean().search(classifier, images, labels, seed=seed).correct
+
+
+def _data_key(images: Images, labels: Labels) -> str:
+    """Unlike a dataset's fingerprint, of every bit: an attack sees what uint8 does not."""
+    return fingerprint_of(images, labels.long())

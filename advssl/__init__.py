@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from importlib import metadata
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
-from advssl.attacks import AdversarialViewGenerator
-from advssl.balls import L2, Ball, Linf
-from advssl.branches import branch_batchnorm, keep_branch, on_branch
-from advssl.critics import GlobalDivergenceCritic
-from advssl.heads import ClusterFitHead, IndexedDataset
-from advssl.losses import LocalSelectionSupCon, MultiViewNTXentLoss
-from advssl.modes import evaluating, frozen
-from advssl.selection import Pairs
-from advssl.sharpness import SAMWrapper
-
 if TYPE_CHECKING:
+    from advssl.attacks import AdversarialViewGenerator
+    from advssl.balls import L2, Ball, Linf
+    from advssl.branches import branch_batchnorm, keep_branch, on_branch
+    from advssl.critics import GlobalDivergenceCritic
+    from advssl.heads import ClusterFitHead, IndexedDataset
+    from advssl.losses import LocalSelectionSupCon, MultiViewNTXentLoss
+    from advssl.modes import evaluating, frozen
+    from advssl.selection import Pairs
+    from advssl.sharpness import SAMWrapper
     from advssl.views import HighFreqView, LowFreqView
 
 __version__ = metadata.version("advssl")
@@ -42,13 +41,38 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # kornia is slow to import: only who asks for a view of it pays.
-    if name in ("HighFreqView", "LowFreqView"):
-        from advssl import views
+# Where each name is. Torch takes seconds to import, kornia more: only who asks for a name pays.
+_PLACES = {
+    "AdversarialViewGenerator": "attacks",
+    "L2": "balls",
+    "Ball": "balls",
+    "Linf": "balls",
+    "branch_batchnorm": "branches",
+    "keep_branch": "branches",
+    "on_branch": "branches",
+    "GlobalDivergenceCritic": "critics",
+    "ClusterFitHead": "heads",
+    "IndexedDataset": "heads",
+    "LocalSelectionSupCon": "losses",
+    "MultiViewNTXentLoss": "losses",
+    "evaluating": "modes",
+    "frozen": "modes",
+    "Pairs": "selection",
+    "SAMWrapper": "sharpness",
+    "HighFreqView": "views",
+    "LowFreqView": "views",
+}
+_MODULES = {*_PLACES.values(), "distributed", "evaluation", "integrations", "precision", "types"}
 
-        return getattr(views, name)
-    raise AttributeError(f"module 'advssl' has no attribute {name!r}")
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"advssl.{name}")
+    if name not in _PLACES:
+        raise AttributeError(f"module 'advssl' has no attribute {name!r}")
+    found = getattr(import_module(f"advssl.{_PLACES[name]}"), name)
+    globals()[name] = found
+    return found
 
 
 def __dir__() -> list[str]:

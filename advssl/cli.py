@@ -578,7 +578,13 @@ def _parser(add_help: bool = True) -> argparse.ArgumentParser:
     add("--image-size", type=_whole(1, 10_000))
     add("--mean", type=_channels, help="of the encoder's input, per channel: 0.5,0.5,0.5")
     add("--std", type=_deviations)
-    add("--preset", default="plain", choices=sorted(probes.PRESETS), help=_PRESET_HELP)
+    add(
+        "--preset",
+        default="standardised",
+        type=probes.preset_name,
+        choices=sorted(probes.PRESETS),
+        help=_PRESET_HELP,
+    )
     add("--protocol", type=_names, default="slf", help="slf, alf, fsf, aff, several with commas")
     add("--attacks", type=_attack_names, default=",".join(ATTACKS), help=_ATTACKS_HELP)
     add("--norm", default="linf", choices=["linf", "l2"])

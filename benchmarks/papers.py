@@ -75,7 +75,12 @@ def main() -> None:
     add("--data", default="digits")
     add("--seeds", type=int, help="default: 3 on digits, 1 otherwise")
     add("--epochs", type=int, help="default: those of the preset")
-    add("--probes", type=lambda words: words.split(","), default=["advcl", "plain"], help=_PROBES)
+    add(
+        "--probes",
+        type=lambda words: words.split(","),
+        default=["advcl", "standardised"],
+        help=_PROBES,
+    )
     add("--workers", type=int, default=os.cpu_count(), help="runs at a time, of one thread each")
     add("--out", type=Path, default=Path("runs/papers"))
     options = parser.parse_args()

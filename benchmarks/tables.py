@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import fmean, quantiles, stdev
 from typing import Any
 
+from advssl.evaluation.protocols import preset_name
 from advssl.evaluation.records import Measurement, compare
 
 ROOT = Path(__file__).parents[1]
@@ -91,7 +92,7 @@ _COMPARED = {
 def papers(name: str) -> str:
     """Accuracies of every row, the paired comparisons, and where they came from."""
     record = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    probes = record.get("probes", [record["runs"][0]["plan"]["preset"]])
+    probes = [*map(preset_name, record.get("probes", [record["runs"][0]["plan"]["preset"]]))]
     by_row = {row: _by_probe(record["runs"], row) for row in record["rows"]}
     measured = {row: _measured(runs[probes[0]]) for row, runs in by_row.items()}
     branches = any(other for _, other in measured.values())
@@ -123,7 +124,7 @@ def _by_probe(runs: list[dict[str, Any]], row: str) -> dict[str, list[dict[str, 
     found: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         if run["row"] == row:
-            found.setdefault(run["plan"]["preset"], []).append(run)
+            found.setdefault(preset_name(run["plan"]["preset"]), []).append(run)
     return found
 
 

@@ -178,7 +178,9 @@ def pseudo_labels(seed):
 def measured(network, part, kind, seed):
     """Clean and PGD-20 accuracy of a linear probe on the frozen encoder, as records."""
     encoder = keep_branch(network.encoder, "adversarial").eval()
-    classifier = probes.finetune(encoder, data, probes.protocol("plain", "slf"), seed=seed).last
+    classifier = probes.finetune(
+        encoder, data, probes.protocol("standardised", "slf"), seed=seed
+    ).last
     for attack in (Clean(), PGD(Linf(RADIUS), steps=20, step_size=None)):
         yield measure(classifier, attack, batches(part, 500), name=kind, training_seed=seed)
 

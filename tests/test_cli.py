@@ -176,7 +176,7 @@ def test_the_released_preset_says_what_it_selected_on(tmp_path, monkeypatch):
     for name in ("record.json", "report.md", "report.html"):
         assert "selected on test, epoch" in (tmp_path / name).read_text(encoding="utf-8"), name
     assert "released" not in QUICK
-    assert cli._parser().parse_args(["evaluate", "--backbone", "x"]).preset == "plain"
+    assert cli._parser().parse_args(["evaluate", "--backbone", "x"]).preset == "standardised"
     honest = [
         p for name, family in probes.PRESETS.items() if name != "released" for p in family.values()
     ]

@@ -104,7 +104,9 @@ def test_photographs_of_224_pixels_in_folders_within_folders(tmp_path, monkeypat
     monkeypatch.setattr(diagnostics, "_PGD_STEPS", 4)
     monkeypatch.setattr(diagnostics, "_STEP_COUNTS", (1, 3))
     monkeypatch.setattr(diagnostics, "_QUERIES", 10)
-    monkeypatch.setitem(PRESETS["plain"], "slf", replace(protocol("plain", "slf"), epochs=6))
+    monkeypatch.setitem(
+        PRESETS["standardised"], "slf", replace(protocol("standardised", "slf"), epochs=6)
+    )
     write_images(tmp_path / "images", 230, train=4, val=2)  # "val" is what ImageNet calls it
     cli.main([*COMMAND, *AT_224])
     found = report.read(tmp_path / "report" / "record.json")

@@ -7,23 +7,19 @@ import math
 import warnings
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 import torch.fx
-import torch.nn.functional as F
+from bars import SHORT, bars, encoder_of_bars, equal_states, images_of, stopping
 from borrowed import Trace
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from advssl.balls import Linf
-from advssl.evaluation import probes
 from advssl.evaluation.attacks import PGD, batch_seed, measure
-from advssl.evaluation.data import Data, InMemory, batches
+from advssl.evaluation.data import Data, batches
 from advssl.evaluation.probes import (
     PRESETS,
-    Classifier,
-    Protocol,
     accuracy,
     finetune,
     protocol,
@@ -31,34 +27,15 @@ from advssl.evaluation.probes import (
 )
 from precision import default_dtype, low_precision
 
-SHORT = Protocol("slf", 6, 32, 0.1, 1e-4, None, reads="standard")
-
-
-def images_of(count: int, seed: int) -> InMemory:
-    """Three classes: which third of the image is bright."""
-    draw = torch.Generator().manual_seed(seed)
-    labels = torch.arange(count) % 3
-    images = 0.3 * torch.rand(count, 3, 6, 6, generator=draw)
-    for i, c in enumerate(labels):
-        images[i, :, 2 * c : 2 * c + 2] += 0.6
-    return InMemory(images, labels)
-
 
 @pytest.fixture
 def data() -> Data:
-    parts = {p: images_of(n, s) for s, (p, n) in enumerate([("train", 96), ("validation", 30)])}
-    return Data("bars", ("a", "b", "c"), test=images_of(60, 9), natural=False, **parts)
+    return bars()
 
 
 @pytest.fixture
 def bars_encoder() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1),
-        nn.BatchNorm2d(6),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(216, 12),
-    )
+    return encoder_of_bars()
 
 
 def test_photographs_without_augmentation_are_forwarded_once(data, bars_encoder):
@@ -68,7 +45,7 @@ def test_photographs_without_augmentation_are_forwarded_once(data, bars_encoder)
     assert torch.equal(plain.last.linear.weight, photographs.last.linear.weight)
     augmented = finetune(bars_encoder, replace(data, natural=True), SHORT)
     assert not torch.equal(plain.last.linear.weight, augmented.last.linear.weight)
-    assert [p.augments for p in PRESETS["plain"].values()] == [False, True, True, True]
+    assert [p.augments for p in PRESETS["standardised"].values()] == [False, True, True, True]
 
 
 @pytest.mark.parametrize("loss", ["ce", "pgd", "trades"])
@@ -103,7 +80,7 @@ def test_features_made_once_train_as_images_do(data, bars_encoder, monkeypatch):
     """The shortcut for a frozen encoder is no other protocol."""
 
     fast = finetune(bars_encoder, data, SHORT).last
-    monkeypatch.setattr("advssl.evaluation.probes._shifted_and_mirrored", lambda images: images)
+    monkeypatch.setattr("advssl.evaluation.training._shifted_and_mirrored", lambda images: images)
     slow = finetune(bars_encoder, replace(data, natural=True), SHORT).last
     torch.testing.assert_close(fast.linear.weight, slow.linear.weight, rtol=1e-3, atol=1e-4)
 
@@ -169,103 +146,6 @@ class TestBest:
         assert a.history == b.history
 
 
-class TestResume:
-    @pytest.mark.parametrize("loss", ["ce", "pgd", "trades"])
-    @pytest.mark.parametrize("whole", [False, True])
-    @pytest.mark.parametrize("natural", [False, True])
-    def test_goes_on_to_the_same_weights(self, data, bars_encoder, tmp_path, loss, whole, natural):
-        data = replace(data, natural=natural)
-        how = replace(SHORT, loss=loss, trains_encoder=whole, epochs=4)
-        expected = finetune(bars_encoder, data, how)
-        for stop_at in (2, 5, 10):  # in the first epoch, the second, the last; three steps each
-            with pytest.raises(KeyboardInterrupt):
-                finetune(bars_encoder, data, how, folder=tmp_path, progress=stopping(stop_at))
-        steps = []
-        found = finetune(
-            bars_encoder, data, how, folder=tmp_path, progress=lambda *told: steps.append(told[1])
-        )
-        assert steps == [10, 11, 12]  # nothing finished was done again
-        assert equal_states(found.last, expected.last)
-        assert equal_states(found.best, expected.best)
-        assert (found.history, found.best_epoch) == (expected.history, expected.best_epoch)
-
-    def test_a_finished_one_trains_nothing(self, data, bars_encoder, tmp_path):
-        first = finetune(bars_encoder, data, SHORT, folder=tmp_path)
-        again = finetune(bars_encoder, data, SHORT, folder=tmp_path, progress=stopping(1))
-        assert equal_states(first.last, again.last)
-        assert equal_states(first.best, again.best)
-        assert first.history == again.history
-
-    @pytest.mark.parametrize(
-        "other",
-        [
-            {"seed": 1},
-            {"ball": Linf(0.1)},
-            {"how": replace(SHORT, weight_decay=0.0)},
-            {"mean": (0.1, 0.1, 0.1), "std": (1.0, 1.0, 1.0)},
-        ],
-    )
-    def test_nothing_is_taken_from_another_training(self, data, bars_encoder, tmp_path, other):
-        finetune(bars_encoder, data, SHORT, folder=tmp_path)
-        asked = {"how": SHORT, **other}
-        found = finetune(bars_encoder, data, folder=tmp_path, **asked)
-        assert equal_states(found.last, finetune(bars_encoder, data, **asked).last)
-        assert len(list(tmp_path.iterdir())) == 2
-
-    @pytest.mark.parametrize("part", ["train", "validation", "test"])
-    @pytest.mark.parametrize("of", ["image", "label"])
-    def test_any_image_and_any_label_counts(self, data, bars_encoder, tmp_path, part, of):
-        how = replace(SHORT, selects="test" if part == "test" else "validation", epochs=2)
-        finetune(bars_encoder, data, how, folder=tmp_path)
-        images = getattr(data, part)
-        if of == "image":
-            images.images[13] = 0
-        else:
-            images.targets[13] = (images.targets[13] + 1) % 3
-        found = finetune(bars_encoder, data, how, folder=tmp_path)
-        fresh = finetune(bars_encoder, data, how)
-        assert equal_states(found.last, fresh.last)
-        assert (found.history, found.best_epoch) == (fresh.history, fresh.best_epoch)
-        assert len(list(tmp_path.iterdir())) == 2
-
-    @pytest.mark.parametrize("cut", [-300, 1000, 0])
-    def test_a_damaged_file_is_trained_again(self, data, bars_encoder, tmp_path, cut):
-        first = finetune(bars_encoder, data, SHORT, folder=tmp_path)
-        (path,) = tmp_path.iterdir()
-        path.write_bytes(path.read_bytes()[:cut])
-        for _ in range(2):
-            again = finetune(bars_encoder, data, SHORT, folder=tmp_path)
-            assert equal_states(first.last, again.last)
-            assert first.history == again.history
-
-    def test_nor_of_another_encoder_or_other_images(self, data, bars_encoder, tmp_path):
-        finetune(bars_encoder, data, SHORT, folder=tmp_path)
-        finetune(bars_encoder, replace(data, train=images_of(96, 5)), SHORT, folder=tmp_path)
-        with torch.no_grad():
-            bars_encoder[0].weight += 1
-        finetune(bars_encoder, data, SHORT, folder=tmp_path)
-        assert len(list(tmp_path.iterdir())) == 3
-
-    def test_of_a_frozen_encoder_only_the_linear_layer_is_kept(self, data, bars_encoder, tmp_path):
-        finetune(bars_encoder, data, SHORT, folder=tmp_path)
-        (path,) = tmp_path.iterdir()
-        kept = torch.load(path, weights_only=True)
-        assert set(kept["trained"]) == {"linear.weight", "linear.bias", "shift", "scale"}
-
-
-def stopping(at: int):
-    def progress(_: str, done: int, __: int | None) -> None:
-        if done >= at:
-            raise KeyboardInterrupt
-
-    return progress
-
-
-def equal_states(a: nn.Module, b: nn.Module) -> bool:
-    a, b = a.state_dict(), b.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
 ODD = {
     "one left over": {"count": 17, "batch_size": 16},
     "one in each batch": {"count": 3, "batch_size": 1},
@@ -288,11 +168,6 @@ def test_a_batch_of_one_ends_no_training(data, loss, whole, odd):
     assert found.last(data.test.images).isfinite().all()
     steps = ODD[odd]["count"] if size == 1 else 1
     assert ticks[-1] == ("training", 2 * steps, 2 * steps)
-
-
-def test_one_that_is_left_over_joins_the_batch_before():
-    sizes = [[len(p) for p in probes._parts(torch.arange(n), 4)] for n in (1, 4, 5, 6, 9)]
-    assert sizes == [[1], [4], [5], [4, 2], [4, 5]]
 
 
 @pytest.mark.parametrize("loss", ["ce", "pgd", "trades"])
@@ -460,108 +335,10 @@ class TestParts:
         assert equal_states(found.last, finetune(bars_encoder, data, how).last)
 
 
-class TestProtocol:
-    def test_numbers_from_numpy_and_torch(self):
-        odd = Protocol(
-            *("slf", np.int64(6), torch.tensor(32), np.float64(0.1), torch.tensor(0.5)),
-            [np.int32(2), 3],
-        )
-        plain = Protocol("slf", 6, 32, 0.1, 0.5, (2, 3))
-        assert odd == plain
-        assert repr(odd) == repr(plain)
-
-    @pytest.mark.parametrize(
-        ("field", "value"),
-        [
-            *(("epochs", v) for v in (0, 2.0, "2", None)),
-            *(("batch_size", v) for v in (0, 1.5, True)),
-            *(("learning_rate", v) for v in ("0.1", torch.nan, -1.0, None)),
-            ("weight_decay", torch.inf),
-            *(("decays", v) for v in (3, (1.5,))),
-            ("loss", "mse"),
-            ("reads", "features"),
-            ("selects", "train"),
-        ],
-    )
-    def test_nonsense_is_refused_when_it_is_written(self, field, value):
-        with pytest.raises(ValueError, match=field):
-            replace(SHORT, **{field: value})
-
-
-def test_learning_rates():
-    assert [replace(SHORT, epochs=4).rate(e) for e in (0, 2, 4)] == pytest.approx([0.1, 0.05, 0])
-    steps = replace(SHORT, decays=(2, 3))
-    assert [steps.rate(e) for e in range(5)] == pytest.approx([0.1, 0.1, 0.01, 0.001, 0.001])
-    assert replace(SHORT, decays=()).rate(5) == 0.1
-
-
-class TestClassifier:
-    def test_normalises_pixels(self, images):
-        encoder = nn.Flatten()
-        classifier = Classifier(encoder, 192, 4, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
-        normal = (images - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor(
-            [0.5, 0.6, 0.7]
-        ).view(3, 1, 1)
-        torch.testing.assert_close(classifier.features(images), normal.flatten(1))
-
-    def test_reads_raw_unit_or_standard_features(self, images):
-        raw = images.flatten(1)
-        assert torch.equal(Classifier(nn.Flatten(), 192, 4).features(images), raw)
-        found = Classifier(nn.Flatten(), 192, 4, reads="unit").features(images)
-        torch.testing.assert_close(found, F.normalize(raw))
-        standard = Classifier(nn.Flatten(), 192, 4, reads="standard")
-        standard.standardise(raw)
-        found = standard.features(images)
-        torch.testing.assert_close(found.mean(0), torch.zeros(192), rtol=0, atol=1e-5)
-        torch.testing.assert_close(found.std(0), torch.ones(192))
-
-    def test_a_constant_feature_is_harmless(self, images):
-        standard = Classifier(nn.Flatten(), 192, 4, reads="standard")
-        standard.standardise(torch.zeros(5, 192))
-        assert standard(images).isfinite().all()
-
-    @pytest.mark.parametrize("count", [1, 2, 100])
-    def test_one_that_only_its_rounding_varies_is_harmless_too(self, count):
-        standard = Classifier(nn.Flatten(), 192, 4, reads="standard")
-        standard.standardise(torch.full((count, 192), 0.1) * 3)
-        assert torch.equal(standard.scale, torch.zeros(192))
-
-    def test_survives_a_state_dict(self, data, bars_encoder):
-        how = protocol("plain", "slf")
-        classifier = finetune(bars_encoder, data, replace(how, epochs=2)).last
-        again = untrained(copy.deepcopy(bars_encoder), data, how, None, None)
-        again.load_state_dict(classifier.state_dict())
-        images = data.test.images
-        assert torch.equal(again.eval()(images), classifier(images))
-
-
-class TestPresets:
-    @pytest.mark.parametrize("preset", PRESETS)
-    def test_names_agree(self, preset):
-        for name, how in PRESETS[preset].items():
-            assert how.name == name
-            assert protocol(preset, name) is how
-            assert how.trains_encoder == (name in ("fsf", "aff"))
-            assert (how.loss == "ce") == (name in ("slf", "fsf"))
-            assert how.selects == ("test" if preset == "released" else "validation")
-
-    def test_papers_settings(self):
-        """As their texts and released code have them."""
-        advcl, aff = protocol("advcl", "slf"), protocol("advcl", "aff")
-        assert (advcl.epochs, advcl.batch_size, advcl.learning_rate) == (25, 512, 0.01)
-        assert (advcl.weight_decay, advcl.decays, advcl.reads) == (2e-4, (15, 20), "raw")
-        assert (aff.batch_size, aff.learning_rate, aff.loss) == (128, 0.1, "trades")
-        gsa = protocol("gsa", "alf")
-        assert (gsa.epochs, gsa.learning_rate, gsa.weight_decay) == (100, 0.1, 1e-4)
-        assert (gsa.decays, gsa.reads, gsa.loss) == (None, "unit", "pgd")
-        dynacl = protocol("dynacl", "slf")
-        assert (dynacl.decays, dynacl.zero_start) == ((10, 20), True)
-        ascl = protocol("ascl23", "alf")
-        assert (ascl.epochs, ascl.learning_rate, ascl.decays) == (10, 0.1, ())
-        assert (ascl.loss, ascl.zero_start, ascl.trains_encoder) == ("trades", True, False)
-
-    def test_unknown(self):
-        with pytest.raises(ValueError, match=r"preset must be one of.*got 'mine'"):
-            protocol("mine", "slf")
-        with pytest.raises(ValueError, match=r"'gsa' has protocols \['alf', 'slf'\], got 'aff'"):
-            protocol("gsa", "aff")
+def test_a_classifier_survives_a_state_dict(data, bars_encoder):
+    how = protocol("standardised", "slf")
+    classifier = finetune(bars_encoder, data, replace(how, epochs=2)).last
+    again = untrained(copy.deepcopy(bars_encoder), data, how, None, None)
+    again.load_state_dict(classifier.state_dict())
+    images = data.test.images
+    assert torch.equal(again.eval()(images), classifier(images))

@@ -68,7 +68,7 @@ class Plan:
     seed: int = 0
     precision: str = "32-true"
     protocols: tuple[str, ...] = ("slf",)
-    preset: str = "plain"
+    preset: str = "standardised"
     attacked: tuple[str, ...] = ("pgd",)
     num_images: int = 0
     branches: str = "all"

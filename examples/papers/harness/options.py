@@ -47,7 +47,12 @@ def parse(
     add("--limit", type=_at_least(0), help="training images, class-balanced; 0 is all")
     add("--memory-gb", type=float, default=4.0, help="larger training sets are streamed")
     add("--protocol", default="slf", help="slf, alf, aff, fsf, several with commas")
-    add("--probe", choices=sorted(probes.PRESETS), help="whose finetuning settings")
+    add(
+        "--probe",
+        type=probes.preset_name,
+        choices=sorted(probes.PRESETS),
+        help="whose finetuning settings",
+    )
     add("--attacks", default="pgd", help=f"of {', '.join(chain.ATTACKS)}, several with commas")
     add("--num-images", type=_at_least(0), help="test images that are attacked; 0 is all")
     add("--precision", choices=["32-true", "bf16-mixed"], help="of pretraining")

@@ -35,7 +35,7 @@ PRESETS = {
         backbone="cifar:resnet18:8",
         recipe=Recipe(24, 100, WarmupCosine(8e-3, 4, restarts=True), "adam"),
         image_size=8,
-        probe="plain",
+        probe="standardised",
         flags={"radius": 0.1},
     ),
     "look": Preset(
@@ -45,7 +45,7 @@ PRESETS = {
         limit=10_000,
         num_images=1_000,
         precision="bf16-mixed",
-        probe="plain",
+        probe="standardised",
     ),
     "paper": Preset("the paper's own backbone, schedule and finetuning", short=False),
 }

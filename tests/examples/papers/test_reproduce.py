@@ -143,7 +143,7 @@ def test_a_command_that_is_repeated_reads_all_of_it_back(chains, monkeypatch, ca
     written = (folder / "record.json").read_bytes()
     monkeypatch.setattr(chain, "pretrain", never)
     monkeypatch.setattr("advssl.evaluation.measuring._attacked", never)
-    monkeypatch.setattr("advssl.evaluation.probes._Training._train", never)
+    monkeypatch.setattr("advssl.evaluation.training.Training._train", never)
     main(tiny.words("advcl", "--out", str(out)))
     assert (folder / "record.json").read_bytes() == written
     said = capsys.readouterr().out
@@ -349,7 +349,7 @@ def test_what_is_not_said_is_the_presets():
         quick.image_size,
     )
     assert plan.flags == {**quick.flags, **METHODS["advcl"].settings_type.where("short")}
-    assert plan.preset == "plain"
+    assert plan.preset == "standardised"
     look = plan_of("advcl", parse(["advcl", "--data", "cifar10"]), {})
     assert (look.limit, look.num_images, look.precision) == (10_000, 1_000, "bf16-mixed")
     paper = plan_of("advcl", parse(["advcl", "--data", "cifar10", "--preset", "paper"]), {})
@@ -422,7 +422,7 @@ WRONG = {
     "simclr --relative-step 0": r"step_size must be positive",
     "acl --kind a2b": r"--kind: invalid choice: 'a2b'",
     "simclr --attacks pgd,fgsm": r"attacks are pgd, pgd-l2, mpgd, aa, got fgsm",
-    "simclr --protocol slf,lp": r"preset 'plain' has protocols .*, got 'lp'",
+    "simclr --protocol slf,lp": r"preset 'standardised' has protocols .*, got 'lp'",
     "gsa_rsl --probe gsa --protocol aff": r"preset 'gsa' has protocols .*, got 'aff'",
     "simclr --backbone resnet18": r'a backbone is "timm:NAME", .*, got \'resnet18\'',
     "simclr --backbone resnet18 --width 8": r"--width is of a cifar:resnet18, got --backbone res",

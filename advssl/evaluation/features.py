@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from advssl.evaluation.attacks import check_batch
+from advssl.evaluation.batches import check_batch
 from advssl.evaluation.data import Sample, batches
 from advssl.modes import evaluating, frozen
 from advssl.types import Labels

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from advssl.evaluation.attacks import logits_of, undisturbed
 from advssl.evaluation.features import in_order
+from advssl.evaluation.logits import logits_of, undisturbed
 from advssl.evaluation.protocols import Reads
 from advssl.losses import unit
 from advssl.modes import evaluating

@@ -12,11 +12,13 @@ from torch import nn
 from torch.utils.data import Subset
 
 from advssl.balls import Ball, Linf
-from advssl.evaluation.attacks import Progress, check_labels, check_module, device_of, undisturbed
+from advssl.evaluation.batches import check_labels
 from advssl.evaluation.data import Data, targets
 from advssl.evaluation.features import check_finite, in_order
 from advssl.evaluation.linear import Classifier as Classifier
 from advssl.evaluation.linear import accuracy as accuracy
+from advssl.evaluation.logits import check_module, device_of, undisturbed
+from advssl.evaluation.progress import Progress
 from advssl.evaluation.protocols import PRESETS as PRESETS
 from advssl.evaluation.protocols import Loss as Loss
 from advssl.evaluation.protocols import Protocol as Protocol

@@ -15,18 +15,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from advssl.attacks import AdversarialViewGenerator
 from advssl.balls import Ball
-from advssl.evaluation.attacks import (
-    PGD,
-    NotFinite,
-    Progress,
-    batch_seed,
-    check_labels,
-    logits_of,
-)
+from advssl.evaluation.attacks import PGD
+from advssl.evaluation.batches import batch_seed, check_labels
 from advssl.evaluation.data import Data
 from advssl.evaluation.features import featurised, in_order, parts, shuffled
 from advssl.evaluation.identity import dataset_fingerprint, identity_of, keep, kept
 from advssl.evaluation.linear import Classifier, accuracy, logits_from
+from advssl.evaluation.logits import NotFinite, logits_of
+from advssl.evaluation.progress import Progress
 from advssl.evaluation.protocols import Protocol
 from advssl.modes import copied, evaluating, random_state, random_state_kept
 from advssl.types import Images, Labels, Scalar, see

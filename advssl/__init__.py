@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from advssl.heads import ClusterFitHead, IndexedDataset
     from advssl.losses import LocalSelectionSupCon, MultiViewNTXentLoss
     from advssl.modes import evaluating, frozen
+    from advssl.pixels import Pixels
     from advssl.selection import Pairs
     from advssl.sharpness import SAMWrapper
     from advssl.views import HighFreqView, LowFreqView
@@ -32,6 +33,7 @@ __all__ = [
     "LowFreqView",
     "MultiViewNTXentLoss",
     "Pairs",
+    "Pixels",
     "SAMWrapper",
     "branch_batchnorm",
     "evaluating",
@@ -57,6 +59,7 @@ _PLACES = {
     "MultiViewNTXentLoss": "losses",
     "evaluating": "modes",
     "frozen": "modes",
+    "Pixels": "pixels",
     "Pairs": "selection",
     "SAMWrapper": "sharpness",
     "HighFreqView": "views",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import isfinite
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -21,6 +21,7 @@ from advssl.modes import (
     state_marks,
     submodules,
 )
+from advssl.pixels import Pixels
 from advssl.precision import uphill, widen
 from advssl.types import (
     Images,
@@ -30,7 +31,6 @@ from advssl.types import (
     flag,
     height_of,
     modules_of,
-    numbers,
     positive,
     see,
     whole,
@@ -40,6 +40,7 @@ Views = TypeVar("Views")  # a tensor, or a tuple, list or dict of such
 
 _GAUSSIAN_START = 0.001  # standard deviation, TRADES
 _OUTSIDE = 1e-4  # what rounding may put outside the bounds
+_UNIT = (0.0, 1.0)  # told from the same pair given by its identity
 
 
 class AdversarialViewGenerator(nn.Module):
@@ -70,11 +71,11 @@ class AdversarialViewGenerator(nn.Module):
         start: "uniform" in the ball, "gaussian" (0.001, TRADES) or "zero".
         clamp_start: whether the start is in ``bounds`` before the first gradient, as RoCL's is;
             ACL's and AdvCL's is not. All that comes after it is.
-        bounds: what a pixel may be. None for views that are not images in a box, such as the high
-            frequency view, which is negative in places.
+        bounds: what a pixel may be; with ``mean`` and ``std`` a :class:`~advssl.pixels.Pixels`.
         mean: per channel, if the images are normalised as (pixel - mean) / std. Ball, step and
-            bounds stay in units of [0, 1]. Goes with ``std``.
+            bounds stay in units of pixels.
         std: per channel.
+        pixels: the three as one value, in their place: ``pixels=IMAGENET``.
 
     Reference: Madry et al. 2018, https://arxiv.org/abs/1706.06083; for views of a contrastive loss
     Kim et al. 2020, Eq. 3, https://arxiv.org/abs/2006.07589
@@ -97,9 +98,10 @@ class AdversarialViewGenerator(nn.Module):
         *,
         start: Literal["uniform", "gaussian", "zero"] = "uniform",
         clamp_start: bool = True,
-        bounds: tuple[float, float] | None = (0.0, 1.0),
+        bounds: tuple[float, float] | None = _UNIT,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        pixels: Pixels | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(ball, Ball):
@@ -118,26 +120,38 @@ class AdversarialViewGenerator(nn.Module):
             )
         if not isinstance(start, str) or start not in ("uniform", "gaussian", "zero"):
             raise ValueError(f'start must be "uniform", "gaussian" or "zero", got {start!r}')
-        if (mean is None) != (std is None):
-            raise ValueError(f"mean and std go together, got mean={mean} and std={std}")
         self.ball = ball
         self.steps = steps
         self.step_size = step_size
         self.start = start
         self.clamp_start = flag("clamp_start", clamp_start)
-        self.bounds = None if bounds is None else _bounds(bounds)
-        self.mean = None if mean is None else numbers("mean", mean)
-        self.std = None if std is None else numbers("std", std)
-        mean, std = self.mean or (), self.std or ()
-        fits = (
-            len(mean) == len(std) and all(map(isfinite, (*mean, *std))) and min(std, default=1) > 0
-        )
-        if self.mean is not None and not (std and fits):
+        if pixels is None:
+            pixels = Pixels(mean, std, bounds)  # type: ignore[arg-type]
+        elif mean is not None or std is not None or bounds is not _UNIT:
             raise ValueError(
-                "mean and std need one number per channel, std above zero, all finite, got "
-                f"{mean} and {std}"
+                f"pixels={pixels} says mean, std and bounds; give it alone, or the three without it"
             )
+        if not isinstance(pixels, Pixels):
+            raise ValueError(f"pixels must be Pixels(mean, std, bounds), got {described(pixels)}")
+        self.pixels = pixels
         self._check_units(step_chosen=chosen)
+
+    @property
+    def mean(self) -> tuple[float, ...] | None:
+        """Of ``pixels``, as are ``std`` and ``bounds``."""
+        return self.pixels.mean
+
+    @property
+    def std(self) -> tuple[float, ...] | None:
+        return self.pixels.std
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        return self.pixels.bounds
+
+    @bounds.setter
+    def bounds(self, bounds: tuple[float, float] | None) -> None:
+        self.pixels = replace(self.pixels, bounds=bounds)
 
     def forward(
         self,
@@ -266,7 +280,7 @@ class AdversarialViewGenerator(nn.Module):
 
     def _begun(self, clean: Images, generator: Generator | None) -> Images:
         start = clean + self._first(clean, generator)
-        return self._inside(start) if self.clamp_start or self.steps == 0 else start
+        return self.pixels.clamp(start) if self.clamp_start or self.steps == 0 else start
 
     def _first(self, clean: Images, generator: Generator | None) -> Perturbation:
         if self.start == "zero":
@@ -277,24 +291,16 @@ class AdversarialViewGenerator(nn.Module):
         return self.ball.project(noise)
 
     def _climb(self, pixels: Images, clean: Images, gradient: Perturbation) -> Images:
-        if self.std is not None:  # from the normalised images' units to pixels'
-            gradient = gradient / _per_channel(self.std, gradient)
-        step = self.step_size * self.ball.steepest(gradient)
+        step = self.step_size * self.ball.steepest(self.pixels.slope(gradient))
         # Clamping to a box that holds the clean image shortens the perturbation: it stays inside.
-        return self._inside(clean + self.ball.project(pixels - clean + step))
+        return self.pixels.clamp(clean + self.ball.project(pixels - clean + step))
 
-    def _inside(self, pixels: Images) -> Images:
-        return pixels if self.bounds is None else pixels.clamp(*self.bounds)
-
+    # What has other channels is beside the images and handed on as it is.
     def _to_pixels(self, images: Images) -> Images:
-        if self.mean is None or self.std is None or len(self.mean) != images.shape[1]:
-            return images
-        return images * _per_channel(self.std, images) + _per_channel(self.mean, images)
+        return self.pixels.to(images) if self.pixels.fits(images) else images
 
     def _from_pixels(self, pixels: Images) -> Images:
-        if self.mean is None or self.std is None or len(self.mean) != pixels.shape[1]:
-            return pixels
-        return (pixels - _per_channel(self.mean, pixels)) / _per_channel(self.std, pixels)
+        return self.pixels.of(pixels) if self.pixels.fits(pixels) else pixels
 
     def _height(self, answer: Any, views: Sequence[Images]) -> Tensor:
         value = height_of("the objective", answer, len(views[0]))
@@ -334,18 +340,6 @@ class AdversarialViewGenerator(nn.Module):
         if self.bounds is None:
             return
         check_radius(self.ball, bounds=self.bounds)
-        low, high = self.bounds
-        if self.mean is not None and not all(low <= m <= high for m in self.mean):
-            raise ValueError(
-                f"mean must lie in bounds {self.bounds}, got {self.mean}; of 255 grey levels write "
-                "mean and std over 255, or keep images and bounds in [0, 255]"
-            )
-        if self.std is not None and max(self.std) > 2 * (high - low):
-            warnings.warn(
-                f"std {self.std} is wider than the range of images in bounds {self.bounds}; of 255 "
-                "grey levels write mean and std over 255",
-                stacklevel=3,
-            )
         if step_chosen and self.step_size > widest(self.ball, bounds=self.bounds):
             warnings.warn(
                 f"a step_size of {self.step_size:.4g} crosses the whole range of images in bounds "
@@ -365,10 +359,7 @@ class AdversarialViewGenerator(nn.Module):
 
     def _check_as_image(self, images: Images) -> None:
         """What only a view that the objective depends on must hold to."""
-        if self.mean is not None and len(self.mean) != images.shape[1]:
-            raise ValueError(
-                f"mean and std have {len(self.mean)} channels, the images {images.shape[1]}"
-            )
+        self.pixels.check_channels(images)
         if self.bounds is not None:
             check_radius(self.ball, images.shape[1:], self.bounds)
 
@@ -418,13 +409,6 @@ def _watched(objective: Objective, kept: Iterable[nn.Module]) -> list[Any]:
     return [one for one in (*modules, *others) if id(one) not in known]
 
 
-def _bounds(value: Any) -> tuple[float, float]:
-    bounds = numbers("bounds", value)
-    if len(bounds) != 2 or not bounds[0] < bounds[1]:
-        raise ValueError(f"bounds must be (low, high) with low < high, or None, got {value}")
-    return bounds[0], bounds[1]
-
-
 def _is_view(value: Tensor) -> bool:
     return value.ndim == 4 and value.is_floating_point()
 
@@ -448,7 +432,3 @@ def _exchanged(given: Sequence[Tensor], at: Sequence[int], new: Sequence[Tensor]
     for place, value in zip(at, new, strict=True):
         exchanged[place] = value
     return exchanged
-
-
-def _per_channel(values: Sequence[float], images: Images) -> Tensor:
-    return images.new_tensor(values).view(-1, 1, 1)

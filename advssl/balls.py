@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, is_dataclass, replace
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
@@ -16,6 +16,9 @@ from advssl.types import Images, PerExample, Perturbation, positive, see
 @runtime_checkable
 class Ball(Protocol):
     """What an attack needs to know about a threat model. Write your own by having these four.
+
+    A report also asks for what :class:`Linf` has besides, and does without where a ball of yours
+    has less: its ``name``, ``resized(radius)``, ``widest(shape)`` and ``grey(shape)``.
 
     Shrinking a perturbation towards zero, pixel by pixel, must not take it out of the ball: that is
     how an attack keeps its view inside the range of an image.
@@ -52,6 +55,8 @@ class Linf:
     Reference: Madry et al. 2018, https://arxiv.org/abs/1706.06083
     """
 
+    name: ClassVar[str] = "linf"
+
     radius: float
 
     def __post_init__(self) -> None:
@@ -60,6 +65,14 @@ class Linf:
     def widest(self, shape: Sequence[int] | None = None) -> float:  # noqa: ARG002
         """The distance of a black image from a white one, whatever its shape."""
         return 1.0
+
+    def grey(self, shape: Sequence[int] | None = None) -> float:
+        """The radius from which on every image of shape (C, H, W) can become the same grey."""
+        return self.widest(shape) / 2
+
+    def resized(self, radius: float) -> Linf:
+        """The ball of this norm with another radius."""
+        return replace(self, radius=radius)
 
     def sample(self, images: Images, generator: Generator | None = None) -> Perturbation:
         """Uniform in the ball."""
@@ -84,6 +97,8 @@ class L2:
     Reference: Madry et al. 2018, https://arxiv.org/abs/1706.06083
     """
 
+    name: ClassVar[str] = "l2"
+
     radius: float
 
     def __post_init__(self) -> None:
@@ -92,6 +107,14 @@ class L2:
     def widest(self, shape: Sequence[int] | None = None) -> float:
         """The distance of a black image from a white one of shape (C, H, W); without it, no end."""
         return math.inf if shape is None else math.sqrt(math.prod(shape))
+
+    def grey(self, shape: Sequence[int] | None = None) -> float:
+        """The radius from which on every image of shape (C, H, W) can become the same grey."""
+        return self.widest(shape) / 2
+
+    def resized(self, radius: float) -> L2:
+        """The ball of this norm with another radius."""
+        return replace(self, radius=radius)
 
     def sample(self, images: Images, generator: Generator | None = None) -> Perturbation:
         """Uniform in the ball: a uniform direction, and U^(1/d) of the radius."""
@@ -111,6 +134,43 @@ class L2:
         """Each image's perturbation, shortened to length ε where it is longer."""
         direction, length = self.steepest(delta), _length(delta)
         return torch.where(length > self.radius, direction * self.radius, delta)
+
+
+# By the name that commands, tables and records have for it, each made of its radius.
+BALLS: dict[str, Callable[[float], Ball]] = {"linf": Linf, "l2": L2}
+
+
+def name_of(ball: Ball) -> str:
+    """Its ``name``, "linf" or "l2"; one without is called as its class is, in lower case."""
+    return str(getattr(ball, "name", type(ball).__name__.lower()))
+
+
+def resized(ball: Ball, radius: float) -> Ball:
+    """The ball of the same norm with another radius.
+
+    Raises:
+        ValueError: on a ball that has no ``resized(radius)`` and is no dataclass with a field
+            ``radius`` either.
+    """
+    radius = positive("radius", radius)
+    known: Any = getattr(ball, "resized", None)
+    if known is not None:
+        return known(radius)
+    if is_dataclass(ball) and "radius" in ball.__dataclass_fields__:
+        return replace(ball, radius=radius)
+    raise ValueError(
+        f"{ball} cannot be made {radius:.4g} wide; give its class a method resized(radius) that "
+        "returns such a ball, or make it a dataclass with a field radius"
+    )
+
+
+def grey_of(ball: Ball, shape: Sequence[int]) -> float | None:
+    """The radius from which on every image in [0, 1] of shape (C, H, W) can become the same grey.
+
+    None of a ball that does not know, as it has no method ``grey(shape)``.
+    """
+    known: Any = getattr(ball, "grey", None)
+    return None if known is None else float(known(shape))
 
 
 def widest(

@@ -18,6 +18,7 @@ ORDER = [
     "distributed",
     "views",
     "balls",
+    "pixels",
     "branches",
     "selection",
     "losses",

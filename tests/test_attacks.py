@@ -25,6 +25,7 @@ from advssl.balls import L2, Linf
 from advssl.branches import branch_batchnorm, on_branch
 from advssl.losses import MultiViewNTXentLoss
 from advssl.modes import evaluating, random_state
+from advssl.pixels import Pixels
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -732,10 +733,9 @@ class TestUnits:
         with pytest.raises(ValueError, match=r"radius=128.*wider than the whole range.* 128 / 255"):
             adversary(images, lambda v: v.sum())
 
-    @pytest.mark.parametrize("settings", [{"step_size": 2}, {"mean": (0, 0), "std": (58, 57)}])
-    def test_what_could_be_meant_is_said(self, settings):
+    def test_what_could_be_meant_is_said(self):
         with pytest.warns(UserWarning, match="255"):
-            AdversarialViewGenerator(**settings)
+            AdversarialViewGenerator(step_size=2)
 
     def test_a_mean_outside_the_bounds(self):
         with pytest.raises(ValueError, match=r"mean must lie in bounds .*255 grey levels"):
@@ -783,6 +783,7 @@ class TestUnits:
         (lambda _: AdversarialViewGenerator(bounds="01"), "bounds must be several numbers"),
         (lambda _: AdversarialViewGenerator(mean=0.5, std=0.5), "mean must be several numbers"),
         (lambda _: AdversarialViewGenerator(mean=("a",), std=(1,)), "each of mean must be"),
+        (lambda _: AdversarialViewGenerator(pixels=(MEAN, STD)), "pixels must be Pixels"),
     ],
 )
 def test_the_wrong_kind_of_argument(images, call, message):
@@ -816,6 +817,24 @@ def test_weights_that_torch_remembers_around_an_attack(images):
         hard = AdversarialViewGenerator()(images, lambda v: model(v).square().sum(1), freeze=model)
         (height + model(hard).square().sum()).backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_pixels_are_mean_std_and_bounds(images):
+    """One value or three, never both."""
+    three = {"mean": MEAN, "std": STD, "bounds": (-1, 2)}
+    one, other = (
+        AdversarialViewGenerator(pixels=Pixels(MEAN, STD, (-1, 2))),
+        AdversarialViewGenerator(**three),
+    )
+    assert repr(one) == repr(other)
+    found = [
+        a(one.pixels.of(images), lambda v: v.pow(3).sum(), generator=torch.Generator())
+        for a in (one, other)
+    ]
+    assert torch.equal(*found)
+    for name, value in {**three, "bounds": None}.items():
+        with pytest.raises(ValueError, match="give it alone, or the three without it"):
+            AdversarialViewGenerator(pixels=Pixels(), **{name: value})
 
 
 def test_says_what_it_is():

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advssl.balls import L2, Ball, Linf, check_radius, widest
+from advssl.balls import BALLS as NAMED
+from advssl.balls import L2, Ball, Linf, check_radius, grey_of, name_of, resized, widest
 
 # A ball, and the length of each image's perturbation in that ball's own norm: (B, ...) -> (B,).
 BALLS = {
@@ -320,3 +321,46 @@ def test_at_its_widest_a_ball_around_any_image_holds_every_other(make, bounds):
     check_radius(make(found), shape, bounds)
     with pytest.raises(ValueError, match=r"wider than the whole range of images.*/ 255"):
         check_radius(make(1.01 * found), shape, bounds)
+
+
+def test_every_ball_has_a_name_that_makes_it():
+    assert set(NAMED.values()) == set(BALLS)
+    for name, make in NAMED.items():
+        assert name_of(make(0.5)) == make(0.5).name == name
+
+
+@EVERY_BALL
+class TestAsAReportAsks:
+    def test_resized_is_the_same_ball_but_for_its_radius(self, make):
+        ball = make(0.5)
+        for found in (ball.resized(0.25), resized(ball, 0.25)):
+            assert found == make(0.25)
+        assert ball == make(0.5)
+        with pytest.raises(ValueError, match="radius must be positive and finite, got 0"):
+            resized(ball, 0)
+
+    @pytest.mark.parametrize("shape", [(3, 4, 5), (1, 28, 28)])
+    def test_at_its_grey_radius_and_no_sooner_every_image_becomes_one_grey(self, make, shape):
+        """Black and white, the images farthest from any one grey, meet in the middle alone."""
+        grey = grey_of(make(1), shape)
+        assert grey == make(1).grey(shape)
+        half = torch.full((1, *shape), 0.5)
+        for towards in (half, -half):
+            torch.testing.assert_close(make(grey).project(towards), towards)
+            assert not torch.allclose(make(0.99 * grey).project(towards), towards)
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns(Stripes):
+    radius: float = 0.1
+
+
+class TestABallOfOnesOwn:
+    def test_is_called_as_its_class_and_knows_no_grey(self):
+        assert name_of(Stripes()) == "stripes"
+        assert grey_of(Stripes(), (3, 4, 5)) is None
+
+    def test_a_dataclass_is_resized_and_another_says_what_it_lacks(self):
+        assert resized(Columns(), 0.2) == Columns(0.2)
+        with pytest.raises(ValueError, match=r"Stripes.* cannot be made 0.2 wide; .*resized"):
+            resized(Stripes(), 0.2)

@@ -424,7 +424,7 @@ class _Earlier:
         if sum(t.numel() * t.element_size() for t in state.values()) > path.stat().st_size:
             raise ValueError("its tensors are larger than the file")
         classes, width = state["linear.weight"].shape
-        mean, std = (self.written.model.get(name) for name in ("mean", "std"))
+        mean, std = (report.known(self.written.model).get(name) for name in ("mean", "std"))
         classifier = probes.Classifier(
             backbone(self.options.backbone), width, classes, mean=mean, std=std, reads=how.reads
         )

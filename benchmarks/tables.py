@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import re
 import runpy
-from dataclasses import replace
 from functools import partial
 from math import sqrt
 from pathlib import Path
 from statistics import fmean, quantiles, stdev
 from typing import Any
+
+from msgspec import structs
 
 from advssl.evaluation.protocols import preset_name
 from advssl.evaluation.records import Measurement, compare
@@ -111,7 +112,9 @@ def papers(name: str) -> str:
         minutes = fmean(run["seconds"]["pretraining"] for run in runs[probes[0]]) / 60
         cells += [f"{minutes:.1f}"] * timed
         lines.append(f"| {' | '.join([row, *cells])} |")
-    named = {row: [replace(m, name=row) for m in own[1]] for row, (own, _) in measured.items()}
+    named = {
+        row: [structs.replace(m, name=row) for m in own[1]] for row, (own, _) in measured.items()
+    }
     verdicts = [
         f"- {compare(named[a], named[b])}" for a, b in _COMPARED[name] if {a, b} <= {*named}
     ]

@@ -1,42 +1,187 @@
-"""Records: what was measured, on what and how; and whether two records differ beyond noise."""
+"""Records: what was measured, of what, on what and how, as fields that are checked."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
-import platform
-import secrets
-import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from importlib import metadata
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from statistics import NormalDist, fmean, variance
-from typing import Any, TypeAlias
+from typing import Any
 
+import msgspec
 import numpy as np
-import torch
+from msgspec import Struct, structs
 
-from advssl.types import Images, Labels, check_indices, described
-
-Interval: TypeAlias = tuple[float, float]  # low and high end, 95 %
+from advssl.evaluation import earlier
+from advssl.evaluation.provenance import Fingerprint as Fingerprint
+from advssl.evaluation.provenance import commit as commit
+from advssl.evaluation.provenance import fingerprint as fingerprint
+from advssl.evaluation.provenance import machine as machine
+from advssl.evaluation.provenance import replacing as replacing
+from advssl.evaluation.provenance import versions as versions
+from advssl.evaluation.statistics import Comparison as Comparison
+from advssl.evaluation.statistics import Interval as Interval
+from advssl.evaluation.statistics import check_same_examples
+from advssl.evaluation.statistics import compare as compare
+from advssl.evaluation.statistics import student_quantile as student_quantile
+from advssl.evaluation.statistics import wilson as wilson
+from advssl.types import described
 
 KIND = "advssl measurement"
-VERSION = 1
-CONFIDENCE = 0.95
-_KEYS = ("kind", "version", "value", "n")  # written beside the fields, checked when read
-_CHUNK = 256  # images turned into bytes at once
+VERSION = 2
+WORST = "worst case"
+_HEAD = ("kind", "version", "value", "n")  # written beside the fields, checked when read
 _DEEPEST = 64  # lists and mappings within each other, in settings
+
+
+# --- what a measurement is of ---------------------------------------------------------------------
+
+
+class _Fields(Struct, frozen=True, forbid_unknown_fields=True):
+    """Fields whose types are checked wherever they come from, Python or JSON."""
+
+    def __post_init__(self) -> None:
+        for name, kind in _kinds(type(self)).items():
+            _settle(self, name, kind)
+        self._check()
+
+    def _check(self) -> None:
+        """Raise on values that make no sense together."""
+
+
+@cache
+def _kinds(of: type[Struct]) -> dict[str, Any]:
+    return {field.name: field.type for field in structs.fields(of)}
+
+
+def _settle(record: Struct, name: str, kind: Any) -> None:
+    """Make a field plain and of its type, or raise by its name."""
+    value = getattr(record, name)
+    if not isinstance(value, Struct):
+        value = plain(value, name)
+    try:
+        structs.force_setattr(record, name, msgspec.convert(value, kind))
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{name} must be of its type, got {described(value)}: {error}") from error
+
+
+class Threat(_Fields, frozen=True):
+    """What an attack may do to an image.
+
+    Args:
+        norm: the ball's name: "linf", "l2".
+        radius: in that norm, of pixels in [0, 1].
+    """
+
+    norm: str
+    radius: float
+
+    def _check(self) -> None:
+        if not self.norm:
+            raise ValueError("norm must name a ball, such as 'linf', got ''")
+        if self.radius < 0:
+            raise ValueError(f"radius must not be negative, got {self.radius}")
+
+
+class Source(_Fields, frozen=True, kw_only=True):
+    """Which images were measured on, and what they were chosen from.
+
+    Args:
+        spec: as given to ``--data``: "digits", "folder:cifar10".
+        split: which part was measured on, and how it was cut: "test, seed 0".
+        image_size: height and width in pixels, None where it is the images' own.
+        fingerprint: of the images measured on, see :func:`fingerprint`.
+        images: how many were measured on.
+        population: how many these were chosen from.
+        classes: how many there are.
+        train: how many images a probe is trained on.
+        validation: how many its epochs are chosen by.
+        test: how many there are in the test part.
+        folders: names of folders that do not follow from ``spec``, by part.
+    """
+
+    spec: str
+    split: str = "test"
+    image_size: int | None = None
+    fingerprint: str
+    images: int
+    population: int
+    classes: int
+    train: int
+    validation: int
+    test: int
+    folders: dict[str, str] = {}
+
+    def _check(self) -> None:
+        for name in ("images", "population", "classes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("train", "validation", "test"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.images > self.population:
+            raise ValueError(
+                f"images must be among the population, got {self.images} of {self.population}"
+            )
+
+
+class Model(_Fields, frozen=True, kw_only=True):
+    """Whose robustness was measured.
+
+    Args:
+        backbone: as given to ``--backbone``: "timm:resnet50".
+        checkpoint: a file's name, None for random weights.
+        format: that the checkpoint was read as.
+        branch: whose BatchNorm statistics were used, if there are several.
+        mean: of the images, per channel, as the encoder reads them; with ``std`` or not at all.
+        std: their standard deviation.
+        fingerprint: of the weights.
+    """
+
+    backbone: str
+    checkpoint: str | None = None
+    format: str | None = None
+    branch: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    fingerprint: str | None = None
+
+    def _check(self) -> None:
+        lengths = [None if v is None else len(v) for v in (self.mean, self.std)]
+        if lengths[0] != lengths[1]:
+            raise ValueError(
+                f"mean and std go together, one number per channel, got {self.mean} and {self.std}"
+            )
+
+
+class Probe(_Fields, frozen=True, kw_only=True):
+    """What was put on the encoder to classify, and how it was trained.
+
+    Args:
+        preset: whose settings: "advcl", "standardised".
+        protocol: "slf", "alf", "fsf", "aff", or "own" for a classifier's own head.
+        selected: how the epoch was chosen, None for the last.
+        seed: of its training.
+        settings: the fields of a :class:`~advssl.evaluation.probes.Protocol`.
+    """
+
+    preset: str
+    protocol: str
+    selected: str | None = None
+    seed: int = 0
+    settings: dict[str, Any] = {}
+
+    def _check(self) -> None:
+        if not self.protocol:
+            raise ValueError("protocol must have a name, such as 'slf', got ''")
 
 
 # --- one measurement ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Measurement:
+class Measurement(Struct, frozen=True, forbid_unknown_fields=True):
     """Which examples of a dataset a classifier got right, and all it takes to measure it again.
 
     Args:
@@ -48,9 +193,16 @@ class Measurement:
         dataset: :func:`fingerprint` of the images and labels.
         commit: of the code, see :func:`commit`.
         machine: see :func:`machine`. Plain JSON.
+        threat: of the attack, None of a clean accuracy.
+        source: where the images are from.
+        model: whose encoder it is.
+        probe: what was put on it.
+        attack_seed: of the attack.
+        versions: see :func:`versions`.
 
     Raises:
-        ValueError: on a field of another type, no example, or what JSON cannot give back unchanged.
+        ValueError: on a field of another type, no example, fields that contradict each other, or
+            what JSON cannot give back unchanged.
     """
 
     name: str
@@ -60,36 +212,34 @@ class Measurement:
     dataset: str
     commit: str | None
     machine: Mapping[str, Any]
+    threat: Threat | None = None
+    source: Source | None = None
+    model: Model | None = None
+    probe: Probe | None = None
+    attack_seed: int | None = None
+    versions: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         for field in ("name", "dataset"):
             if not isinstance(getattr(self, field), str) or not getattr(self, field):
                 raise ValueError(f"{field} must be a string, got {getattr(self, field)!r}")
-        object.__setattr__(self, "seed", _unboxed(self.seed))
+        structs.force_setattr(self, "seed", _unboxed(self.seed))
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ValueError(f"seed must be an int, got {self.seed!r}")
         if not (self.commit is None or isinstance(self.commit, str)):
             raise ValueError(f"commit must be a string or None, got {self.commit!r}")
-        try:
-            flags = np.asarray(self.correct)
-        except (TypeError, ValueError):  # rows of several lengths, or on another device
-            flags = np.array(described(self.correct))
-        if flags.dtype != bool or flags.ndim != 1 or not flags.size:
-            raise ValueError(
-                "correct must be one bool per example, at least one, "
-                f"got {flags.dtype} of shape {flags.shape}; pass predictions == labels"
-            )
-        object.__setattr__(self, "correct", tuple(flags.tolist()))
+        structs.force_setattr(self, "correct", _flags(self.correct))
         for field in ("settings", "machine"):
             if not isinstance(getattr(self, field), Mapping):
                 raise ValueError(f"{field} must be a mapping, got {getattr(self, field)!r}")
-            object.__setattr__(self, field, plain(getattr(self, field), field))
-        made_of = self.settings.get("worst_case_of", [])
-        if not isinstance(made_of, list) or not all(
-            isinstance(m, dict) and isinstance(m.get("name"), str) for m in made_of
-        ):
+            structs.force_setattr(self, field, plain(getattr(self, field), field))
+        for field in _OPTIONAL:
+            _settle(self, field, _kinds(Measurement)[field])
+        made_of(self)
+        if self.source and (self.source.fingerprint, self.source.images) != (self.dataset, self.n):
             raise ValueError(
-                f"settings['worst_case_of'] must be measurements with a name, got {made_of!r:.60}"
+                f"source must be of the {self.n} images {self.dataset}, got "
+                f"{self.source.images} images {self.source.fingerprint}"
             )
 
     @property
@@ -102,16 +252,19 @@ class Measurement:
         """How many examples."""
         return len(self.correct)
 
+    def to_plain(self) -> dict[str, Any]:
+        """As :meth:`from_plain` reads it, in plain JSON."""
+        record = msgspec.to_builtins(self)
+        record["correct"] = "".join("01"[c] for c in self.correct)
+        return {"kind": KIND, "version": VERSION, "value": self.value, "n": self.n, **record}
+
     def to_json(self) -> str:
         """As text that :meth:`from_json` turns into an equal object."""
-        record = {f.name: getattr(self, f.name) for f in fields(self)}
-        record["correct"] = "".join("01"[c] for c in self.correct)
-        head = {"kind": KIND, "version": VERSION, "value": self.value, "n": self.n}
-        return json.dumps({**head, **record}, indent=1, allow_nan=False)
+        return json.dumps(self.to_plain(), indent=1, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Measurement:
-        """What :meth:`to_json` wrote.
+        """What :meth:`to_json` wrote, of this version or of 0.1.
 
         Raises:
             ValueError: on anything else: damaged text, another version, keys that lack or are new.
@@ -123,34 +276,11 @@ class Measurement:
         """What :func:`json.loads` makes of what :meth:`to_json` wrote.
 
         Raises:
-            ValueError: as :meth:`from_json`.
+            ValueError: as :meth:`from_json`, by the path of the field: ``$.threat.norm``.
         """
-        if not isinstance(record, dict):
-            raise ValueError(f"not a measurement: {described(record)}, not an object")
-        record = dict(record)
-        expected = {*_KEYS, *(f.name for f in fields(cls))}
-        if record.get("kind") != KIND:
-            raise ValueError(f'not a measurement: "kind" is {record.get("kind")!r}, not {KIND!r}')
-        if type(record.get("version")) is not int or record["version"] != VERSION:
-            raise ValueError(
-                f"a measurement of version {record.get('version')!r}, this advssl reads {VERSION}; "
-                "read it with the advssl that wrote it"
-            )
-        if set(record) != expected:
-            raise ValueError(
-                f"not a measurement: keys {sorted(expected - set(record))} are missing, "
-                f"{sorted(set(record) - expected)} are unknown"
-            )
-        flags = record["correct"]
-        if not isinstance(flags, str) or set(flags) - {"0", "1"}:
-            raise ValueError('damaged measurement: "correct" must be a string of 0 and 1')
-        head = {key: record.pop(key) for key in _KEYS}
-        measurement = cls(**{**record, "correct": tuple(c == "1" for c in flags)})
-        if (head["n"], head["value"]) != (measurement.n, measurement.value):
-            raise ValueError(
-                f"damaged measurement: it says value {head['value']!r} over {head['n']!r} "
-                f"examples, its flags say {measurement.value!r} over {measurement.n}"
-            )
+        fields, told = opened(record)
+        measurement = msgspec.convert(fields, cls)
+        check_told(measurement, told)
         return measurement
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -171,22 +301,157 @@ class Measurement:
             raise ValueError(f"{os.fspath(path)}: {error}") from error
 
 
-@contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A file to write that becomes ``path`` when the block ends: all of it or, on error, nothing.
+_OPTIONAL = ("threat", "source", "model", "probe", "attack_seed", "versions")
 
-    So whenever the process is killed, ``path`` is whole: as it was before, or as it is then.
-    """
-    path = Path(path)
-    # Beside it, because a file is replaced in one step only within one file system.
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+
+def _flags(correct: Any) -> tuple[bool, ...]:
     try:
-        yield partial
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        flags = np.asarray(correct)
+    except (TypeError, ValueError):  # rows of several lengths, or on another device
+        flags = np.array(described(correct))
+    if flags.dtype != bool or flags.ndim != 1 or not flags.size:
+        raise ValueError(
+            "correct must be one bool per example, at least one, "
+            f"got {flags.dtype} of shape {flags.shape}; pass predictions == labels"
+        )
+    return tuple(flags.tolist())
+
+
+def opened(record: Any) -> tuple[dict[str, Any], tuple[Any, Any]]:
+    """The fields of a written measurement, and what it says beside them: its value and n.
+
+    Raises:
+        ValueError: on what is none, another version, or keys that lack or are new.
+    """
+    if not isinstance(record, dict):
+        raise ValueError(f"not a measurement: {described(record)}, not an object")
+    if record.get("kind") != KIND:
+        raise ValueError(f'not a measurement: "kind" is {record.get("kind")!r}, not {KIND!r}')
+    version = record.get("version")
+    if type(version) is int and version == earlier.MEASUREMENT:
+        record = earlier.measurement(record)
+    elif type(version) is not int or version != VERSION:
+        raise ValueError(
+            f"a measurement of version {version!r}, this advssl reads {VERSION} and "
+            f"{earlier.MEASUREMENT}; read it with the advssl that wrote it"
+        )
+    expected = {*_HEAD, *Measurement.__struct_fields__}
+    if set(record) != expected:
+        raise ValueError(
+            f"not a measurement: keys {sorted(expected - set(record))} are missing, "
+            f"{sorted(set(record) - expected)} are unknown"
+        )
+    flags = record["correct"]
+    if not isinstance(flags, str) or set(flags) - {"0", "1"}:
+        raise ValueError('damaged measurement: "correct" must be a string of 0 and 1')
+    fields = {name: record[name] for name in Measurement.__struct_fields__}
+    return fields | {"correct": tuple(c == "1" for c in flags)}, (record["value"], record["n"])
+
+
+def check_told(measurement: Measurement, told: tuple[Any, Any]) -> None:
+    """Raise unless the flags say what is told of them."""
+    if told != (measurement.value, measurement.n) or isinstance(told[1], bool):
+        raise ValueError(
+            f"damaged measurement: it says value {told[0]!r} over n {told[1]!r} examples, "
+            f"its flags say {measurement.value!r} over {measurement.n}"
+        )
+
+
+# --- the worst case -------------------------------------------------------------------------------
+
+
+def worst_case(measurements: Sequence[Measurement], name: str = WORST) -> Measurement:
+    """Per example, correct only if correct in all: accuracy under the best of several attacks.
+
+    ``settings`` says what it was made of; fields that differ are left out.
+
+    Raises:
+        ValueError: on no measurement, or on different datasets, numbers of examples or seeds.
+    """
+    check_same_examples(measurements)
+    first = measurements[0]
+    if len({m.seed for m in measurements}) > 1:
+        raise ValueError(
+            f"a worst case is of one encoder, got seeds {sorted({m.seed for m in measurements})}; "
+            "take it per seed, and put the seed of an attack into settings"
+        )
+
+    def shared(field: str) -> Any:
+        value = getattr(first, field)
+        return value if all(getattr(m, field) == value for m in measurements) else None
+
+    return Measurement(
+        name=name,
+        correct=tuple(all(flags) for flags in zip(*(m.correct for m in measurements), strict=True)),
+        seed=first.seed,
+        settings={
+            "worst_case_of": [
+                {"name": m.name, "value": m.value, "settings": m.settings} for m in measurements
+            ]
+        },
+        dataset=first.dataset,
+        commit=shared("commit"),
+        machine=shared("machine") or {},
+        **{field: shared(field) for field in _OPTIONAL},
+    )
+
+
+def made_of(measurement: Measurement) -> list[dict[str, Any]]:
+    """What a worst case was made of, by name, value and settings; of any other, nothing.
+
+    Raises:
+        ValueError: if its settings say that in another way.
+    """
+    parts = measurement.settings.get("worst_case_of", [])
+    if not isinstance(parts, list) or not all(
+        isinstance(m, dict) and isinstance(m.get("name"), str) for m in parts
+    ):
+        raise ValueError(
+            f"settings['worst_case_of'] must be measurements with a name, got {parts!r:.60}"
+        )
+    return parts
+
+
+def check_worst_cases(measurements: Sequence[Measurement]) -> None:
+    """Raise unless each worst case stands, image by image, under each attack it is made of.
+
+    One that is called so and does not say of what is of all attacks beside it, of its threat model.
+    What does not stand beside it, on the same images and of the same encoder, cannot be checked.
+    """
+    for worst in measurements:
+        parts = made_of(worst)
+        if not parts and worst.name != WORST:
+            continue
+        beside = [m for m in measurements if m is not worst and paired(m, worst)]
+        if parts:
+            told = [(part["name"], part.get("settings")) for part in parts]
+            beside = [m for m in beside if (m.name, m.settings) in told]
+        else:
+            beside = [m for m in beside if m.threat is not None and m.threat == worst.threat]
+        for attack in beside:
+            wrong = [
+                i
+                for i, (a, w) in enumerate(zip(attack.correct, worst.correct, strict=True))
+                if w > a
+            ]
+            if wrong:
+                raise ValueError(
+                    f"correct of {worst.name!r}: image {wrong[0]} stands there and falls to "
+                    f"{attack.name!r}, so it is no worst case; take worst_case() of the attacks"
+                )
+        if len(beside) == len(parts) > 0 and worst.correct != worst_case(beside).correct:
+            raise ValueError(
+                f"correct of {worst.name!r}: it is not of the attacks it says it was made of; take "
+                "worst_case() of them"
+            )
+
+
+def paired(a: Measurement, b: Measurement) -> bool:
+    """Whether the flags are of the same images and encoder. A subset's are not."""
+    return (a.dataset, a.n, a.seed) == (b.dataset, b.n, b.seed)
+
+
+# --- plain JSON -----------------------------------------------------------------------------------
 
 
 def plain(value: Any, where: str, *, finite: bool = True, depth: int = 0) -> Any:
@@ -198,7 +463,7 @@ def plain(value: Any, where: str, *, finite: bool = True, depth: int = 0) -> Any
     Raises:
         ValueError: with the place, on what JSON cannot hold or would change.
     """
-    value = _unboxed(value)
+    value = msgspec.to_builtins(value) if isinstance(value, Struct) else _unboxed(value)
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float) and (math.isfinite(value) or not finite):
@@ -244,357 +509,3 @@ def parsed(text: str, what: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise ValueError(f"not a {what}: JSON of a {type(record).__name__}, not an object")
     return record
-
-
-def worst_case(measurements: Sequence[Measurement], name: str = "worst case") -> Measurement:
-    """Per example, correct only if correct in all: accuracy under the best of several attacks.
-
-    ``settings`` says what it was made of; a commit or machine that differ are left out.
-
-    Raises:
-        ValueError: on no measurement, or on different datasets, numbers of examples or seeds.
-    """
-    _check_same_examples(measurements)
-    first = measurements[0]
-    if len({m.seed for m in measurements}) > 1:
-        raise ValueError(
-            f"a worst case is of one encoder, got seeds {sorted({m.seed for m in measurements})}; "
-            "take it per seed, and put the seed of an attack into settings"
-        )
-    made_of = [{"name": m.name, "value": m.value, "settings": m.settings} for m in measurements]
-    return Measurement(
-        name=name,
-        correct=tuple(all(flags) for flags in zip(*(m.correct for m in measurements), strict=True)),
-        seed=first.seed,
-        settings={"worst_case_of": made_of},
-        dataset=first.dataset,
-        commit=first.commit if all(m.commit == first.commit for m in measurements) else None,
-        machine=first.machine if all(m.machine == first.machine for m in measurements) else {},
-    )
-
-
-def _check_same_examples(measurements: Sequence[Measurement]) -> None:
-    if not measurements:
-        raise ValueError("no measurement given; pass at least one")
-    for what in ("dataset", "n"):
-        seen = sorted({getattr(m, what) for m in measurements})
-        if len(seen) > 1:
-            raise ValueError(
-                "measurements are paired example by example and must share them, "
-                f"got {what} {', '.join(map(str, seen))}; measure all on the same images"
-            )
-
-
-# --- what it was measured on, and where -----------------------------------------------------------
-
-
-class Fingerprint:
-    """:func:`fingerprint` of a dataset that comes in batches: ``update`` with each, then ``str``.
-
-    How the examples are split into batches does not matter, their order does.
-    """
-
-    def __init__(self) -> None:
-        self._pixels, self._labels = hashlib.sha256(), hashlib.sha256()
-        self._shape: tuple[int, ...] | None = None
-        self._n = 0
-
-    def update(self, images: Images, labels: Labels) -> None:
-        """The next examples: images in [0, 1], or uint8, and one integer label each.
-
-        Raises:
-            ValueError: on other images or labels, or on images of another shape than before.
-        """
-        if images.ndim != 4 or not (images.is_floating_point() or images.dtype == torch.uint8):
-            raise ValueError(
-                "images must be (B, C, H, W) in [0, 1] or uint8, "
-                f"got {images.dtype} of shape {tuple(images.shape)}"
-            )
-        check_indices(len(images), labels=labels)
-        shape = tuple(images.shape[1:])
-        if self._shape not in (None, shape):
-            raise ValueError(f"images of shape {shape} after images of shape {self._shape}")
-        # All are looked at before the first counts, so a refused batch leaves no part behind.
-        for content in [_pixels(chunk) for chunk in torch.split(images.detach(), _CHUNK)]:
-            self._pixels.update(content)
-        self._labels.update(labels.cpu().numpy().astype("<i8").tobytes())
-        self._shape, self._n = shape, self._n + len(images)
-
-    def __str__(self) -> str:
-        if not self._n:
-            raise ValueError("no image to fingerprint; call update first")
-        head = f"{self._n} {self._shape}".encode()
-        content = head + self._pixels.digest() + self._labels.digest()
-        return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _pixels(images: Images) -> bytes:
-    images = images.cpu().contiguous()
-    if images.is_floating_point():
-        if not bool(((images >= 0) & (images <= 1)).all()):  # a NaN is neither
-            low, high = images.aminmax()
-            raise ValueError(
-                f"images must lie in [0, 1], got [{float(low):.3g}, {float(high):.3g}]; "
-                "fingerprint them before they are normalised"
-            )
-        images = images.to(torch.promote_types(images.dtype, torch.float32))
-        images = (images * 255).round().to(torch.uint8)
-    return images.numpy().tobytes()
-
-
-def fingerprint(images: Images, labels: Labels) -> str:
-    """16 hex digits that change with any pixel (as uint8), label, shape or order, and else not.
-
-    Device, memory format and floating point type do not matter. :class:`Fingerprint` takes batches.
-
-    Raises:
-        ValueError: if images are not (B, C, H, W) in [0, 1] or uint8, or labels not B integers.
-    """
-    content = Fingerprint()
-    content.update(images, labels)
-    return str(content)
-
-
-def commit() -> str | None:
-    """The git commit of the working directory's repository, with "-dirty" if tracked files differ.
-
-    None outside a repository, in one without a commit, or without git. Untracked files, such as
-    what a run writes, make nothing dirty.
-    """
-    return _said("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-
-
-def _said(*command: str) -> str | None:
-    try:
-        done = subprocess.run(command, capture_output=True, check=True, timeout=30)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.decode().strip() or None
-
-
-def machine() -> dict[str, Any]:
-    """What a number may depend on: processor, GPU and versions; no name of host, user or path."""
-    versions = {p: _version(p) for p in ("timm", "lightly", "pyautoattack")}
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "gpu": gpu,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),  # with the build, such as +cpu
-        **{package: version for package, version in versions.items() if version},
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu_model() -> str:
-    """The processor's name: Linux tells it in a file, other systems through Python."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-# --- do two differ --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """How far ``b`` is above ``a`` in accuracy, and the two reasons why it may not be.
-
-    Attributes:
-        difference: accuracy of b minus accuracy of a, means over seeds.
-        image_interval: where the difference of these trained models would lie on other images of
-            the same kind, 95 %.
-        p_value: exact, of the images: how often models that are equally good differ this much.
-        seed_interval: where the difference would lie after other trainings, on these images, 95 %;
-            None with one seed, when nothing is known about that.
-        n: examples.
-        seeds: trainings of a and of b.
-        names: of a and b.
-    """
-
-    difference: float
-    image_interval: Interval
-    p_value: float
-    seed_interval: Interval | None
-    n: int
-    seeds: tuple[int, int]
-    names: tuple[str, str]
-
-    @property
-    def differs(self) -> bool:
-        """Whether the difference exceeds image noise and, with several seeds, seed noise too."""
-        by_image = self.p_value < 1 - CONFIDENCE and _excludes_zero(self.image_interval)
-        return by_image and (self.seed_interval is None or _excludes_zero(self.seed_interval))
-
-    def __str__(self) -> str:
-        a, b = self.names if self.names[0] != self.names[1] else ("a", "b")
-        points = 100 * self.difference
-        side = "above" if points > 0 else "below"
-        how = f"{abs(points):.2f} points {side}" if points else "level with"
-        seeds = "no seed interval, as there is one seed"
-        if self.seed_interval:
-            count = "{} and {}".format(*self.seeds) if len(set(self.seeds)) > 1 else self.seeds[0]
-            seeds = f"over {count} seeds {_points(self.seed_interval)}"
-        p = f"= {self.p_value:.2g}" if self.p_value > 1e-9 else "< 1e-9"  # beyond is rounding
-        verdict = "they differ" if self.differs else "no difference beyond noise"
-        return (
-            f"{b} is {how} {a} (95 % intervals: over {self.n} images "
-            f"{_points(self.image_interval)}, exact p {p}; {seeds}): {verdict}."
-        )
-
-
-def _points(interval: Interval) -> str:
-    return "{:+.2f} to {:+.2f}".format(*(100 * end for end in interval))
-
-
-def _excludes_zero(interval: Interval) -> bool:
-    low, high = interval
-    return low > 0 or high < 0
-
-
-def compare(
-    a: Measurement | Sequence[Measurement], b: Measurement | Sequence[Measurement]
-) -> Comparison:
-    r"""Whether ``b`` differs from ``a`` by more than chance, paired example by example.
-
-    *Images.* dᵢ is the difference on example i, a mean over seeds. The interval is Bonett and
-    Price's adjusted Wald interval: that of the dᵢ and of two examples more, at +1 and −1,
-
-        (Σd / (n + 2)) ± 1.96 √( ((Σd² + 2) / (n + 2) − (Σd / (n + 2))²) / (n + 2) ).
-
-    A plain Wald or bootstrap interval is empty where a and b agree on all examples, at 0 % or
-    100 % above all, and too short at small n; this one is neither, and it is a formula, so it needs
-    no random numbers. The p-value is exact: the share of the 2ⁿ ways to exchange a and b
-    example by example that differ as much. With one seed that is the exact McNemar test.
-
-    *Seeds.* Student's t over the differences by seed if both have the same seeds, else Welch's.
-
-    Args:
-        a: one measurement, or one per training seed.
-        b: the same of what a is compared with. The seeds may be others, the examples not.
-
-    Raises:
-        ValueError: on no measurement, different datasets or numbers of examples, a seed that stands
-            twice, or names that differ within a or b.
-
-    References: Bonett and Price 2012, https://doi.org/10.1111/j.2044-8317.2011.02017.x; Fagerland
-    et al. 2014, https://doi.org/10.1002/sim.6148, who recommend it and the exact test's kin.
-    """
-    a = [a] if isinstance(a, Measurement) else list(a)
-    b = [b] if isinstance(b, Measurement) else list(b)
-    for side, name in ((a, "a"), (b, "b")):
-        _check_replicates(side, name)
-    _check_same_examples([*a, *b])
-    # Whole numbers, so that the exact test meets no rounding: per example, hits over all seeds.
-    hits_a = np.sum([m.correct for m in a], axis=0, dtype=np.int64)
-    hits_b = np.sum([m.correct for m in b], axis=0, dtype=np.int64)
-    steps = hits_b * len(a) - hits_a * len(b)
-    per_example = steps / (len(a) * len(b))
-    return Comparison(
-        difference=float(steps.sum()) / (len(a) * len(b) * len(steps)),
-        image_interval=_adjusted_wald(per_example),
-        p_value=_exchange_test(steps),
-        seed_interval=_seed_interval(a, b),
-        n=len(steps),
-        seeds=(len(a), len(b)),
-        names=(a[0].name, b[0].name),
-    )
-
-
-def _check_replicates(measurements: Sequence[Measurement], side: str) -> None:
-    if not measurements:
-        raise ValueError(f"{side} holds no measurement; pass at least one")
-    seeds = [m.seed for m in measurements]
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(
-            f"{side} holds a seed twice, {sorted(seeds)}; pass one measurement per training"
-        )
-    names = sorted({m.name for m in measurements})
-    if len(names) > 1:
-        raise ValueError(
-            f"{side} must be one measurement over seeds, got {names}; compare one after the other"
-        )
-
-
-def _adjusted_wald(differences: np.ndarray[Any, np.dtype[np.float64]]) -> Interval:
-    n = len(differences) + 2
-    middle = float(differences.sum()) / n
-    spread = (float(np.square(differences).sum()) + 2) / n - middle**2
-    half = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * math.sqrt(spread / n)
-    return max(middle - half, -1.0), min(middle + half, 1.0)
-
-
-def _exchange_test(steps: np.ndarray[Any, np.dtype[np.int64]]) -> float:
-    """P(|Σ ±stepᵢ| ≥ |Σ stepᵢ|) over all signs, equally likely.
-
-    The sum's distribution is the inverse Fourier transform of the product of cos(stepᵢ · ω).
-    """
-    sizes = np.abs(steps)[steps != 0]
-    if not sizes.size:
-        return 1.0
-    values, counts = np.unique(sizes, return_counts=True)
-    unit = math.gcd(*values.tolist())
-    values //= unit
-    farthest = int(values @ counts)
-    omega = 2 * np.pi * np.arange(2 * farthest + 1) / (2 * farthest + 1)
-    characteristic = np.ones_like(omega)
-    for value, count in zip(values, counts, strict=True):
-        characteristic *= np.cos(value * omega) ** count
-    probability = np.fft.ifft(characteristic).real
-    seen = abs(int(steps.sum())) // unit
-    # Index k is the sum k, or k - size: both tails are the indices from `seen` up to `-seen`.
-    tails = probability[seen : len(probability) - seen + 1]
-    return min(max(float(tails.sum()), 0.0), 1.0)
-
-
-def _seed_interval(a: Sequence[Measurement], b: Sequence[Measurement]) -> Interval | None:
-    if min(len(a), len(b)) < 2:
-        return None
-    of_a, of_b = ({m.seed: m.value for m in side} for side in (a, b))
-    if set(of_a) == set(of_b):
-        differences = [of_b[seed] - of_a[seed] for seed in of_a]
-        middle, error = fmean(differences), variance(differences) / len(a)
-        freedom = len(a) - 1.0
-    else:
-        middle = fmean(of_b.values()) - fmean(of_a.values())
-        parts = [(variance(of.values()) / len(of), len(of) - 1) for of in (of_a, of_b)]
-        error = sum(part for part, _ in parts)
-        welch = sum(part**2 / df for part, df in parts)
-        freedom = error**2 / welch if welch else 1.0
-    half = student_quantile((1 + CONFIDENCE) / 2, freedom) * math.sqrt(error)
-    return middle - half, middle + half
-
-
-def student_quantile(probability: float, freedom: float) -> float:
-    """The t below which Student's distribution has ``probability``, for ``freedom`` ≥ 1.
-
-    With t = √ν tan θ the density of θ is cos(θ)^(ν−1) up to a constant, smooth and on a finite
-    range: Gauss's rule integrates it, bisection inverts. To six digits or more, and without SciPy.
-
-    Raises:
-        ValueError: if ``probability`` is not in [0.5, 1) or ``freedom`` not in [1, ∞).
-    """
-    if not (0.5 <= probability < 1 and 1 <= freedom < math.inf):
-        raise ValueError(f"need 0.5 ≤ p < 1 and 1 ≤ ν < ∞, got p = {probability}, ν = {freedom}")
-    if freedom > 1e4:  # the normal distribution to four digits; the rule would miss the peak
-        return NormalDist().inv_cdf(probability)
-    nodes, weights = np.polynomial.legendre.leggauss(100)
-    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2))
-    scale /= math.sqrt(math.pi)
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):
-        theta = (low + high) / 2
-        density = np.cos(theta * (nodes + 1) / 2) ** (freedom - 1)
-        if 0.5 + scale * theta / 2 * float(weights @ density) < probability:
-            low = theta
-        else:
-            high = theta
-    return math.sqrt(freedom) * math.tan((low + high) / 2)

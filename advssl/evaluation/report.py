@@ -16,15 +16,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import msgspec
 import torch
+from msgspec import Struct
 
 from advssl.evaluation.diagnostics import Check
 from advssl.evaluation.records import (
     Interval,
     Measurement,
+    Model,
+    Probe,
+    Source,
+    check_worst_cases,
     parsed,
     plain,
     replacing,
+    wilson,
     worst_case,
 )
 from advssl.types import Images, described, number, whole
@@ -33,9 +40,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-VERSION = 2
+VERSION = 3
 
-_Z95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
 _PROTOCOLS = {
     "slf": "standard linear finetuning",
     "alf": "adversarial linear finetuning",
@@ -101,6 +107,7 @@ class Section:
             has no worst case.
         encoder: whose it is, if the page is of several.
         classifier: a fingerprint, by which the file with its weights is found.
+        probe: what was put on the encoder, and how it was trained.
         measurements: the first is the clean accuracy, the others are attacks.
         checks: the reasons to doubt, with their verdicts.
         by_radius: (radius in pixels of [0, 1], accuracy in [0, 1]) pairs.
@@ -118,6 +125,7 @@ class Section:
     selected: str | None = None
     encoder: str | None = None
     classifier: str | None = None
+    probe: Probe | None = None
 
     def __post_init__(self) -> None:
         if not self.measurements:
@@ -127,6 +135,7 @@ class Section:
         for name in ("by_radius", "by_steps"):
             for i, point in enumerate(getattr(self, name)):
                 _check_point(f"{name}[{i}]", point)
+        check_worst_cases(self.measurements)
 
     @property
     def label(self) -> str:
@@ -167,17 +176,17 @@ class Report:
 
     Attributes:
         title: of the page.
-        model: plain values by name: backbone, checkpoint, format, ...
-        data: plain values by name: name, sizes, fingerprint, ...; with "classes" (their number or
-            their names), the chance level is drawn. A NaN or an infinity becomes text.
+        model: whose robustness was measured; or plain values by name.
+        data: which images; or plain values by name. With "classes" (their number or their names),
+            the chance level is drawn. A NaN or an infinity becomes text.
         command: that makes this report again.
         sections: one per protocol and branch.
         tables: what a page of several encoders says beside that.
     """
 
     title: str
-    model: Mapping[str, Any]
-    data: Mapping[str, Any]
+    model: Model | Mapping[str, Any]
+    data: Source | Mapping[str, Any]
     command: str
     sections: tuple[Section, ...]
     tables: tuple[Table, ...] = ()
@@ -188,13 +197,24 @@ class Report:
         labels = [section.label for section in self.sections]
         if len(set(labels)) < len(labels):
             raise ValueError(f"sections must differ in protocol or branch, got {labels}")
-        for name in ("model", "data"):
-            object.__setattr__(self, name, plain(getattr(self, name), name, finite=False))
-            if not isinstance(getattr(self, name), dict):
-                raise ValueError(f"{name} must be a mapping, got {described(getattr(self, name))}")
-        classes = self.data.get("classes")
+        for name, kind in (("model", Model), ("data", Source)):
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                value = plain(value, name, finite=False)
+                if not isinstance(value, dict):
+                    raise ValueError(f"{name} must be a mapping, got {described(value)}")
+                # With all fields of one it is one: so a record's is read as what was written.
+                if set(value) == {*kind.__struct_fields__}:
+                    value = msgspec.convert(value, kind)
+            object.__setattr__(self, name, value)
+        classes = known(self.data).get("classes")
         if not (classes is None or isinstance(classes, list)):
             whole("data['classes']", classes, least=0)
+
+
+def known(of: Struct | Mapping[str, Any]) -> Mapping[str, Any]:
+    """A model's or data's plain values by name."""
+    return msgspec.to_builtins(of) if isinstance(of, Struct) else of
 
 
 def write(report: Report, folder: str | os.PathLike[str]) -> dict[str, Path]:
@@ -269,22 +289,6 @@ def figures(report: Report) -> dict[str, Figure]:
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
-def wilson(correct: int, n: int) -> Interval:
-    """The 95 % confidence interval of a share of ``correct`` among ``n`` independent examples.
-
-    Unlike the normal approximation it stays in [0, 1] and has a width at 0 % and at 100 %.
-
-    Reference: Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953
-    """
-    if not 0 <= correct <= n or n < 1:
-        raise ValueError(f"correct must be in 0..n and n at least 1, got {correct} of {n}")
-    share, z2 = correct / n, _Z95**2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    # Exact at the ends, where rounding would leave 1e-17 or 0.999...
-    return (0.0 if correct == 0 else centre - half, 1.0 if correct == n else centre + half)
-
-
 # The record
 
 
@@ -314,6 +318,7 @@ def _section_to(section: Section) -> dict[str, Any]:
         "selected": section.selected,
         "encoder": section.encoder,
         "classifier": section.classifier,
+        "probe": section.probe,
         "measurements": [json.loads(m.to_json()) for m in section.measurements],
         "checks": checks,
         "by_radius": section.by_radius,
@@ -350,7 +355,10 @@ def _section_from(document: Any, where: str) -> Section:
         protocol=str,
         **dict.fromkeys(("branch", "selected", "encoder", "classifier"), _TEXT_OR_NONE),
         **dict.fromkeys(("measurements", "checks", "by_radius", "by_steps"), list),
+        probe=(dict, type(None)),
     )
+    with _named(f"{where}.probe"):
+        fields["probe"] = msgspec.convert(fields["probe"], Probe | None)
     for name, of in (("measurements", _measurement_from), ("checks", _check_from)):
         fields[name] = _each(of, fields[name], f"{where}.{name}")
     for name in ("by_radius", "by_steps"):
@@ -499,15 +507,17 @@ def _notes(rows: Sequence[_Row]) -> list[str]:
 
 def _summary(report: Report) -> str:
     """What was evaluated, in one line."""
-    known = [report.model[key] for key in ("backbone", "checkpoint") if report.model.get(key)]
-    each = (k if isinstance(v, Mapping) else v for k, v in report.model.items())
-    model = ", ".join(map(_text, known or each))
-    data = f"on {_text(report.data['name'])}" if report.data.get("name") else ""
+    model, data = known(report.model), known(report.data)
+    named = [model[key] for key in ("backbone", "checkpoint") if model.get(key)]
+    each = (k if isinstance(v, Mapping) else v for k, v in model.items())
+    whose = ", ".join(map(_text, named or each))
+    spec = data.get("name") or data.get("spec")
+    where = f"on {_text(spec)}" if spec else ""
     sizes = sorted({s.measurements[0].n for s in report.sections})
     images = f"{' or '.join(map(str, sizes))} test image{'' if sizes == [1] else 's'}"
     measured = sum(len(s.measurements) for s in report.sections)
     parts = (
-        " ".join(filter(None, (model, data))),
+        " ".join(filter(None, (whose, where))),
         images,
         f"{measured} measurement{'' if measured == 1 else 's'}",
     )
@@ -558,8 +568,8 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     """All that is needed to run it again, by name."""
     measurements = [m for s in report.sections for m in s.measurements]
     facts = [("command", report.command)]
-    facts += [(f"model: {key}", _text(value)) for key, value in report.model.items()]
-    facts += [(f"data: {key}", _text(value)) for key, value in report.data.items()]
+    facts += [(f"model: {key}", _text(value)) for key, value in known(report.model).items()]
+    facts += [(f"data: {key}", _text(value)) for key, value in known(report.data).items()]
     facts += [("images, fingerprint", v) for v in _distinct(m.dataset for m in measurements)]
     facts += [("commit", v) for v in _distinct(m.commit or "unknown" for m in measurements)]
     machine = dict.fromkeys(key for m in measurements for key in m.machine)
@@ -1039,7 +1049,7 @@ def _spread(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _chance(report: Report) -> float | None:
-    classes = report.data.get("classes")
+    classes = known(report.data).get("classes")
     count = classes if isinstance(classes, int) else len(classes or ())
     return 1 / count if count else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from advssl.evaluation.comparison import compared
 from advssl.evaluation.records import Measurement, compare, worst_case
@@ -176,7 +177,7 @@ class TestRefusals:
 
     def test_other_images_are_named(self):
         other = section(10)
-        moved = tuple(replace(m, dataset="fedcba9876543210") for m in other.measurements)
+        moved = tuple(structs.replace(m, dataset="fedcba9876543210") for m in other.measurements)
         given = {"a": [report(section(10))], "b": [report(replace(other, measurements=moved))]}
         message = "a: 0123456789abcdef; b: fedcba9876543210; evaluate all with the same --data"
         with pytest.raises(ValueError, match=message):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from msgspec import structs
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset
@@ -298,7 +299,7 @@ def _attacked(
             progress=_inside(progress, place),
             population=len(targets(data.test)),
         )
-        found.append(replace(m, name=f"{place}: {m.name}"))
+        found.append(structs.replace(m, name=f"{place}: {m.name}"))
     return found
 
 

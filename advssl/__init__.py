@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from advssl.balls import L2, Ball, Linf
     from advssl.branches import branch_batchnorm, keep_branch, on_branch
     from advssl.critics import GlobalDivergenceCritic
-    from advssl.heads import ClusterFitHead, IndexedDataset
+    from advssl.heads import ClusterFitHead
+    from advssl.indexed import IndexedDataset
     from advssl.losses import LocalSelectionSupCon, MultiViewNTXentLoss
     from advssl.modes import evaluating, frozen
     from advssl.pixels import Pixels
@@ -54,7 +55,7 @@ _PLACES = {
     "on_branch": "branches",
     "GlobalDivergenceCritic": "critics",
     "ClusterFitHead": "heads",
-    "IndexedDataset": "heads",
+    "IndexedDataset": "indexed",
     "LocalSelectionSupCon": "losses",
     "MultiViewNTXentLoss": "losses",
     "evaluating": "modes",
@@ -65,7 +66,16 @@ _PLACES = {
     "HighFreqView": "views",
     "LowFreqView": "views",
 }
-_MODULES = {*_PLACES.values(), "distributed", "evaluation", "integrations", "precision", "types"}
+_MODULES = {
+    *_PLACES.values(),
+    "clustering",
+    "copying",
+    "distributed",
+    "evaluation",
+    "integrations",
+    "precision",
+    "types",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -12,17 +12,11 @@ import torch
 from torch import Generator, Tensor, nn
 
 from advssl.balls import Ball, Linf, check_radius, widest
-from advssl.modes import (
-    frozen,
-    moved_since,
-    random_state_kept,
-    reached,
-    seeded_state,
-    state_marks,
-    submodules,
-)
+from advssl.modes import frozen
 from advssl.pixels import Pixels
 from advssl.precision import uphill, widen
+from advssl.randomness import random_state_kept, seeded_state
+from advssl.reaching import moved_since, reached, state_marks, submodules
 from advssl.types import (
     Images,
     Objective,

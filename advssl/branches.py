@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from advssl.modes import copied
+from advssl.copying import copied
 from advssl.types import described, see, several
 
 Module = TypeVar("Module", bound=nn.Module)

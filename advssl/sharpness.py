@@ -12,17 +12,10 @@ from torch.autograd.graph import disable_saved_tensors_hooks, get_gradient_edge
 from torch.func import functional_call
 
 from advssl.distributed import agree, average
-from advssl.modes import (
-    moved_since,
-    random_state,
-    random_state_kept,
-    reached,
-    state_kept,
-    state_marks,
-    submodules,
-    weights_recomputed,
-)
+from advssl.modes import state_kept, weights_recomputed
 from advssl.precision import uphill
+from advssl.randomness import random_state, random_state_kept
+from advssl.reaching import moved_since, reached, state_marks, submodules
 from advssl.types import Closure, Scalar, described, flag, height_of, modules_of, number, see
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,10 @@ import advssl
 ORDER = [
     "types",
     "precision",
+    "randomness",
+    "snapshots",
+    "reaching",
+    "copying",
     "modes",
     "distributed",
     "views",
@@ -23,6 +28,8 @@ ORDER = [
     "selection",
     "losses",
     "critics",
+    "clustering",
+    "indexed",
     "heads",
     "attacks",
     "sharpness",
@@ -96,3 +103,22 @@ def test_the_public_names_are_there_and_documented():
 def test_the_changelog_has_this_version():
     changelog = PACKAGE.parent / "CHANGELOG.md"
     assert f"## [{advssl.__version__}]" in changelog.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        *((name, "heads", "indexed") for name in ("IndexedDataset", "IndexedSample")),
+        ("without_index", "heads", "indexed"),
+        ("Snapshot", "modes", "snapshots"),
+        ("foreign", "modes", "snapshots"),
+        ("copied", "modes", "copying"),
+        *((name, "modes", "reaching") for name in ("Reached", "reached", "submodules", "Marks")),
+        *((name, "modes", "reaching") for name in ("state_marks", "moved_since")),
+        *((name, "modes", "randomness") for name in ("random_state", "random_state_kept")),
+        ("seeded_state", "modes", "randomness"),
+    ],
+)
+def test_what_moved_is_still_where_it_was(name, old, new):
+    before, after = (import_module(f"advssl.{module}") for module in (old, new))
+    assert getattr(before, name) is getattr(after, name)

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import array
 import copy
-import functools
 import io
-import logging
-import threading
-import types
-import warnings
-import weakref
 
 import pytest
 import torch
@@ -19,16 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
-from advssl.modes import (
-    copied,
-    evaluating,
-    frozen,
-    random_state,
-    random_state_kept,
-    reached,
-    seeded_state,
-    weights_recomputed,
-)
+from advssl.modes import evaluating, frozen, weights_recomputed
 
 
 class Boom(Exception):
@@ -393,26 +378,6 @@ def test_traced_and_compiled_in_script_modules_come_back():
         assert all(torch.equal(t, before[n]) for n, t in module.state_dict().items())
 
 
-def test_random_state_is_kept_and_replayed(device):
-    start = random_state(device)
-    first = torch.rand(3, device=device), torch.rand(3)
-    after = random_state(device)
-    with random_state_kept(device, replay=start):
-        again = torch.rand(3, device=device), torch.rand(3)
-    for a, b in zip(first + after, again + random_state(device), strict=True):
-        assert torch.equal(a, b)
-
-
-def test_seeded_state_depends_on_the_generator_alone(device):
-    def draw():
-        with random_state_kept(device, seeded_state(device, torch.Generator().manual_seed(5))):
-            return torch.rand(3, device=device)
-
-    first = draw()
-    torch.manual_seed(99)
-    assert torch.equal(first, draw())
-
-
 def test_weights_that_torch_remembers_are_the_callers_again():
     layer = weight_norm(nn.Linear(3, 2))
     with parametrize.cached():
@@ -423,150 +388,3 @@ def test_weights_that_torch_remembers_are_the_callers_again():
             raise Boom
         assert layer.weight is weight
     assert layer.weight is not weight
-
-
-class Hoarder(nn.Module):
-    """Keeps what deepcopy refuses, wherever Python lets it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecated, and in many a published head
-            self.normed = nn.utils.weight_norm(nn.Linear(3, 3))
-            self.spectral = nn.utils.spectral_norm(nn.Linear(3, 3))
-        self.head = nn.Linear(3, 3)
-        self.lock, self.local, self.event = threading.RLock(), threading.local(), threading.Event()
-        self.lines = (i for i in range(3))
-        self.log = logging.Logger("nowhere")
-        self.maps, self.space = {"all": []}, types.SimpleNamespace(last=None)
-        self.itself = [self]
-        self.head.register_forward_hook(lambda _, __, out: self.maps.update(hooked=out))
-
-    def forward(self, x):
-        self.last = self.spectral(self.normed(x))
-        self.maps["all"].append((self.last,))
-        self.space.last = self.last
-        return self.head(self.last)
-
-
-def wrapped_forward(module: nn.Module) -> None:
-    """As accelerate and others exchange a model's forward."""
-    own = module.forward
-
-    @functools.wraps(own)
-    def forward(*args):
-        return own(*args) + 0
-
-    module.forward = forward
-
-
-def bound_forward(module: nn.Module) -> None:
-    module.forward = types.MethodType(lambda self, x: Hoarder.forward(self, x), module)
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit")
-def test_a_copy_of_torchscript_has_leaves_and_learns_as_the_original_does():
-    net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
-    net[0].requires_grad_(False)
-    for module in (torch.jit.script(net), nn.ModuleList([torch.jit.script(net)])):
-        twin = copied(module)
-        assert [p.requires_grad for p in twin.parameters()] == [False, False, True, True]
-        assert all(p.is_leaf for p in twin.parameters())
-        assert not {p.data_ptr() for p in twin.parameters()} & {
-            p.data_ptr() for p in module.parameters()
-        }
-
-
-@pytest.mark.parametrize("exchange", [lambda _: None, wrapped_forward, bound_forward])
-def test_a_copy_of_what_python_cannot_copy_runs_on_its_own_weights(exchange):
-    module, x = Hoarder(), torch.randn(4, 3)
-    exchange(module)
-    height = module(x).sum()
-    twin = copied(module)
-    trace, known = Trace(module), len(module.maps["all"])
-    assert not twin.last.requires_grad
-    assert twin.lock is module.lock
-    assert twin.itself[0] is twin
-    torch.testing.assert_close(twin.eval()(x), copied(module).eval()(x), rtol=0, atol=0)
-    with torch.no_grad():
-        twin.head.weight.zero_()
-    assert torch.equal(twin(x), twin.head.bias.expand(4, 3))
-    trace.assert_none()
-    assert len(module.maps["all"]) == known
-    height.backward()
-    assert module.head.weight.grad is not None
-
-
-def shared(layer: nn.Module) -> nn.Module:
-    return nn.Sequential(layer, layer)
-
-
-@pytest.mark.parametrize("wrap", [shared, torch.jit.script, torch.fx.symbolic_trace, torch.compile])
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
-def test_a_copy_of_a_wrapped_module_has_weights_of_its_own(wrap):
-    module = wrap(nn.Sequential(nn.Linear(3, 3), nn.ReLU()))
-    twin = copied(module)
-    assert [n for n, _ in twin.named_parameters()] == [n for n, _ in module.named_parameters()]
-    with torch.no_grad():
-        for p in twin.parameters():
-            p.zero_()
-    assert all(p.abs().sum() > 0 for p in module.parameters())
-
-
-NET = nn.Linear(3, 2)
-HOLDER = types.SimpleNamespace(nets={"teacher": [NET]})
-
-
-class Calling:
-    def __init__(self) -> None:
-        self.net = NET
-
-    def method(self, v):
-        return self.net(v)
-
-    __call__ = method
-
-
-class InSlots:
-    __slots__ = ("net",)
-
-
-class OfTheClass:
-    net = NET
-
-
-SLOTS, POINTER = InSlots(), weakref.ref(NET)
-SLOTS.net = NET
-
-
-def test_what_a_tool_put_into_a_function_is_not_reached():
-    """pytest rewrites an assertion to call a module of its own, and from there all tests."""
-
-    def asserts(v):
-        assert v is not None
-        return v
-
-    assert any(not name.isidentifier() for name in asserts.__code__.co_names)
-    assert not any(reached(asserts))
-
-
-@pytest.mark.parametrize(
-    "function",
-    [
-        lambda v: NET(v),
-        lambda v: [net(v) for net in HOLDER.nets["teacher"]],
-        lambda v, net=NET: net(v),
-        (lambda net: lambda v: (lambda: net(v))())(NET),
-        functools.partial(lambda net, v: net(v), NET),
-        Calling().method,
-        Calling(),
-        lambda v: SLOTS.net(v),
-        lambda v: OfTheClass.net(v),
-        lambda v: POINTER()(v),
-        NET,
-        NET.forward,
-    ],
-)
-def test_modules_that_a_function_reaches(function):
-    assert NET in reached(function).modules
-    assert reached(lambda v: v.sum()) == ([], [])

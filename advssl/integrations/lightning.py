@@ -34,7 +34,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSam
 from advssl.attacks import AdversarialViewGenerator
 from advssl.critics import GlobalDivergenceCritic
 from advssl.distributed import average, from_first_rank
-from advssl.heads import ClusterFitHead, IndexedDataset, IndexedSample, without_index
+from advssl.heads import ClusterFitHead
+from advssl.indexed import IndexedDataset, IndexedSample, without_index
 from advssl.integrations.snapshots import Snapshot
 from advssl.losses import unit
 from advssl.modes import evaluating

@@ -1,5 +1,5 @@
 """Snapshots: what a training step may change, as it was, to be given back."""
 
-from advssl.modes import Snapshot
+from advssl.snapshots import Snapshot
 
 __all__ = ["Snapshot"]

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 import advssl
-from advssl.evaluation.data import InMemory
+from advssl.evaluation.datasets import InMemory
 from advssl.evaluation.records import replacing
 from advssl.modes import evaluating
 

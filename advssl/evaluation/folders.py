@@ -1,0 +1,142 @@
+"""Folders: images in one folder per class, listed without reading one, at the size they have."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from advssl.evaluation.datasets import Opened, Sample
+from advssl.evaluation.images import IMAGE_ENDINGS, read_image, size_of
+
+_NOT_THEIRS = ("__MACOSX", "@eaDir")  # what archives and servers leave beside the images
+# Photographs of many sizes, or of one that is larger than what encoders are made for, are reduced.
+_USUAL, _LARGEST = 224, 512
+_LOOKED_AT, _MOST = 256, 0.9  # headers, and the share of them that makes a size the data's own
+
+
+class Folder(Dataset[Sample]):
+    """Images in one folder per class, nested as deep as they are.
+
+    Attributes:
+        classes: the folders' names, sorted.
+        samples: path and label of each image, in the order of torchvision's ``ImageFolder``.
+        targets: the labels.
+        places: the folders of the classes, with links followed.
+        root: the folder of the classes' folders.
+        size: H = W of the images it gives.
+    """
+
+    def __init__(self, place: Path, size: int = _USUAL) -> None:
+        self.root, self.size = os.fspath(place), size
+        self.classes = sorted(f.name for f in place.iterdir() if f.is_dir() and not _hidden(f.name))
+        if not self.classes:
+            raise ValueError(f"{place} has no folder of a class; put images into PATH/CLASS/")
+        self.places = {os.path.realpath(place / name) for name in self.classes}
+        self.samples: list[tuple[str, int]] = []
+        for label, name in enumerate(self.classes):
+            paths = _images_below(place / name)
+            if not paths:
+                raise ValueError(
+                    f"class {name!r} has no image in {place / name} (of {', '.join(IMAGE_ENDINGS)})"
+                    "; add one, or move the folder away"
+                )
+            self.samples += [(path, label) for path in paths]
+        self.targets = [label for _, label in self.samples]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        path, label = self.samples[index]
+        return self.fitted(read_image(path)), label
+
+    def fitted(self, image: Tensor) -> Tensor:
+        """The middle of a photograph (3, H, W), as (3, size, size) float32 in [0, 1]."""
+        from torchvision.transforms.v2 import functional as F
+
+        image = F.center_crop(F.resize(image, [self.size], antialias=True), [self.size])
+        image = F.to_dtype(image, torch.float32, scale=True)
+        return image.clamp(0, 1)  # deep pixels may overshoot by a rounding
+
+
+def open_folders(path: str, image_size: int | None, given: Mapping[str, str | None]) -> Opened:
+    """The parts of a folder, or the folders given by part.
+
+    Raises:
+        ValueError: on a missing folder, a class without images, parts of different classes, or one
+            that is also the training part.
+    """
+    if not path and not (given["train"] and given["test"]):
+        raise ValueError("folder:PATH needs a path, or --train and --test; got none")
+    below = Path(path)
+    usual = {"train": below / "train", "test": _first(below / "test", below / "val")}
+    places = usual | {part: Path(place) for part, place in given.items() if place}
+    for part, place in places.items():
+        if not place.is_dir():
+            raise ValueError(
+                f"no folder of {part} images at {place}; folder:PATH needs PATH/train and "
+                "PATH/test with one folder per class, or --train and --test"
+            )
+    found = {part: Folder(place) for part, place in places.items()}
+    classes = found["train"].classes
+    for part, dataset in found.items():
+        if dataset.classes != classes:
+            ours, theirs = set(classes), set(dataset.classes)
+            raise ValueError(
+                f"train and {part} must have the same classes; only in train: "
+                f"{sorted(ours - theirs) or 'none'}, only in {part}: "
+                f"{sorted(theirs - ours) or 'none'}"
+            )
+        shared = [] if part == "train" else sorted(found["train"].places & dataset.places)
+        if shared:
+            raise ValueError(
+                f"train and {part} must be other images, both have those of {shared[0]}"
+            )
+    size, because = own_size([p for dataset in found.values() for p, _ in dataset.samples])
+    for dataset in found.values():
+        dataset.size = image_size or size
+    return Opened(dict(found), classes, image_size or size, because)
+
+
+def own_size(paths: Sequence[str]) -> tuple[int, str]:
+    """H = W at which these images are best read, and a sentence on why.
+
+    It is the short side of the size that nine in ten of them share, if that is at most 512; else
+    224. Headers of 256 images are looked at, which a seed chooses.
+    """
+    chosen = np.random.default_rng(0).permutation(len(paths))[:_LOOKED_AT]
+    sizes = Counter(filter(None, (size_of(paths[i]) for i in chosen)))
+    looked_at = sizes.total()
+    if not looked_at:
+        return _USUAL, f"no header of an image could be read; {_USUAL} is usual"
+    ((short, long), count) = sizes.most_common(1)[0]
+    seen = f"{count} of {looked_at} images looked at have {long} x {short} pixels"
+    if count < _MOST * looked_at:
+        return _USUAL, f"images are of different sizes, and {_USUAL} is usual for photographs"
+    if short > _LARGEST:
+        return _USUAL, f"{seen}, which are reduced to the {_USUAL} usual for photographs"
+    return short, seen
+
+
+def _images_below(place: Path) -> list[str]:
+    found: list[tuple[str, list[str]]] = []
+    for below, folders, files in os.walk(place, followlinks=True):
+        folders[:] = [name for name in folders if not _hidden(name)]
+        shown = [name for name in files if not _hidden(name)]
+        found.append((below, sorted(n for n in shown if n.lower().endswith(IMAGE_ENDINGS))))
+    return [os.path.join(below, name) for below, names in sorted(found) for name in names]
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name in _NOT_THEIRS
+
+
+def _first(*places: Path) -> Path:
+    return next((p for p in places if p.is_dir()), places[0])

@@ -1,0 +1,125 @@
+"""Streams: a dataset in batches, in order, read ahead by threads and never held as a whole."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from torch.utils.data import ConcatDataset, Subset
+
+from advssl.evaluation.datasets import InMemory
+from advssl.evaluation.folders import Folder
+from advssl.types import Images, Labels, whole
+
+Batch: TypeAlias = tuple[Images, Labels]
+T = TypeVar("T")
+R = TypeVar("R")
+
+_MOST_THREADS = 16
+
+
+class Stream:
+    """Batches of a dataset in order: read anew each time it is iterated, and never held.
+
+    Image files are read by as many threads as there are cores, which share memory with no other
+    process. The order is the dataset's, whichever thread is first, and an error is that of the
+    first image that has one, as if one after the other were read. Images in memory and datasets of
+    other kinds, which may draw random numbers, are read by the thread that iterates.
+
+    Args:
+        dataset: of :func:`targets`' kinds, or any other of samples (image, label).
+        size: images in a batch; the last may be smaller.
+        rows: those of the dataset to give, in their order; all by default.
+    """
+
+    def __init__(self, dataset: Any, size: int, rows: Sequence[int] | None = None) -> None:
+        self.dataset, self.size = dataset, whole("size", size, least=1)
+        self.rows: Sequence[int] = range(len(dataset)) if rows is None else rows
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        starts = range(0, len(self.rows), self.size)
+        return in_parts(self.dataset, (self.rows[i : i + self.size] for i in starts))
+
+
+def batches(dataset: Any, size: int) -> list[Batch]:
+    """The whole of a dataset, in order, in batches; no random number is drawn.
+
+    All are held at once; :class:`Stream` gives the same without that.
+    """
+    return list(Stream(dataset, size))
+
+
+def in_parts(dataset: Any, parts: Iterable[Sequence[int]]) -> Iterator[Batch]:
+    """A batch for each part: its rows of the dataset, in that order. See :class:`Stream`."""
+    for samples in _gathered(dataset, (list(part) for part in parts if len(part))):
+        images, labels = samples
+        yield images, torch.tensor(labels, dtype=torch.int64, device="cpu")
+
+
+def _gathered(dataset: Any, parts: Iterator[list[int]]) -> Iterator[tuple[Images, list[int]]]:
+    if _of_kind(dataset, InMemory):
+        for part in parts:
+            base, stored = _below(dataset, part)
+            yield base.gathered(stored)
+        return
+    ahead: deque[list[int]] = deque()
+
+    def rows() -> Iterator[int]:
+        for part in parts:
+            ahead.append(part)
+            yield from part
+
+    samples = ordered(dataset.__getitem__, rows(), threads_for(dataset))
+    for first in samples:
+        part = ahead.popleft()
+        images, labels = zip(first, *islice(samples, len(part) - 1), strict=True)
+        yield torch.stack(images), [int(label) for label in labels]
+
+
+def ordered(
+    read: Callable[[T], R], items: Iterable[T], threads: int, ahead: int = 256
+) -> Iterator[R]:
+    """``read`` of each item, in order; done ``ahead`` of need in threads, if there are any."""
+    if not threads:
+        yield from map(read, items)
+        return
+    left = iter(items)
+    with ThreadPoolExecutor(threads) as pool:
+        pending: deque[Future[R]] = deque(pool.submit(read, one) for one in islice(left, ahead))
+        try:
+            while pending:
+                yield pending.popleft().result()
+                pending.extend(pool.submit(read, one) for one in islice(left, 1))
+        finally:  # an error, or nobody wants the rest
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def threads_for(dataset: Any) -> int:
+    """How many threads read a dataset: none but for files of images, and on one core."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(cores or 1, _MOST_THREADS) if _of_kind(dataset, Folder) and cores != 1 else 0
+
+
+def _below(dataset: Any, rows: Sequence[int]) -> tuple[Any, list[int]]:
+    """What a subset is a part of, and which rows of that these are."""
+    rows = list(rows)
+    while isinstance(dataset, Subset):
+        indices: Any = dataset.indices
+        dataset, rows = dataset.dataset, [int(indices[i]) for i in rows]
+    return dataset, rows
+
+
+def _of_kind(dataset: Any, kind: type) -> bool:
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    if isinstance(dataset, ConcatDataset) and kind is Folder:
+        return all(_of_kind(part, kind) for part in dataset.datasets)
+    return type(dataset) is kind

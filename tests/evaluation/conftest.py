@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pathlib
 
+import numpy as np
 import pytest
+from pictures import write_images
 from torch import nn
 from toys import blobs, trained
 
@@ -30,3 +32,27 @@ def batch():
 def batches():
     x, y = blobs(30, 4)
     return list(zip(x.split(8), y.split(8), strict=True))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for part in ("train", "test"):
+        write_images(tmp_path / part, ("cat", "dog"))
+    return tmp_path
+
+
+@pytest.fixture
+def stl10(tmp_path):
+    """Image i of a part has its row number in red, its column number in green and i in blue."""
+    place = tmp_path / "stl10_binary"
+    place.mkdir()
+    for part, count in (("train", 40), ("test", 20), ("unlabeled", 30)):
+        pixels = np.zeros((count, 3, 96, 96), np.uint8)
+        pixels[:, 0] = np.arange(96)[:, None]
+        pixels[:, 1] = np.arange(96)
+        pixels[:, 2] = np.arange(count)[:, None, None]
+        pixels.swapaxes(2, 3).tofile(place / f"{part}_X.bin")  # column by column
+        if part != "unlabeled":
+            (np.arange(count) % 10 + 1).astype(np.uint8).tofile(place / f"{part}_y.bin")
+    (place / "class_names.txt").write_text("\n".join(f"class {c}" for c in range(10)))
+    return tmp_path

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from advssl.attacks import AdversarialViewGenerator
 from advssl.balls import L2, Ball, Linf
@@ -42,6 +42,7 @@ from advssl.evaluation.search import Attack as Attack
 from advssl.evaluation.search import Clean as Clean
 from advssl.evaluation.search import Found as Found
 from advssl.evaluation.search import (
+    ImageByImage,
     Search,
     Worst,
     ball_name,
@@ -51,7 +52,7 @@ from advssl.evaluation.search import (
     in_levels,
 )
 from advssl.evaluation.search import Settings as Settings
-from advssl.types import Images, Labels, positive, several, whole
+from advssl.types import Images, Labels, PerExample, positive, several, whole
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,9 @@ class _Ascent(Search):
 
     @cached_property
     def _adversary(self) -> AdversarialViewGenerator:
-        return AdversarialViewGenerator(self.ball, self.steps, self.step_size)
+        adversary = AdversarialViewGenerator(self.ball, self.steps, self.step_size)
+        adversary.ball = ImageByImage(self.ball)
+        return adversary
 
     @property
     def _ascent(self) -> Settings:
@@ -124,11 +127,10 @@ class PGD(_Ascent):
     def _run(
         self, classifier: nn.Module, images: Images, labels: Labels, seed: int, report: Progress
     ) -> Found:
-        draw = Generator(images.device).manual_seed(seed)
         worst = Worst(classifier, images, labels, cross_entropy)
         for restart in range(self.restarts):
             where = worst.everywhere() if restart == 0 else worst.standing()
-            worst.climb(self._adversary, where, cross_entropy, draw)
+            worst.climb(self._adversary, where, cross_entropy, batch_seed(seed, restart))
             report("restart", restart + 1, self.restarts)
         return worst.found()
 
@@ -176,16 +178,17 @@ class MultiTargetedPGD(_Ascent):
     def _run(
         self, classifier: nn.Module, images: Images, labels: Labels, seed: int, report: Progress
     ) -> Found:
-        draw = Generator(images.device).manual_seed(seed)
         worst = Worst(classifier, images, labels, margin)
         ranked = _wrong_classes(worst.logits, labels)
         count = min(self.targets or MOST_TARGETS, ranked.shape[1])
         for rank in range(count):
             where = worst.everywhere() if rank == 0 else worst.standing()
             target = ranked[where, rank]
-            worst.climb(
-                self._adversary, where, lambda z, y: logit_at(z, target) - logit_at(z, y), draw
-            )
+
+            def lead(logits: Logits, labels: Labels) -> PerExample:
+                return logit_at(logits, target) - logit_at(logits, labels)
+
+            worst.climb(self._adversary, where, lead, batch_seed(seed, rank))
             report("target", rank + 1, count)
         return worst.found()
 

@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from advssl.balls import L2, Ball, Linf
 from advssl.evaluation.extras import needed
-from advssl.evaluation.logits import check_classes, logits_of
+from advssl.evaluation.logits import Logits, check_classes, logits_of
 from advssl.evaluation.progress import Progress
 from advssl.evaluation.search import (
     Found,
@@ -42,8 +43,11 @@ class AutoAttack(Search):
         are not nine targets; the library ends in an IndexError on both. Here it takes all wrong
         classes as targets, or, below four, runs APGD-CE, FAB and Square untargeted with their five
         restarts, under a name that says so. :func:`measure` finds out how many classes there are.
-        A sub-attack sees a batch at once. Costs 1000 forwards and backwards for APGD, 900 for FAB
-        and 5000 forwards for Square per image that stands, about 25 times multi-targeted PGD-20.
+        The library draws for a batch at once. Here each image gets what it draws for one that is
+        alone, so that its answer does not depend on the batch: it is the library's own with
+        ``batch_size=1``, at the speed of a batch.
+        Costs 1000 forwards and backwards for APGD, 900 for FAB and 5000 forwards for Square per
+        image that stands, about 25 times multi-targeted PGD-20.
 
     Args:
         ball: ``Linf`` or ``L2``.
@@ -113,8 +117,9 @@ class AutoAttack(Search):
                 f"the l_2 Square attack needs images of {_SMALLEST_SQUARE} pixels or more, got "
                 f"{tuple(images.shape[2:])}; use multi-targeted PGD"
             )
-        run = self.for_classes(classes)._library_run(classifier, images.device, seed, report)
-        with _settrace_kept(), _every_generator_kept():
+        alone = _DrawsForOne()
+        run = self.for_classes(classes)._library_run(classifier, images.device, seed, report, alone)
+        with _settrace_kept(), _every_generator_kept(), alone:
             hard, seen_as = run.run_standard_evaluation(
                 images.contiguous(), labels, batch_size=len(images)
             )
@@ -122,13 +127,23 @@ class AutoAttack(Search):
         return Found(hard, seen_as == labels)
 
     def _library_run(
-        self, classifier: nn.Module, device: torch.device, seed: int, report: Progress
+        self,
+        classifier: nn.Module,
+        device: torch.device,
+        seed: int,
+        report: Progress,
+        alone: _DrawsForOne,
     ) -> Any:
         """The library's object, told about classes and progress."""
         standard = self.is_standard
+
+        def answer(x: Images) -> Logits:
+            with alone.left():
+                # A copy: Square writes into the logits it gets, FAB differentiates them many times.
+                return logits_of(classifier, x).clone()
+
         run = needed("pyautoattack").AutoAttack(
-            # A copy: Square writes into the logits it gets, FAB differentiates them many times.
-            lambda x: logits_of(classifier, x).clone(),
+            answer,
             norm=self._NORMS[type(self.ball)],
             eps=self.ball.radius,
             seed=seed,
@@ -145,13 +160,39 @@ class AutoAttack(Search):
         return run
 
 
+class _DrawsForOne(TorchFunctionMode):
+    """Inside the block what is drawn for images is drawn once, for each of them the same.
+
+    Of what the library draws, that has the four dimensions of a batch; the rest, such as where a
+    square is put, it draws for all images together itself.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        del types
+        if func in (torch.rand, torch.randn) and len(args) == 1 and len(args[0]) == 4:
+            size, *shape = args[0]
+            return func([1, *shape], **(kwargs or {})).expand(size, *shape).contiguous()
+        return func(*args, **(kwargs or {}))
+
+    @contextmanager
+    def left(self) -> Iterator[None]:
+        """Outside of the block again, for what is not the library's."""
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        try:
+            yield
+        finally:
+            self.__enter__()  # type: ignore[no-untyped-call]
+
+
 def _told(perturb: Any, part: str, number: int, total: int, report: Progress) -> Any:
-    """The library's method, with a report before and after it; it has no progress of its own."""
+    """The library's method, with a report of its place before it, and one that it has ended."""
 
     def told(*args: Any, **kwargs: Any) -> Any:
         report(part, number, total)
         hard = perturb(*args, **kwargs)
-        report(part, number + 1, total)
+        report(part, total, total)
         return hard
 
     return told

@@ -77,7 +77,7 @@ def check_labels(labels: Labels, size: int, classes: int | None = None, of: str 
         )
 
 
-def class_balanced(labels: Labels, count: int, seed: int) -> Indices:
+def class_balanced(labels: Labels, count: int, seed: int, *, ascending: bool = True) -> Indices:
     """Which examples to take for a seeded subset with its classes as equal as possible.
 
     A class with fewer examples than its share gives all of them, and the others share the rest.
@@ -86,9 +86,11 @@ def class_balanced(labels: Labels, count: int, seed: int) -> Indices:
         labels: (N,), integer, from 0 on; also as a list or an array.
         count: how many to take.
         seed: the same gives the same indices.
+        ascending: or, if False, in the order in which they are drawn: the first of them are what a
+            smaller ``count`` gives.
 
     Returns:
-        (count,), int64, ascending, on the CPU.
+        (count,), int64, on the CPU.
 
     Raises:
         ValueError: if there are fewer than ``count`` labels, ``count`` is not positive, or a label
@@ -107,9 +109,20 @@ def class_balanced(labels: Labels, count: int, seed: int) -> Indices:
         place[kind == k] = torch.arange(int((kind == k).sum()), device="cpu")
     # All firsts, then all seconds: in each round the classes come in a random order.
     order = torch.randperm(len(kinds), generator=draw, device="cpu")
-    return shuffled[(place * len(kinds) + order[kind]).argsort()[:count]].sort().values
+    taken = shuffled[(place * len(kinds) + order[kind]).argsort()[:count]]
+    return taken.sort().values if ascending else taken
 
 
 def batch_seed(seed: int, number: int) -> int:
-    """The seed of one batch: another for each, and the same whether or not others ran before."""
+    """One of many seeds that ``seed`` stands for, whether or not others were taken before."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "big")
+
+
+def image_seeds(images: Images, seed: int) -> list[int]:
+    """A seed for each image, made of ``seed`` and of its pixels.
+
+    What is drawn by them for an image does not depend on its batch, nor on its place there.
+    """
+    pixels = images.detach().cpu().contiguous().numpy()
+    digests = [hashlib.sha256(f"{seed}/".encode() + image.tobytes()).digest() for image in pixels]
+    return [int.from_bytes(digest[:4], "big") for digest in digests]

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from advssl.balls import Ball, name_of
+from advssl.distributed import rank
 from advssl.evaluation.autoattack import AutoAttack
-from advssl.evaluation.batches import ANY, Batches, batch_seed, check_labels, pairs
+from advssl.evaluation.batches import ANY, Batches, check_labels, pairs
 from advssl.evaluation.extras import needed
 from advssl.evaluation.identity import fingerprint_of, identity_of
 from advssl.evaluation.logits import check_module, class_count
 from advssl.evaluation.progress import Progress, ignored
-from advssl.evaluation.records import Fingerprint, Measurement, commit, machine, replacing
+from advssl.evaluation.provenance import Fingerprint, commit, machine, replacing, versions
+from advssl.evaluation.ranks import check_alone, check_same, is_mine, on_all_ranks
+from advssl.evaluation.records import Measurement, Threat
 from advssl.evaluation.search import (
     Attack,
     Clean,
@@ -45,15 +50,25 @@ def measure(
     name: str | None = None,
     population: int | None = None,
     training_seed: int | None = None,
+    deadline: float | None = None,
 ) -> Measurement:
     """The accuracy of ``classifier`` under ``attack``, example by example, as a record.
 
+    An image's answer does not depend on batch size or order: what our attacks draw is drawn for
+    each image. What is left is rounding, where a device's products of a larger batch differ in the
+    last bit, and classifiers that draw themselves. Memory is that of a batch, and of the answers.
+
     With a ``folder`` every batch's result is written there as it is finished. A call that was
-    killed and is repeated reads them instead of running them again, and gives the same record:
-    each batch has a seed of its own. Results of anything else in the folder are left alone: they
-    are kept under another key, made of the attack's settings, the seed, the batch's number, images
-    and labels, the classifier with its code (all that :mod:`advssl.evaluation.identity` sees; hooks
-    are not), the versions of the packages and the kind of device.
+    killed and is repeated reads them instead of running them again, and gives the same record.
+    Results of anything else in the folder are left alone: they are kept under another key, made of
+    the attack's settings, the seed, the batch's images and labels, the classifier with its code
+    (all that :mod:`advssl.evaluation.identity` sees; hooks are not), the versions of the packages
+    and the kind of device.
+
+    Where ``torch.distributed`` is initialized (torchrun, Lightning Fabric), call it on all ranks
+    with the same classifier and all the batches: they take turns, and each returns the whole
+    record, which is that of one process bit for bit. Each keeps the batches that it computed, so
+    ranks on one file system can be more or fewer when the call is repeated.
 
     Args:
         classifier: a module, images to logits, see :func:`logits_of`; left as it was.
@@ -71,10 +86,16 @@ def measure(
             states n.
         training_seed: of the training that made the classifier, by which records are paired; None
             is ``seed``.
+        deadline: when, on ``time.monotonic``, no further batch is begun. The record is then of the
+            batches before, the first at least; give them in the order of
+            ``class_balanced(..., ascending=False)``, and they are a class-balanced subset. Those
+            kept in ``folder`` cost no time, so a later call goes on where this one ended.
 
     Raises:
-        ValueError: on no batches, on something else than a classifier or an attack, or on what the
-            attack refuses: above all logits that are not finite.
+        ValueError: on no batches, on something else than a classifier or an attack, on ranks that
+            are given different things, or on what the attack refuses: above all logits that are
+            not finite.
+        RuntimeError: where another rank failed.
     """
     report = progress or ignored
     check_module("classifier", classifier)
@@ -85,27 +106,55 @@ def measure(
     if population is not None:
         population = whole("population", population, 1)
     total = len(batches) if isinstance(batches, Sized) else None
-    if isinstance(batches, Sequence):  # all are looked at before the work
-        _ = list(pairs(batches))
     shelf = None if folder is None else _Shelf(Path(folder), _computed_by(classifier, attack))
-    data, labels, correct = Fingerprint(), [], list[bool]()
-    for number, (x, y) in enumerate(pairs(batches)):
-        if number == 0 and isinstance(attack, AutoAttack):
-            attack = attack.for_classes(class_count(classifier, x))
-        correct += _finished(classifier, attack, x, y, (seed, number), shelf, report)
-        data.update(x, y)
-        labels.append(y.cpu())
-        report(attack.name, number + 1, total)
-    if not correct:
+    check_alone(classifier)
+    check_same("seed", lambda: seed)
+    check_same("attack", lambda: attack.settings)
+    check_same("classifier", lambda: fingerprint_of(classifier))
+
+    until, labels = list[str](), list[Labels]()  # the data's fingerprint up to each batch
+
+    def work() -> list[list[bool] | None]:
+        nonlocal attack
+        if isinstance(batches, Sequence):  # all are looked at before the work
+            for _ in pairs(batches):
+                pass
+        data, answers = Fingerprint(), list[list[bool] | None]()
+        for number, (x, y) in enumerate(pairs(batches)):
+            if number == 0 and isinstance(attack, AutoAttack):
+                attack = attack.for_classes(class_count(classifier, x))
+            flags = None
+            if is_mine(number):
+                late = number > 0 and deadline is not None and time.monotonic() >= deadline
+                case = _Case(classifier, attack, x, y, seed, number)
+                flags = _finished(case, shelf, report, only_kept=late)
+                if flags is None:
+                    break
+                report(attack.name, number + 1, total)
+            data.update(x, y)
+            until.append(str(data))
+            labels.append(y.cpu())
+            answers.append(flags)
+        return answers
+
+    found = on_all_ranks(work)
+    count = min(map(len, found))  # up to the first that came too late
+    check_same("batches", lambda: (len(until) if deadline is None else count, until[:count][-1:]))
+    if count == 0:
         raise ValueError("there are no batches to measure on; give at least one")
+    by_batch = zip(*(answers[:count] for answers in found), strict=True)
+    correct = chain.from_iterable(next(filter(None, of_batch)) for of_batch in by_batch)
     return Measurement(
-        name=name or _measurement_name(attack, torch.cat(labels), population),
+        name=name or _measurement_name(attack, torch.cat(labels[:count]), population),
         correct=tuple(correct),
         seed=seed if training_seed is None else training_seed,
         settings={**attack.settings, "seed": seed},
-        dataset=str(data),
+        dataset=until[count - 1],
         commit=commit(),
         machine=machine(),
+        threat=_threat(attack),
+        attack_seed=seed,
+        versions=versions(),
     )
 
 
@@ -127,6 +176,7 @@ def transfer(
         batches: of images and labels, as for :func:`measure`.
         attack: run on each source.
         seed: as in :func:`measure`, so the diagonal is that of a measurement with the same seed.
+            Batches and ranks are as there too.
         progress: called after each source and batch.
 
     Returns:
@@ -141,25 +191,40 @@ def transfer(
         raise ValueError(f"classifiers must be modules by name, got {described(classifiers)}")
     for name, classifier in classifiers.items():
         check_module(f"classifiers[{name!r}]", classifier)
+        check_alone(classifier)
     check_attack(attack)
     seed = whole("seed", seed, ANY)
     names, report = list(classifiers), progress or ignored
-    standing = {source: dict.fromkeys(names, 0) for source in names}
-    size = 0
-    for number, (x, y) in enumerate(pairs(batches)):
-        size += len(x)
-        own_seed = batch_seed(seed, number)
-        for done, source in enumerate(names, start=1):
-            hard = attack(classifiers[source], x, y, seed=own_seed)
-            for target in names:
-                correct = _still_correct(classifiers[target], hard, y, own_seed)
-                standing[source][target] += int(correct.sum())
-            report(f"batch {number + 1}: from {source}", done, len(names))
+    check_same("seed", lambda: seed)
+    check_same("attack", lambda: attack.settings)
+    check_same("classifiers", lambda: fingerprint_of(dict(classifiers)))
+
+    def work() -> tuple[str, int, dict[tuple[str, str], int]]:
+        data, size, standing = Fingerprint(), 0, dict.fromkeys(product(names, names), 0)
+        for number, (x, y) in enumerate(pairs(batches)):
+            data.update(x, y)
+            size += len(x)
+            for done, source in enumerate(names if is_mine(number) else [], start=1):
+                hard = attack(classifiers[source], x, y, seed=seed)
+                for target in names:
+                    correct = _still_correct(classifiers[target], hard, y, seed)
+                    standing[source, target] += int(correct.sum())
+                report(f"batch {number + 1}: from {source}", done, len(names))
+        return str(data) if size else "", size, standing
+
+    found = on_all_ranks(work)
+    check_same("batches", lambda: found[rank()][0])
+    size = found[0][1]
     if not names or not size:
         raise ValueError(f"got {len(names)} classifiers and {size} images; give one or more")
-    rows = [[standing[s][t] / size for t in names] for s in names]
+    rows = [[sum(f[2][s, t] for f in found) / size for t in names] for s in names]
     frame = pandas.DataFrame(rows, index=names, columns=names)
     return frame.rename_axis(index="source", columns="target")
+
+
+def _threat(attack: Attack) -> Threat | None:
+    ball = getattr(attack, "ball", None)
+    return Threat(name_of(ball), ball.radius) if isinstance(ball, Ball) else None
 
 
 def _measurement_name(attack: Attack, labels: Labels, population: int | None) -> str:
@@ -205,35 +270,41 @@ class _Shelf:
         return self.folder / f"batch-{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
 
-def _finished(
-    classifier: nn.Module,
-    attack: Attack,
-    images: Images,
-    labels: Labels,
-    place: tuple[int, int],
-    shelf: _Shelf | None,
-    report: Progress,
-) -> list[bool]:
-    """The flags of one batch, read where they are kept and computed where not."""
-    seed, number = place
-    key: Settings = {}
-    if shelf is not None:
-        key = {
+@dataclass(frozen=True)
+class _Case:
+    """One batch, and who is attacked how."""
+
+    classifier: nn.Module
+    attack: Attack
+    images: Images
+    labels: Labels
+    seed: int
+    number: int  # for people
+
+    @property
+    def key(self) -> Settings:
+        """What its answers depend on; :func:`_computed_by` is the rest."""
+        return {
             # There and back, so that what is read compares equal: a tuple comes back as a list.
-            "settings": json.loads(json.dumps(attack.settings)),
-            "seed": seed,
-            "batch": number,
-            "data": _data_key(images, labels),
-            "computed by": shelf.computed_by,
+            "settings": json.loads(json.dumps(self.attack.settings)),
+            "seed": self.seed,
+            "data": _data_key(self.images, self.labels),
         }
-        kept = shelf.read(key, len(labels))
-        if kept is not None:
-            return kept
+
+
+def _finished(
+    case: _Case, shelf: _Shelf | None, report: Progress, *, only_kept: bool
+) -> list[bool] | None:
+    """The flags of a batch, read where they are kept and else, if there is time, computed."""
+    key = {} if shelf is None else {**case.key, "computed by": shelf.computed_by}
+    kept = None if shelf is None else shelf.read(key, len(case.labels))
+    if kept is not None or only_kept:
+        return kept
 
     def inside(what: str, done: int, total: int | None) -> None:
-        report(f"batch {number + 1}: {what}", done, total)
+        report(f"batch {case.number + 1}: {what}", done, total)
 
-    correct = _attacked(classifier, attack, images, labels, batch_seed(seed, number), inside)
+    correct = _attacked(case, inside)
     if shelf is not None:
         shelf.write(key, correct)
     return correct
@@ -245,21 +316,14 @@ def _computed_by(classifier: nn.Module, attack: Attack) -> str:
     return identity_of(classifier, type(attack), None if held is None else held.device.type)
 
 
-def _attacked(
-    classifier: nn.Module,
-    attack: Attack,
-    images: Images,
-    labels: Labels,
-    seed: int,
-    report: Progress,
-) -> list[bool]:
+def _attacked(case: _Case, report: Progress) -> list[bool]:
+    classifier, attack, x, y = case.classifier, case.attack, case.images, case.labels
     if isinstance(attack, Search):
-        found = attack.search(classifier, images, labels, seed=seed, progress=report)
-        correct = found.correct
+        correct = attack.search(classifier, x, y, seed=case.seed, progress=report).correct
     else:
-        check_labels(labels, len(labels), class_count(classifier, images))
-        hard = attack(classifier, images, labels, seed=seed, progress=report)
-        correct = _still_correct(classifier, hard, labels, seed)
+        check_labels(y, len(y), class_count(classifier, x))
+        hard = attack(classifier, x, y, seed=case.seed, progress=report)
+        correct = _still_correct(classifier, hard, y, case.seed)
     return [bool(c) for c in correct.tolist()]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -11,11 +11,20 @@ import torch.nn.functional as F
 from torch import Generator, nn
 
 from advssl.attacks import AdversarialViewGenerator
-from advssl.balls import L2, Ball, Linf
-from advssl.evaluation.batches import ANY, Indices, check_batch
+from advssl.balls import L2, Ball, Linf, widest
+from advssl.evaluation.batches import ANY, Indices, check_batch, image_seeds
 from advssl.evaluation.logits import Logits, borrowed, check_classes, device_of, logits_of
 from advssl.evaluation.progress import Progress, ignored
-from advssl.types import Images, Labels, Objective, PerExample, described, positive, whole
+from advssl.types import (
+    Images,
+    Labels,
+    Objective,
+    PerExample,
+    Perturbation,
+    described,
+    positive,
+    whole,
+)
 
 Settings: TypeAlias = dict[str, Any]  # plain JSON
 Loss: TypeAlias = Callable[[Logits, Labels], PerExample]
@@ -64,7 +73,12 @@ class Attack(Protocol):
         seed: int,
         progress: Progress | None = None,
     ) -> Images:
-        """Adversarial images, in the ball around ``images`` and in [0, 1]."""
+        """Adversarial images, in the ball around ``images`` and in [0, 1].
+
+        The seed is the same for every batch: draw by
+        :func:`~advssl.evaluation.batches.image_seeds`, and what is found for an image does not
+        depend on the others in its batch.
+        """
         ...
 
 
@@ -112,7 +126,9 @@ class Search:
                 in float32, on its own device, and comes back as it was.
             images: (B, C, H, W), float32, in [0, 1].
             labels: (B,), integer.
-            seed: of the attack and of what the classifier draws. The caller's random state stays.
+            seed: of what is drawn, image by image, so that batch size and order do not matter: for
+                an image they change the rounding of the classifier's products, and what it draws
+                itself, if it is random. The caller's random state stays.
             progress: told about restarts, targets or sub-attacks.
 
         Raises:
@@ -121,7 +137,8 @@ class Search:
         """
         check_batch(images, labels)
         seed, device = whole("seed", seed, ANY), device_of(classifier, images)
-        with borrowed(classifier, device, seed):
+        # What the classifier draws differs from batch to batch, wherever the batch stands.
+        with borrowed(classifier, device, image_seeds(images[:1], seed)[0]):
             # A clone, because an inference tensor cannot take part in a graph.
             x, y = images.detach().clone().to(device), labels.clone().to(device).long()
             found = self._run(classifier, x, y, seed, progress or ignored)
@@ -178,13 +195,14 @@ class Worst:
         return (~self._wrong).nonzero().squeeze(1)
 
     def climb(
-        self, adversary: AdversarialViewGenerator, where: Indices, loss: Loss, draw: Generator
+        self, adversary: AdversarialViewGenerator, where: Indices, loss: Loss, seed: int
     ) -> None:
         """Attack the images at ``where`` and keep those that came out worse."""
         if len(where) == 0:
             return
         labels = self._labels[where]
         objective: Objective = lambda v: loss(logits_of(self._classifier, v), labels)  # noqa: E731
+        draw = Generator("cpu").manual_seed(seed)
         hard = adversary(self._clean[where], objective, freeze=(), generator=draw)
         wrong, height = self._judged(self._answers(hard), labels)
         before = self._wrong[where]
@@ -199,6 +217,40 @@ class Worst:
 
     def _judged(self, logits: Logits, labels: Labels) -> tuple[PerExample, PerExample]:
         return logits.argmax(dim=1) != labels, self._loss(logits, labels)
+
+
+@dataclass(frozen=True, repr=False)
+class ImageByImage:
+    """``ball`` with starts that do not depend on the batch: each is drawn alone, on the CPU.
+
+    By the image's pixels and the seed of the generator, whose state does not matter.
+    """
+
+    ball: Ball
+
+    @property
+    def radius(self) -> float:
+        return self.ball.radius
+
+    def sample(self, images: Images, generator: Generator | None = None) -> Perturbation:
+        seed = 0 if generator is None else generator.initial_seed()
+        starts = [
+            self.ball.sample(image[None], Generator("cpu").manual_seed(own))
+            for image, own in zip(images.cpu(), image_seeds(images, seed), strict=True)
+        ]
+        return torch.cat(starts).to(images.device)
+
+    def steepest(self, gradient: Perturbation) -> Perturbation:
+        return self.ball.steepest(gradient)
+
+    def project(self, delta: Perturbation) -> Perturbation:
+        return self.ball.project(delta)
+
+    def widest(self, shape: Sequence[int] | None = None) -> float:
+        return widest(self.ball, shape)
+
+    def __repr__(self) -> str:
+        return repr(self.ball)
 
 
 def cross_entropy(logits: Logits, labels: Labels) -> PerExample:

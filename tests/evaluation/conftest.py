@@ -10,6 +10,8 @@ from pictures import write_images
 from torch import nn
 from toys import blobs, trained
 
+from advssl.evaluation.attacks import AutoAttack
+
 
 @pytest.fixture
 def path(tmp_path) -> pathlib.Path:
@@ -56,3 +58,19 @@ def stl10(tmp_path):
             (np.arange(count) % 10 + 1).astype(np.uint8).tofile(place / f"{part}_y.bin")
     (place / "class_names.txt").write_text("\n".join(f"class {c}" for c in range(10)))
     return tmp_path
+
+
+@pytest.fixture
+def short_autoattack(monkeypatch):
+    """AutoAttack with fewer steps and queries, for what does not depend on how many; the cut."""
+    pytest.importorskip("pyautoattack")
+
+    def cut(run):
+        for part in (run.apgd, run.apgd_targeted, run.fab):
+            part.n_iter = 5
+        run.square.n_queries = 40
+        return run
+
+    full = AutoAttack._library_run
+    monkeypatch.setattr(AutoAttack, "_library_run", lambda *given: cut(full(*given)))
+    return cut

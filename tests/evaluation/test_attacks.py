@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from toys import QUICK, Linear, Noisy, Told, blobs, inside
+from toys import QUICK, Alone, Linear, Noisy, Told, blobs, inside
 
 from advssl import L2, Linf
 from advssl.evaluation import search
@@ -260,6 +260,41 @@ class TestWrongInput:
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
         )
         assert ran.stdout == "[]\n"
+
+
+class TestBatches:
+    """The same images give each image the same answer, however they are batched and ordered."""
+
+    @pytest.mark.parametrize("classes", [4, 3])
+    @pytest.mark.parametrize("ball", [Linf(0.02), L2(0.2)])
+    @pytest.mark.parametrize("word", ATTACKS)
+    def test_do_not_matter(self, short_autoattack, word, ball, classes):  # noqa: ARG002
+        model, (x, _) = Alone(classes), blobs(10, 4)
+        y = model(x).argmax(1)
+        order = torch.randperm(10)
+        for attack in attacks_of([word], ball):
+            whole = attack.search(model, x, y, seed=3)
+            parts = [attack.search(model, x[i], y[i], seed=3) for i in order.split(4)]
+            assert torch.equal(torch.cat([p.images for p in parts]), whole.images[order])
+            assert torch.equal(torch.cat([p.correct for p in parts]), whole.correct[order])
+        assert word in ("clean", "pgd-l2") or 0 < whole.correct.sum() < 10
+
+    @pytest.mark.parametrize("make", [PGD, MultiTargetedPGD])
+    @pytest.mark.parametrize("ball", [Linf(0.1), L2(0.5)])
+    def test_starts_are_of_each_image_and_restart(self, make, ball):
+        model, x = Alone(), torch.full((3, 1, 8, 8), 0.5)
+        x[1] += 0.01
+        y = model(x).argmax(1)
+        seen = []
+        hook = model.register_forward_hook(lambda _m, given, _o: seen.append(given[0].detach()))
+        with hook:
+            more = {"restarts": 2} if make is PGD else {}
+            make(replace(ball, radius=1e-4), 1, 1e-4, **more)(model, x, y, seed=0)
+        starts = [at - x for at in (seen[1], seen[3])]
+        for start in starts:
+            assert torch.equal(start[0], start[2])  # one image, twice
+            assert not torch.allclose(start[0], start[1], atol=1e-5)
+        assert not torch.allclose(*starts, atol=1e-5)
 
 
 class TestTable:

@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from toys import Linear, blobs, inside, trained
+from torch import nn
+from toys import Alone, Linear, blobs, inside, trained
 
 from advssl import L2, Linf
 from advssl.evaluation.attacks import (
@@ -16,6 +17,7 @@ from advssl.evaluation.attacks import (
     MultiTargetedPGD,
     measure,
 )
+from advssl.evaluation.autoattack import _DrawsForOne
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +38,46 @@ class TestAutoAttack:
         library = pytest.importorskip("pyautoattack")
         run = library.AutoAttack(net, norm="Linf", eps=ball.radius, seed=11, version="standard")
         run.apgd_targeted.n_target_classes = run.fab.n_target_classes = 3
-        hard, seen_as = run.run_standard_evaluation(x, y, batch_size=16)
+        _, seen_as = run.run_standard_evaluation(x, y, batch_size=16)
         assert torch.equal(found.correct, seen_as == y)
-        assert torch.equal(found.images, hard)
         assert 0 < found.correct.sum() < 16
+
+    @pytest.mark.parametrize("classes", [4, 3])
+    @pytest.mark.parametrize("ball", [Linf(0.02), L2(0.2)])
+    def test_images_are_the_librarys_own_one_by_one(self, short_autoattack, ball, classes):
+        library = pytest.importorskip("pyautoattack")
+        model, (x, _) = Alone(classes), blobs(6, 4)
+        y = model(x).argmax(1)
+        ours = AutoAttack(ball, classes)
+        found = ours.search(model, x, y, seed=11)
+        run = library.AutoAttack(
+            lambda v: model(v).clone(),
+            norm=type(ball).__name__,
+            eps=ball.radius,
+            seed=11,
+            version="custom",
+            attacks=list(ours.parts),
+        )
+        run.apgd.n_restarts = 1 if classes == 4 else 5  # standard's, and that of few classes
+        run.apgd_targeted.n_target_classes = run.fab.n_target_classes = classes - 1
+        hard, seen_as = short_autoattack(run).run_standard_evaluation(x, y, batch_size=1)
+        assert torch.equal(found.images, hard)
+        assert torch.equal(found.correct, seen_as == y)
+        assert 0 < found.correct.sum() < 6
+
+    @pytest.mark.usefixtures("short_autoattack")
+    def test_what_a_random_classifier_draws_stays_its_own(self, net, batch):
+        drawn = []
+
+        class Random(nn.Module):
+            def forward(self, images):
+                noise = torch.randn(images.shape)
+                drawn.append(noise)
+                return net(images + 0.01 * noise)
+
+        AutoAttack(Linf(0.02), 4)(Random(), batch[0][:4], batch[1][:4], seed=0)
+        together = next(noise for noise in drawn if len(noise) == 4)
+        assert not torch.equal(together[0], together[1])
 
     def test_stays_inside_and_is_no_weaker_than_pgd(self, net, standard):
         found, x, y, ball, _, _ = standard
@@ -104,16 +142,22 @@ class TestAutoAttack:
         pytest.importorskip("pyautoattack")
         model, (x, y) = trained(5), blobs(5, 5)
         run = AutoAttack(Linf(0.2)).for_classes(5)
-        library = run._library_run(model, x.device, 0, lambda *_: None)
+        library = run._library_run(model, x.device, 0, lambda *_: None, _DrawsForOne())
         assert library.apgd_targeted.n_target_classes == library.fab.n_target_classes == 4
         assert len(run(model, x, y, seed=0)) == 5
-        many = AutoAttack().for_classes(100)._library_run(model, x.device, 0, lambda *_: None)
+        many = (
+            AutoAttack()
+            .for_classes(100)
+            ._library_run(model, x.device, 0, lambda *_: None, _DrawsForOne())
+        )
         assert many.apgd_targeted.n_target_classes == many.fab.n_target_classes == 9
 
     def test_the_budget_is_the_authors(self, net):
         library = pytest.importorskip("pyautoattack")
         theirs = library.AutoAttack(net, norm="Linf", eps=0.1, version="standard")
-        ours = AutoAttack(Linf(0.1), 10)._library_run(net, torch.device("cpu"), 0, lambda *_: None)
+        ours = AutoAttack(Linf(0.1), 10)._library_run(
+            net, torch.device("cpu"), 0, lambda *_: None, _DrawsForOne()
+        )
         assert ours.attacks_to_run == theirs.attacks_to_run == list(AutoAttack().parts)
         for part, budget in {
             "apgd": ("n_iter", "n_restarts", "eot_iter", "thr_decr"),

@@ -6,10 +6,8 @@ import pytest
 import torch
 from toys import QUICK
 
-from advssl.evaluation.attacks import (
-    PGD,
-    class_balanced,
-)
+from advssl.evaluation.attacks import PGD
+from advssl.evaluation.batches import batch_seed, class_balanced, image_seeds
 
 
 class TestWrongInput:
@@ -71,6 +69,13 @@ class TestClassBalanced:
         torch.rand(3)
         assert torch.equal(one, class_balanced(self.labels, 20, seed=4))
 
+    @pytest.mark.parametrize("count", [1, 5, 40])
+    def test_as_drawn_the_first_are_what_a_smaller_count_gives(self, count):
+        drawn = class_balanced(self.labels, 100, seed=4, ascending=False)
+        fewer = class_balanced(self.labels, count, seed=4)
+        assert torch.equal(drawn[:count].sort().values, fewer)
+        assert not torch.equal(drawn, drawn.sort().values)
+
     def test_leaves_the_random_state(self):
         before = torch.get_rng_state()
         class_balanced(self.labels, 20, seed=4)
@@ -87,3 +92,20 @@ class TestClassBalanced:
     def test_what_is_not_there(self, count):
         with pytest.raises(ValueError, match=f"from 1 to the 100 labels there are, got {count}"):
             class_balanced(self.labels, count, seed=0)
+
+
+def test_a_seed_has_many_seeds():
+    assert len({batch_seed(s, n) for s in range(20) for n in range(20)}) == 400
+
+
+def test_an_image_has_a_seed_of_its_pixels_wherever_it_stands():
+    images = torch.rand(6, 3, 4, 4)
+    images[5] = images[0]
+    seeds = image_seeds(images, 0)
+    assert seeds[0] == seeds[5]
+    assert len(set(seeds)) == 5
+    turned = images.flip(0).to(memory_format=torch.channels_last)
+    assert image_seeds(turned, 0) == seeds[::-1]
+    assert not set(image_seeds(images, 1)) & set(seeds)
+    images[2, 0, 0, 0] += 1e-6
+    assert [a == b for a, b in zip(image_seeds(images, 0), seeds, strict=True)].count(False) == 1

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import json
+import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from toys import EVERY, Linear, blobs, trained
+from toys import EVERY, QUICK, Alone, Linear, Mine, blobs, trained
 
 from advssl import Linf, branch_batchnorm, on_branch
+from advssl.evaluation import measuring
 from advssl.evaluation.attacks import (
     PGD,
     AutoAttack,
     Clean,
     MultiTargetedPGD,
-    batch_seed,
     class_balanced,
     classifier_fingerprint,
     measure,
     transfer,
 )
-from advssl.evaluation.records import Measurement, fingerprint
+from advssl.evaluation.records import Measurement, Threat, fingerprint
 
 
 class Interrupted(Exception):
@@ -58,9 +59,10 @@ class TestMeasure:
         assert record.settings == {**attack.settings, "seed": 7}
         assert record.dataset == fingerprint(x, y)
         assert (record.n, record.seed) == (30, 7)
-        flags = [
-            attack.search(net, *b, seed=batch_seed(7, i)).correct for i, b in enumerate(batches)
-        ]
+        assert record.threat == Threat("linf", 0.04)
+        assert record.attack_seed == 7
+        assert record.versions["torch"] == torch.__version__
+        flags = [attack.search(net, *b, seed=7).correct for b in batches]
         assert record.correct == tuple(torch.cat(flags).tolist())
         assert 0 < record.value < 1
         assert Measurement.from_json(record.to_json()) == record
@@ -88,10 +90,48 @@ class TestMeasure:
             (attack.name, 2, 2),
         ]
 
-    def test_every_batch_has_a_seed_of_its_own(self, batches):
-        assert len({batch_seed(s, n) for s in range(20) for n in range(20)}) == 400
-        one, other = (Counting()(None, *batches[0], seed=batch_seed(0, n)) for n in (0, 1))
-        assert not torch.equal(one, other)
+    def test_no_threat_where_nothing_is_perturbed_or_none_is_known(self, net, batches):
+        assert measure(net, Clean(), batches).threat is None
+        assert measure(net, Counting(), batches).threat is None
+
+    @pytest.mark.parametrize("attack", [*QUICK, Mine()], ids=lambda a: a.name)
+    def test_neither_batch_size_nor_order_matters(self, attack):
+        model, (x, _) = Alone(), blobs(30, 4)
+        y = model(x).argmax(1)
+        order = torch.randperm(30)
+        whole = measure(model, attack, [(x, y)], seed=3)
+        parts = measure(
+            model, attack, zip(x[order].split(7), y[order].split(7), strict=True), seed=3
+        )
+        assert parts.correct == tuple(whole.correct[i] for i in order)
+        assert isinstance(attack, Clean | Mine) or 0 < parts.value < 1
+
+    def test_a_random_classifier_draws_anew_in_each_batch(self, net, batches):
+        drawn = []
+
+        class Random(nn.Module):
+            def forward(self, images):
+                drawn.append(float(torch.rand(())))
+                return net(images)
+
+        one = measure(Random(), Clean(), batches, seed=1)
+        assert len(set(drawn)) == len(batches)
+        assert one == measure(Random(), Clean(), batches, seed=1)
+        assert drawn[:4] == drawn[4:]
+
+    def test_memory_is_that_of_a_batch(self, net):
+        held, most = [], []
+
+        def stream():
+            for seed in range(20):
+                x, y = blobs(8, 4, seed=seed)
+                held.append(weakref.ref(x))
+                most.append(sum(one() is not None for one in held))
+                yield x, y
+                del x, y
+
+        measure(net, Clean(), stream())
+        assert max(most) <= 3
 
     def test_an_attack_of_ones_own(self, net, batches, tmp_path):
         mine = Counting()
@@ -164,7 +204,6 @@ class TestResume:
             (other, self.attack, batches, 3),
             (net, replace(self.attack, steps=4), batches, 3),
             (net, self.attack, batches, 4),
-            (net, self.attack, batches[::-1], 3),
             (net, self.attack, nearly, 3),
             (net, self.attack, relabelled, 3),
         ]:
@@ -173,6 +212,12 @@ class TestResume:
             assert measure(model, attack, data, seed=seed, folder=tmp_path) == fresh
             assert all(p.read_bytes() == content for p, content in before.items())
             assert len(list(tmp_path.iterdir())) == len(before) + 4
+
+    def test_batches_in_another_order_are_found_again(self, net, batches, tmp_path):
+        measure(net, self.attack, batches, seed=3, folder=tmp_path)
+        turned = measure(net, self.attack, batches[::-1], seed=3)
+        with net.register_forward_hook(lambda *_: pytest.fail("it is known")):
+            assert measure(net, self.attack, batches[::-1], seed=3, folder=tmp_path) == turned
 
     @pytest.mark.parametrize(
         "damage",
@@ -211,6 +256,39 @@ class TestResume:
         )
         assert again == first
         assert set(ticks) == {"AutoAttack standard, l_inf 0.5"}
+
+
+class TestDeadline:
+    attack = PGD(Linf(0.04), 3, None)
+
+    @pytest.fixture
+    def begun_by(self, monkeypatch):
+        """A clock that says how many batches were begun, and how to read it."""
+        begun = []
+        inner = measuring._attacked
+        monkeypatch.setattr(measuring, "_attacked", lambda *given: begun.append(1) or inner(*given))
+        monkeypatch.setattr(measuring.time, "monotonic", lambda: len(begun))
+        return begun
+
+    @pytest.mark.parametrize("late", [0, 1, 2, 3, 4, 9])
+    def test_the_record_is_of_the_batches_before(self, begun_by, net, batches, late):
+        record = measure(net, self.attack, batches, seed=3, deadline=late)
+        count = min(max(late, 1), 4)
+        assert len(begun_by) == count
+        assert record == measure(net, self.attack, batches[:count], seed=3)
+
+    def test_a_later_call_goes_on(self, begun_by, net, batches, tmp_path):
+        for late, count in [(2, 2), (2, 2), (3, 3), (99, 4), (0, 4)]:
+            record = measure(net, self.attack, batches, seed=3, folder=tmp_path, deadline=late)
+            assert record.n == sum(len(x) for x, _ in batches[:count])
+            assert len(begun_by) == count  # none twice
+        assert record == measure(net, self.attack, batches, seed=3)
+
+    def test_a_stream_is_not_read_on(self, begun_by, net, batches):
+        left = iter(batches)
+        measure(net, Clean(), left, deadline=2)
+        assert len(begun_by) == 2
+        assert len(list(left)) == 1  # the third was looked at, the fourth was not
 
 
 class TestNamesOfSubsets:
@@ -306,7 +384,7 @@ class TestTransfer:
         table = transfer(zoo, batches, self.attack, seed=2)
         x, y = batches[0]
         only = transfer(zoo, [(x, y)], self.attack, seed=2)
-        hard = self.attack(zoo["first"], x, y, seed=batch_seed(2, 0))
+        hard = self.attack(zoo["first"], x, y, seed=2)
         right = (zoo["second"](hard).argmax(1) == y).float().mean()
         assert only.loc["first", "second"] == pytest.approx(float(right))
         assert table.loc["first", "first"] < table.loc["second", "first"]  # white box is stronger

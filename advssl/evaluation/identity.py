@@ -6,12 +6,15 @@ import ast
 import hashlib
 import inspect
 import io
+import json
 import re
+import secrets
 import sys
 import types
 import weakref
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -87,20 +90,51 @@ def dataset_fingerprint(dataset: Dataset[Any]) -> str:
     return fingerprint_of(list(_samples(dataset, None)))
 
 
-def keep(path: Path, identity: str, state: dict[str, Any]) -> None:
-    """Write plain data and tensors, all of them or nothing, whenever the process is killed."""
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file to write that becomes ``path``, whatever stands there; a folder is moved aside."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
-        torch.save({**state, "seal": fingerprint_of(identity, state)}, partial)
+        yield partial
+        if path.is_dir():
+            path.rename(path.with_name(f"{path.name}.{secrets.token_hex(4)}.aside"))
+
+
+def keep(path: Path, identity: str, state: dict[str, Any]) -> None:
+    """Write plain data and tensors, all of them or nothing, whenever the process is killed.
+
+    Args:
+        path: if it ends in ".json", the state is plain JSON, and comes back as such.
+        identity: of what the state depends on, see :func:`identity_of`.
+        state: what :func:`kept` gives back under the same identity.
+    """
+    as_json = path.suffix == ".json"
+    if as_json:
+        state = json.loads(json.dumps(state))  # as it comes back: a tuple is a list
+    sealed = {**state, "seal": fingerprint_of(identity, state)}
+    with whole_file(path) as partial:
+        if as_json:
+            partial.write_text(json.dumps(sealed), encoding="utf-8")
+        else:
+            torch.save(sealed, partial)
 
 
 def kept(path: Path, identity: str) -> dict[str, Any] | None:
-    """What :func:`keep` wrote there under this identity; None if nothing, or if it is damaged."""
+    """What :func:`keep` wrote there under this identity, whole and unchanged; else None.
+
+    The one reader of all that is kept, which never raises: no file, an empty or a cut one, one that
+    cannot be read, another's, an older version's, one where anything was changed are all None, and
+    what they held is computed again.
+    """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".json":
+            state = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
         seal = state.pop("seal")
-    except Exception:  # no file, another's, or half of one: what torch raises then has no end
+        return state if seal == fingerprint_of(identity, state) else None
+    except Exception:  # what torch raises of half a file has no end
         return None
-    return state if seal == fingerprint_of(identity, state) else None
 
 
 class _Content:

@@ -16,6 +16,8 @@ from advssl.losses import unit
 from advssl.modes import evaluating
 from advssl.types import Images, embeddings_of, number
 
+_WIDE = 2**25  # numbers that are standardised at once
+
 
 class Classifier(nn.Module):
     """Images (B, C, H, W) in [0, 1] to logits: normalisation, encoder, a linear layer.
@@ -27,7 +29,7 @@ class Classifier(nn.Module):
         classes: the number of logits.
         mean: what is subtracted from each channel; None leaves pixels as they are.
         std: what each channel is then divided by.
-        reads: what the linear layer makes of features first, see :class:`Protocol`.
+        reads: how the linear layer reads features, see :class:`Protocol`.
     """
 
     mean: Tensor
@@ -58,6 +60,11 @@ class Classifier(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def features(self, images: Images) -> Tensor:
+        """(B, D), as the linear layer reads them."""
+        return self.read(self.raw(images))
+
+    def raw(self, images: Images) -> Tensor:
+        """(B, D), float32, as the encoder answers."""
         features = embeddings_of(
             "the encoder", self.encoder((images - self.mean) / self.std)
         ).float()
@@ -66,6 +73,10 @@ class Classifier(nn.Module):
                 f"the encoder must answer features {(len(images), self.linear.in_features)} to "
                 f"{len(images)} images in train and in eval mode, got {tuple(features.shape)}"
             )
+        return features
+
+    def read(self, features: Tensor) -> Tensor:
+        """Of raw features (B, D), what the linear layer reads."""
         if self.reads == "unit":
             return unit(features)
         return (features - self.shift) * self.scale if self.reads == "standard" else features
@@ -74,9 +85,22 @@ class Classifier(nn.Module):
         """Make these raw features (N, D) have mean 0 and deviation 1 before the linear layer.
 
         One that does not vary, beyond how its mean is rounded, becomes 0, as all do with N = 1.
+        They are read in parts, each of them in float64 on the classifier's device.
         """
-        wide = features.double()
-        mean, deviation = wide.mean(dim=0), wide.std(dim=0, correction=min(1, len(wide) - 1))
+        count, mean, squares = 0, torch.zeros(()), torch.zeros(())
+        for part in torch.split(features, max(1, _WIDE // features.shape[1])):
+            wide = part.to(self.shift.device).double()
+            spread, middle = torch.var_mean(wide, dim=0, correction=0)
+            new = count + len(wide)
+            # Chan et al. 1983: sums of squares around two means, around their common one.
+            squares = (
+                squares.to(wide)
+                + spread * len(wide)
+                + ((middle - mean.to(wide)).square() * count * len(wide) / new)
+            )
+            mean = mean.to(wide) + (middle - mean.to(wide)) * len(wide) / new
+            count = new
+        deviation = (squares / max(1, count - 1)).sqrt()
         varies = deviation > torch.finfo(torch.float32).eps * mean.abs()
         self.shift.copy_(mean)
         self.scale.copy_(torch.where(varies, 1 / deviation, 0))
@@ -86,12 +110,14 @@ class Classifier(nn.Module):
 
 
 def logits_from(classifier: Classifier, inputs: Tensor) -> Tensor:
-    """Of images, or of features made before."""
-    return logits_of(classifier if inputs.ndim == 4 else classifier.linear, inputs)
+    """Of images, or of raw features made before."""
+    if inputs.ndim == 4:
+        return logits_of(classifier, inputs)
+    return logits_of(classifier.linear, classifier.read(inputs))
 
 
 def accuracy(classifier: Classifier, dataset: Dataset[Any], batch_size: int = 256) -> float:
-    """The share of a dataset of images, or of features, that is classified right, in eval mode.
+    """The share of a dataset of images, or of raw features, that is classified right, in eval mode.
 
     Raises:
         ValueError: on a dataset without images, and logits that are not finite.

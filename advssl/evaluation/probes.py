@@ -12,13 +12,14 @@ from torch import nn
 from torch.utils.data import Subset
 
 from advssl.balls import Ball, Linf
+from advssl.distributed import agree
 from advssl.evaluation.batches import check_labels
 from advssl.evaluation.data import Data, targets
 from advssl.evaluation.features import check_finite, in_order
 from advssl.evaluation.linear import Classifier as Classifier
 from advssl.evaluation.linear import accuracy as accuracy
 from advssl.evaluation.logits import check_module, device_of, undisturbed
-from advssl.evaluation.progress import Progress
+from advssl.evaluation.progress import Progress, ignored
 from advssl.evaluation.protocols import PRESETS as PRESETS
 from advssl.evaluation.protocols import Loss as Loss
 from advssl.evaluation.protocols import Protocol as Protocol
@@ -30,7 +31,8 @@ from advssl.evaluation.protocols import protocol as protocol
 from advssl.evaluation.training import State as State
 from advssl.evaluation.training import Training, learning
 from advssl.modes import copied, frozen, random_state_kept
-from advssl.types import embeddings_of, whole
+from advssl.pixels import Pixels
+from advssl.types import described, embeddings_of, whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,17 +59,23 @@ def finetune(
     how: Protocol,
     *,
     ball: Ball = Linf(8 / 255),  # noqa: B008 (a frozen value)
+    pixels: Pixels | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     seed: int = 0,
     folder: str | Path | None = None,
-    progress: Progress = lambda *_: None,
+    progress: Progress = ignored,
 ) -> Finetuned:
     """Train a classifier on ``data.train`` and score each epoch on other images.
 
     The encoder that was given is left alone; the classifier has a copy, in float32. All is computed
     in float32, whatever precision and defaults are set around the call. A last batch of one image
     joins the one before it, and where there is only one image BatchNorm keeps its statistics.
+
+    Images are read in a stream. A frozen encoder's features of images that are not augmented are
+    made once, in a memory map if they are many: see :func:`advssl.evaluation.features.featurised`.
+    Where ``torch.distributed`` runs, every process is given the same arguments and gets the same
+    classifier: features are made in shares, and all else is done by each.
 
     The score is the clean accuracy on ``data.validation`` if the loss is "ce", and the accuracy
     there under PGD-10 if it is adversarial. A protocol that selects on "test" is scored under
@@ -79,7 +87,8 @@ def finetune(
         data: to train on and to validate on. Without validation images the last epoch is the best.
         how: the protocol.
         ball: of every attack here, with steps of a quarter of its radius; 10 of them in training.
-        mean: of the encoder's input normalisation, per channel.
+        pixels: mean and std of the encoder's input, with pixels in [0, 1].
+        mean: per channel, without ``pixels``.
         std: likewise.
         seed: of the linear layer, the order, augmentation and attacks; the global state is kept.
         folder: where the state is kept after every epoch, in a file named by all that the result
@@ -87,7 +96,9 @@ def finetune(
             packages' versions; see :mod:`advssl.evaluation.identity`. A damaged file counts as
             none. A call that was killed and is repeated goes on after the last epoch there
             and reaches the same weights, on a CPU bit for bit; a finished one trains nothing.
-        progress: called after every step.
+            A frozen encoder's features are kept there too, and every probe that reads those of the
+            same images takes them from there.
+        progress: called after every step of "training", and every batch of "features" before.
 
     Raises:
         ValueError: on an encoder, images or labels that break the above, no image to train on, or a
@@ -97,6 +108,9 @@ def finetune(
     check_module("encoder", encoder)
     seed = whole("seed", seed, -(2**63))
     _check(data, how)
+    if pixels is not None:
+        mean, std = _normalisation(pixels, mean, std)
+    agree("the probe of", str((how, ball, seed, len(data.classes), len(data.train))))  # type: ignore[arg-type]
     device = device_of(encoder, torch.empty(0, device="cpu"))
     with undisturbed(device), random_state_kept(device):
         torch.manual_seed(seed)
@@ -109,6 +123,15 @@ def finetune(
             training.keep_in(Path(folder))
         last, best, best_epoch = training.finished(progress)
         return Finetuned(last, best, best_epoch, tuple(training.history))
+
+
+def _normalisation(pixels: Any, mean: Any, std: Any) -> tuple[Any, Any]:
+    if not isinstance(pixels, Pixels) or pixels.bounds not in ((0.0, 1.0), None):
+        seen = pixels if isinstance(pixels, Pixels) else described(pixels)
+        raise ValueError(f"pixels must be Pixels(mean, std) of images in [0, 1], got {seen}")
+    if mean is not None or std is not None:
+        raise ValueError(f"pixels={pixels} says mean and std; give it alone, or the two without it")
+    return pixels.mean, pixels.std
 
 
 def _check(data: Data, how: Protocol) -> None:
@@ -137,8 +160,8 @@ def untrained(
     encoder: nn.Module,
     data: Data,
     how: Protocol,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> Classifier:
     """The classifier that a protocol trains, with a copy of the encoder, before its first step."""
     encoder = copied(encoder).float().eval()

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from advssl.attacks import AdversarialViewGenerator
 from advssl.balls import Ball
+from advssl.distributed import rank, world_size
 from advssl.evaluation.attacks import PGD
 from advssl.evaluation.batches import batch_seed, check_labels
 from advssl.evaluation.data import Data
@@ -24,7 +26,14 @@ from advssl.evaluation.linear import Classifier, accuracy, logits_from
 from advssl.evaluation.logits import NotFinite, logits_of
 from advssl.evaluation.progress import Progress
 from advssl.evaluation.protocols import Protocol
-from advssl.modes import copied, evaluating, random_state, random_state_kept
+from advssl.modes import (
+    copied,
+    evaluating,
+    frozen,
+    random_state,
+    random_state_kept,
+    seeded_state,
+)
 from advssl.types import Images, Labels, Scalar, see
 
 State: TypeAlias = dict[str, Tensor]
@@ -49,16 +58,15 @@ class Training:
         self.random: tuple[Tensor, ...] | None = None  # as it now is
         self.history: list[float] = []
         self.best: State = {}
-        self.path: Path | None = None
+        self.folder: Path | None = None
         self.identity = ""
 
     def keep_in(self, folder: Path) -> None:
         """Go on from what ``folder`` has of this training, and keep the rest there too."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.identity = self._identity()
-        self.path = folder / f"probe-{self.identity[:16]}.pt"
-        there = kept(self.path, self.identity)
-        if there is None:
+        self.folder, self.identity = folder, self._identity()
+        there = of_first_rank(kept(self._path(folder), self.identity))
+        if there is None or not 0 < len(there["history"]) <= self.how.epochs:
             return
         self._fill(self.classifier, there["trained"])
         self.optimizer.load_state_dict(there["optimizer"])
@@ -70,6 +78,10 @@ class Training:
         classifier = self.classifier
         if len(self.history) < self.how.epochs:
             self._train(progress)
+        if world_size() > 1:  # what differs by a rounding is one classifier again
+            of_all = of_first_rank((self._trained(), self.best, self.history))
+            trained, self.best, self.history = of_all
+            self._fill(classifier, trained)
         learning(classifier.eval(), False)
         best = copied(classifier)
         if not self.how.trains_encoder:
@@ -81,7 +93,7 @@ class Training:
 
     def _train(self, progress: Progress) -> None:
         how = self.how
-        train, validation = self._inputs()
+        train, validation = self._inputs(progress)
         steps = len(parts(torch.arange(len(train), device="cpu"), how.batch_size))
         step = _Step(self.classifier, how, self.ball)
         done = len(self.history) * steps
@@ -107,18 +119,42 @@ class Training:
         if not torch.stack([p.detach().isfinite().all() for p in trained]).all():
             raise NotFinite("the weights are not finite")
 
-    def _inputs(self) -> tuple[Any, Any]:
+    def _inputs(self, progress: Progress) -> tuple[Any, Any]:
         """To train on and to validate on: features made once, where they stay the same."""
         classifier, data, how = self.classifier, self.data, self.how
         if how.trains_encoder:
             return data.train, data.validation
-        if how.reads == "standard" and not self.history:
-            classifier.standardise(featurised(classifier, data.train).tensors[0].to(self.device))
+        standard = how.reads == "standard" and not self.history
+        fixed = how.loss == "ce" and not (data.natural and how.augments)
+        train: Any = self._featurised(data.train, progress) if standard or fixed else data.train
+        if standard:
+            classifier.standardise(train.tensors[0])
         if how.loss != "ce":
             return data.train, data.validation
-        fixed = not (data.natural and how.augments)
-        train = featurised(classifier, data.train) if fixed else data.train
-        return train, featurised(classifier, data.validation)
+        return train if fixed else data.train, self._featurised(data.validation, progress)
+
+    def _featurised(self, dataset: Any, progress: Progress) -> Any:
+        classifier = self.classifier
+        depends: tuple[Any, ...] = ()
+        if self.folder is not None:
+            pixels = classifier.mean, classifier.std
+            depends = classifier.encoder, *pixels, dataset_fingerprint(dataset)
+        start = seeded_state(self.device, torch.Generator("cpu").manual_seed(0))
+        with (
+            torch.no_grad(),
+            frozen(classifier),
+            evaluating(classifier),
+            random_state_kept(self.device, start),  # what is drawn on the way is the same again
+        ):
+            return featurised(
+                classifier.raw,
+                dataset,
+                classifier.linear.in_features,
+                self.device,
+                folder=self.folder,
+                depends=depends,
+                progress=progress,
+            )
 
     def _score(self, validation: Any) -> float:
         ball, step = self.ball, self.ball.radius / 4
@@ -139,15 +175,11 @@ class Training:
         return right / count
 
     def _keep(self, score: float) -> None:
-        trained = {
-            name: value.cpu().clone()
-            for name, value in self.classifier.state_dict().items()
-            if self.how.trains_encoder or not name.startswith("encoder.")
-        }
+        trained = self._trained()
         if math.isnan(score) or score > max(self.history, default=-1.0):
             self.best = trained
         self.history.append(score)
-        if self.path is None:
+        if self.folder is None or rank() > 0:
             return
         state = {
             "trained": trained,
@@ -157,7 +189,17 @@ class Training:
             "order": self.order.get_state(),
             "random": random_state(self.device),
         }
-        keep(self.path, self.identity, state)
+        keep(self._path(self.folder), self.identity, state)
+
+    def _path(self, folder: Path) -> Path:
+        return folder / f"probe-{self.identity[:16]}.pt"
+
+    def _trained(self) -> State:
+        return {
+            name: value.cpu().clone()
+            for name, value in self.classifier.state_dict().items()
+            if self.how.trains_encoder or not name.startswith("encoder.")
+        }
 
     def _fill(self, classifier: Classifier, trained: State) -> None:
         classifier.load_state_dict({**classifier.state_dict(), **trained})
@@ -171,6 +213,15 @@ class Training:
             [len(data.classes), data.natural, *map(dataset_fingerprint, used)],
             self.classifier,
         )
+
+
+def of_first_rank(value: Any) -> Any:
+    """What rank 0 has, in every process: plain data, and tensors on the CPU."""
+    if world_size() == 1:
+        return value
+    held = [value]
+    dist.broadcast_object_list(held, src=0)
+    return held[0]
 
 
 @contextmanager

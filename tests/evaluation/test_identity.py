@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import subprocess
 import sys
 import warnings
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torch.fx
 import torch.nn.functional as F
+from damage import DAMAGES
 from PIL import Image
 from torch import nn
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
@@ -254,44 +256,93 @@ def test_reading_draws_no_random_number():
 
 # --- what is kept ---------------------------------------------------------------------------------
 
-STATE = {"weights": {"a": torch.arange(6.0).reshape(2, 3)}, "history": [0.5, 0.25], "seed": 3}
+STATES = {
+    "a.pt": {"weights": {"a": torch.arange(6.0).reshape(2, 3)}, "history": [0.5, 0.25], "seed": 3},
+    "a.json": {"correct": [True, False], "told": {"n": 3, "nan": float("nan")}, "none": None},
+}
 
 
-def test_what_was_kept_is_given_back_under_its_identity_alone(tmp_path):
-    path = tmp_path / "a.pt"
+@pytest.mark.parametrize("name", STATES)
+def test_what_was_kept_is_given_back_under_its_identity_alone(tmp_path, name):
+    path = tmp_path / "below" / name
     assert kept(path, "one") is None
-    keep(path, "one", STATE)
-    assert fingerprint_of(kept(path, "one")) == fingerprint_of(STATE)
+    keep(path, "one", STATES[name])
+    assert fingerprint_of(kept(path, "one")) == fingerprint_of(STATES[name])
     assert kept(path, "other") is None
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(path.parent.iterdir())) == 1
+
+
+def test_json_comes_back_as_json(tmp_path):
+    keep(tmp_path / "a.json", "one", {"pair": (1, 2), "by number": {3: "c"}})
+    assert kept(tmp_path / "a.json", "one") == {"pair": [1, 2], "by number": {"3": "c"}}
+
+
+@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_whatever_happens_to_a_file_it_is_none_and_is_kept_anew(tmp_path, name, damage):
+    path = tmp_path / name
+    keep(path, "one", STATES[name])
+    keep(path.with_stem("b"), "other", STATES[name])
+    DAMAGES[damage](path)
+    there = kept(path, "one")  # an archive ends where it says, not where the file does
+    assert there is None or (damage, fingerprint_of(there)) == (
+        "longer",
+        fingerprint_of(STATES[name]),
+    )
+    keep(path, "one", STATES[name])
+    assert fingerprint_of(kept(path, "one")) == fingerprint_of(STATES[name])
+    assert len(list(tmp_path.rglob("mine.txt"))) == (damage == "a folder")
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_every_single_bit_counts(tmp_path, name):
+    path = tmp_path / name
+    keep(path, "one", STATES[name])
+    whole = path.read_bytes()
+    expected = fingerprint_of(STATES[name])
+    for place in range(0, len(whole), max(1, len(whole) // 150)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        there = kept(path, "one")  # a bit of the archive's padding, or of a blank, says nothing
+        assert there is None or fingerprint_of(there) == expected
 
 
 def rewritten(change):
+    """Whole files, in which a value is another: lists that were emptied, weights of another."""
+
     def damage(path):
-        state = torch.load(path, weights_only=True)
-        change(state)
-        torch.save(state, path)
+        if path.suffix == ".json":
+            state = json.loads(path.read_text())
+            change(state)
+            path.write_text(json.dumps(state))
+        else:
+            state = torch.load(path, weights_only=True)
+            change(state)
+            torch.save(state, path)
 
     return damage
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("name", "damage"),
     [
-        lambda path: path.write_bytes(path.read_bytes()[:-200]),
-        lambda path: path.write_bytes(b""),
-        lambda path: path.write_text("{}"),
-        lambda path: torch.save([1, 2], path),
-        lambda path: torch.save(nn.Linear(2, 2), path),
-        rewritten(lambda state: state.pop("seal")),
-        rewritten(lambda state: state.pop("history")),
-        rewritten(lambda state: state["weights"]["a"].add_(1)),
-        rewritten(lambda state: state["weights"].update(a=torch.zeros(3, 2))),
-        rewritten(lambda state: state["history"].append(0.9)),
+        ("a.pt", lambda path: torch.save([1, 2], path)),
+        ("a.pt", lambda path: torch.save(nn.Linear(2, 2), path)),
+        ("a.pt", rewritten(lambda state: state.pop("seal"))),
+        ("a.pt", rewritten(lambda state: state.pop("history"))),
+        ("a.pt", rewritten(lambda state: state["history"].clear())),
+        ("a.pt", rewritten(lambda state: state["history"].append(0.9))),
+        ("a.pt", rewritten(lambda state: state["weights"]["a"].add_(1))),
+        ("a.pt", rewritten(lambda state: state["weights"].update(a=torch.zeros(3, 2)))),
+        ("a.json", lambda path: path.write_text("[" * 100_000)),
+        ("a.json", lambda path: path.write_text("[]")),
+        ("a.json", rewritten(lambda state: state.pop("seal"))),
+        ("a.json", rewritten(lambda state: state["correct"].clear())),
+        ("a.json", rewritten(lambda state: state["correct"].__setitem__(1, True))),
+        ("a.json", rewritten(lambda state: state["told"].update(n="3"))),
     ],
 )
-def test_a_damaged_file_is_none(tmp_path, damage):
-    path = tmp_path / "a.pt"
-    keep(path, "one", STATE)
+def test_a_file_that_was_edited_is_none(tmp_path, name, damage):
+    path = tmp_path / name
+    keep(path, "one", STATES[name])
     damage(path)
     assert kept(path, "one") is None

@@ -6,8 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import TensorDataset
 
-from advssl.evaluation.linear import Classifier
+from advssl.evaluation import linear
+from advssl.evaluation.data import InMemory
+from advssl.evaluation.linear import Classifier, accuracy, logits_from
 
 
 class TestClassifier:
@@ -40,3 +43,36 @@ class TestClassifier:
         standard = Classifier(nn.Flatten(), 192, 4, reads="standard")
         standard.standardise(torch.full((count, 192), 0.1) * 3)
         assert torch.equal(standard.scale, torch.zeros(192))
+
+    @pytest.mark.parametrize("count", [1, 2, 7, 1000])
+    @pytest.mark.parametrize("at_once", [5, 64, 2**25])
+    def test_mean_and_deviation_are_those_of_all_features(self, monkeypatch, count, at_once):
+        monkeypatch.setattr(linear, "_WIDE", at_once)
+        features = 3 + torch.rand(count, 16) * torch.logspace(-3, 3, 16)
+        standard = Classifier(nn.Flatten(), 16, 4, reads="standard")
+        standard.standardise(features)
+        wide = features.double()
+        torch.testing.assert_close(standard.shift, wide.mean(0).float(), rtol=1e-6, atol=0)
+        if count > 1:
+            torch.testing.assert_close(standard.scale, (1 / wide.std(0)).float(), rtol=1e-6, atol=0)
+
+    def test_features_are_read_from_raw_ones(self, images):
+        for reads in ("raw", "unit", "standard"):
+            classifier = Classifier(nn.Flatten(), 192, 4, reads=reads)
+            classifier.standardise(torch.rand(5, 192))
+            made = classifier.read(classifier.raw(images))
+            assert torch.equal(made, classifier.features(images))
+            assert torch.equal(
+                logits_from(classifier, images), logits_from(classifier, classifier.raw(images))
+            )
+
+
+def test_accuracy_is_the_same_of_images_and_of_their_features(images):
+    classifier = Classifier(nn.Flatten(), 192, 4, reads="unit").eval()
+    labels = classifier(images).argmax(1)
+    labels[:2] = (labels[:2] + 1) % 4
+    data = InMemory(images, labels)
+    assert accuracy(classifier, data) == accuracy(classifier, data, 3) == 6 / 8
+    assert accuracy(classifier, TensorDataset(classifier.raw(images), labels)) == 6 / 8
+    with pytest.raises(ValueError, match="no images to be right on"):
+        accuracy(classifier, InMemory(images[:0], labels[:0]))

@@ -25,6 +25,7 @@ from advssl.evaluation.probes import (
     protocol,
     untrained,
 )
+from advssl.pixels import IMAGENET, Pixels
 from precision import default_dtype, low_precision
 
 
@@ -62,7 +63,9 @@ def test_learns_and_leaves_the_encoder_alone(data, bars_encoder, loss, whole, na
     trace.assert_none()
     assert torch.equal(torch.get_rng_state(), state)
     assert len(history) == 6
-    assert ticks == [("training", done, 6 * 3) for done in range(1, 6 * 3 + 1)]
+    assert {what for what, *_ in ticks} <= {"features", "training"}
+    trained = [told for told in ticks if told[0] == "training"]
+    assert trained == [("training", done, 6 * 3) for done in range(1, 6 * 3 + 1)]
     assert history[-1] > 0.7
     assert accuracy(classifier, data.test) > 0.7
     assert not classifier.training
@@ -274,7 +277,7 @@ def test_a_wrapped_encoder_is_probed_as_itself(data, bars_encoder, tmp_path, wra
         found = finetune(odd, data, how, folder=tmp_path)
         x = data.test.images
         torch.testing.assert_close(found.last(x), expected.last(x), rtol=1e-4, atol=1e-5)
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(tmp_path.glob("probe-*"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -298,6 +301,31 @@ def test_what_torch_is_set_to_changes_nothing(data, bars_encoder, around, loss, 
         found = finetune(bars_encoder, data, how)
     assert equal_states(found.last, expected.last)
     assert found.history == expected.history
+
+
+class TestPixels:
+    def test_are_mean_and_std(self, data, bars_encoder):
+        mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+        found = finetune(bars_encoder, data, SHORT, pixels=Pixels(mean, std))
+        assert equal_states(
+            found.last, finetune(bars_encoder, data, SHORT, mean=mean, std=std).last
+        )
+        neutral = finetune(bars_encoder, data, SHORT, pixels=Pixels())
+        assert equal_states(neutral.last, finetune(bars_encoder, data, SHORT).last)
+        assert not equal_states(found.last, neutral.last)
+
+    @pytest.mark.parametrize(
+        ("said", "complaint"),
+        [
+            ({"pixels": IMAGENET, "mean": (0.5,) * 3}, "says mean and std; give it alone"),
+            ({"pixels": IMAGENET, "std": (0.5,) * 3}, "says mean and std; give it alone"),
+            ({"pixels": Pixels(bounds=(0, 255))}, r"of images in \[0, 1\].*255"),
+            ({"pixels": (0.5, 0.5)}, "must be Pixels.*got .*tuple"),
+        ],
+    )
+    def test_said_twice_or_in_another_unit_are_refused(self, data, bars_encoder, said, complaint):
+        with pytest.raises(ValueError, match=complaint):
+            finetune(bars_encoder, data, SHORT, **said)
 
 
 class TestParts:

@@ -327,7 +327,7 @@ def features(method: Method, images: Any) -> Tensor:
         return torch.cat([embeddings_of("the encoder", answer).cpu() for answer in answers])
 
 
-def normalization(method: Method) -> dict[str, tuple[float, ...]]:
+def normalization(method: Method) -> dict[str, Any]:
     """Mean and std of the encoder's input, if it is normalised."""
     return dict(zip(("mean", "std"), method.pixels or (), strict=False))
 

@@ -51,7 +51,7 @@ def imported(source: str) -> set[str]:
 def files(name: str) -> list[Path]:
     """A module's file, or a package's."""
     alone = PACKAGE / f"{name}.py"
-    return [alone] if alone.exists() else sorted((PACKAGE / name).glob("*.py"))
+    return [alone] if alone.exists() else sorted((PACKAGE / name).rglob("*.py"))
 
 
 def test_every_module_has_its_place():
@@ -70,13 +70,14 @@ def test_a_module_imports_only_what_stands_above_it(name):
 def test_every_module_has_its_tests(name):
     tests = Path(__file__).parent
     for file in files(name):
-        beside = tests / name / f"test_{file.stem}.py", tests / f"test_{name}.py"
+        place = file.relative_to(PACKAGE).parent
+        beside = tests / place / f"test_{file.stem}.py", tests / f"test_{name}.py"
         assert file.stem == "__init__" or any(p.exists() for p in beside), file
 
 
 def test_evaluation_is_the_best_tested_folder():
     source, tests = (
-        sum(len(p.read_text(encoding="utf-8").splitlines()) for p in folder.glob("*.py"))
+        sum(len(p.read_text(encoding="utf-8").splitlines()) for p in folder.rglob("*.py"))
         for folder in (PACKAGE / "evaluation", Path(__file__).parent / "evaluation")
     )
     assert tests >= source

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from advssl.evaluation.records import Interval, Measurement, compare
-from advssl.evaluation.report import Cell, Report, Table, by_column
+from advssl.evaluation.records import Measurement, Source, made_of
+from advssl.evaluation.report.content import Report, Section, Table, by_column, known
+from advssl.evaluation.report.words import Cell, threat
+from advssl.evaluation.statistics import Interval, compare
 
 Replicates: TypeAlias = Mapping[str, Sequence[Report]]  # of each encoder, one per training seed
 
+Place: TypeAlias = tuple[str, str | None, str | None]  # protocol, branch and preset
+
+# Not of the attack: its seed, the version of its library, and the ball, which is the threat model.
+_ASIDE = ("seed", "library", "ball")
 _HEADER = ("difference", "95 % over images", "p", "95 % over seeds", "differs")
 _NOTE = (
     "Paired image by image, in points. The first interval and the exact p-value are about the "
@@ -23,8 +30,9 @@ _NOTE = (
 def compared(encoders: Replicates, command: str, tables: Sequence[Table] = ()) -> Report:
     """One report of all ``encoders``, with the differences of each from the first.
 
-    Compared is what both were measured under after their last epoch: clean accuracy, attacks of the
-    same name, and the worst case if it is of the same attacks.
+    Compared is what both were measured under after their last epoch, by the same probe: clean
+    accuracy, attacks of the same threat model and settings, and the worst case if it is of the same
+    attacks.
 
     Args:
         encoders: the reports by the encoder's name, the baseline first.
@@ -32,12 +40,12 @@ def compared(encoders: Replicates, command: str, tables: Sequence[Table] = ()) -
         tables: to be shown after the differences.
 
     Raises:
-        ValueError: on fewer than two encoders, on reports of different images, or on a seed that
-            stands twice for one encoder.
+        ValueError: on fewer than two encoders, on reports that are not :func:`comparable`, or on a
+            seed that stands twice for one encoder.
     """
     if len(encoders) < 2 or not all(encoders.values()):
         raise ValueError(f"a comparison needs reports of two encoders or more, got {[*encoders]}")
-    _check_same_images(encoders)
+    comparable([report for reports in encoders.values() for report in reports])
     first, *others = encoders
     return Report(
         title=f"{', '.join(others)} against {first}",
@@ -54,17 +62,76 @@ def compared(encoders: Replicates, command: str, tables: Sequence[Table] = ()) -
     )
 
 
-def _check_same_images(encoders: Replicates) -> None:
-    seen = {
-        name: sorted({s.measurements[0].dataset for report in reports for s in report.sections})
-        for name, reports in encoders.items()
+def comparable(reports: Sequence[Report]) -> None:
+    """Raise unless the reports are of the same images, threat model and probe.
+
+    A report of clean accuracy alone is of any threat model.
+
+    Raises:
+        ValueError: that names the fields that differ, and their values.
+    """
+    differing = {
+        field: values
+        for field in dict.fromkeys(f for report in reports for f in _conditions(report))
+        if len(values := _told(_conditions(report).get(field) for report in reports)) > 1
     }
-    if len({image for found in seen.values() for image in found}) > 1:
-        told = "; ".join(f"{name}: {', '.join(found)}" for name, found in seen.items())
+    if not differing:
+        differing = _different_probes(reports)
+    if differing:
+        told = "; ".join(f"{field}: {', '.join(values)}" for field, values in differing.items())
         raise ValueError(
-            f"encoders are compared on the same images, got those of fingerprint {told}; evaluate "
-            "all with the same --data, --image-size, --test and --num-images"
+            f"reports are compared on the same images, under one threat model and by the same "
+            f"probe, and these differ in {told}; evaluate all in the same way"
         )
+
+
+def _told(values: Iterable[Any]) -> list[str]:
+    """Those that are known, each once."""
+    return list(dict.fromkeys(str(value) for value in values if value is not None))
+
+
+def _conditions(report: Report) -> dict[str, Any]:
+    """What must be the same, and which of the data's fields say why it is not."""
+    last = _last(report)
+    held = known(report.data) if isinstance(report.data, Source) else {}
+    threats = [section.threat for section in last if section.threat]
+    return {
+        "source.fingerprint": ", ".join(_told(s.clean.dataset for s in report.sections)),
+        **{f"source.{name}": held.get(name) for name in ("image_size", "images")},
+        "threat": ", ".join(_told(map(threat, threats))) or None,
+    }
+
+
+def _different_probes(reports: Sequence[Report]) -> dict[str, list[str]]:
+    """The probes' fields that differ so that no section of one has its like in all others."""
+    by_place = [{_place(section): section for section in _last(report)} for report in reports]
+    shared = [place for place in by_place[0] if all(place in places for places in by_place)]
+    if not shared:
+        fields = {
+            f"probe.{name}": _told(
+                ", ".join(sorted({str(place[i]) for place in places})) for places in by_place
+            )
+            for i, name in enumerate(("protocol", "branch", "preset"))
+        }
+        return {name: values for name, values in fields.items() if len(values) > 1}
+    found = {}
+    for place in shared:
+        probes = [places[place].probe for places in by_place]
+        settings = [probe.settings for probe in probes if probe and probe.settings]
+        for name in dict.fromkeys(name for one in settings for name in one):
+            values = list(dict.fromkeys(repr(one.get(name)) for one in settings))
+            if len(values) > 1:
+                found[f"probe.settings.{name}"] = values
+    return found
+
+
+def _last(report: Report) -> list[Section]:
+    return [section for section in report.sections if section.selected is None]
+
+
+def _place(section: Section) -> Place:
+    """Sections with the same are measured in the same way."""
+    return section.protocol, section.branch, section.probe.preset if section.probe else None
 
 
 def _by_seed(name: str, reports: Sequence[Report]) -> dict[int, Report]:
@@ -79,10 +146,11 @@ def _by_seed(name: str, reports: Sequence[Report]) -> dict[int, Report]:
 
 def _differences(first: str, other: str, encoders: Replicates) -> Table:
     before, after = (_measured(encoders[name]) for name in (first, other))
+    labels = {_place(s): s.label for report in encoders[first] for s in _last(report)}
     rows = [
-        _row(place, before[place], after[place])
-        for place in before
-        if place in after and _of_the_same_attacks(before[place] + after[place])
+        _row((labels[key[0]], before[key][0].name), before[key], after[key])
+        for key in before
+        if key in after
     ]
     header = ("protocol", "measurement", f"{first} (%)", f"{other} (%)", *_HEADER)
     return Table(f"{other} against {first}", header, tuple(rows), _NOTE)
@@ -107,18 +175,28 @@ def _points(interval: Interval) -> Interval:
     return 100 * interval[0], 100 * interval[1]
 
 
-def _measured(reports: Sequence[Report]) -> dict[tuple[str, str], list[Measurement]]:
-    """One measurement per report, by section and name, of what all reports have."""
-    found: dict[tuple[str, str], list[Measurement]] = {}
+def _measured(reports: Sequence[Report]) -> dict[tuple[Place, str], list[Measurement]]:
+    """One measurement per report, by section and attack, of what all reports have."""
+    found: dict[tuple[Place, str], list[Measurement]] = {}
     for report in reports:
-        for section in report.sections:
-            if section.selected is None:
-                for name, measurement in by_column(section).items():
-                    found.setdefault((section.label, name), []).append(measurement)
-    return {place: ms for place, ms in found.items() if len(ms) == len(reports)}
+        for section in _last(report):
+            once: dict[str, Measurement] = {}
+            for name, measurement in by_column(section).items():
+                key = _how(name, measurement)
+                once[key if key not in once else f"{key} {name}"] = measurement
+            for key, measurement in once.items():
+                found.setdefault((_place(section), key), []).append(measurement)
+    return {key: ms for key, ms in found.items() if len(ms) == len(reports)}
 
 
-def _of_the_same_attacks(measurements: Sequence[Measurement]) -> bool:
-    """What one name always is, but for a worst case."""
-    made_of = (m.settings.get("worst_case_of", ()) for m in measurements)
-    return len({tuple(attack["name"] for attack in attacks) for attacks in made_of}) == 1
+def _how(name: str, measurement: Measurement) -> str:
+    """Threat model and settings of an attack; of a worst case, those of all it is made of."""
+    parts = [_attack(part["name"], part.get("settings", {})) for part in made_of(measurement)]
+    attack = parts or _attack(name, measurement.settings)
+    return repr((measurement.threat, attack))
+
+
+def _attack(name: str, settings: Mapping[str, Any]) -> str:
+    """An attack by its settings, or by its name where these do not say which it is."""
+    held = {key: value for key, value in settings.items() if key not in _ASIDE}
+    return json.dumps(held if "attack" in held else [name, held], sort_keys=True)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
+
+from advssl.evaluation.protocols import preset_name
 
 MEASUREMENT = 1  # versions of what 0.1 wrote
 REPORT = 2
@@ -43,3 +47,85 @@ def _threat(settings: Mapping[str, Any]) -> dict[str, Any] | None:
         if len(found) == len(parts) and all(threat == found[0] for threat in found):
             return found[0]
     return None
+
+
+def report(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A report of version 0.1 with the fields of today: from what it holds, else its command."""
+    sections, said = document.get("sections"), _said(document.get("command"))
+    sections = sections if isinstance(sections, list) else []
+    clean = next(
+        (
+            section["measurements"][0]
+            for section in sections
+            if isinstance(section, dict) and isinstance(section.get("measurements"), list)
+            if section["measurements"] and isinstance(section["measurements"][0], dict)
+        ),
+        {},
+    )
+    return {
+        **document,
+        "version": REPORT + 1,
+        "model": _model(document.get("model")),
+        "data": _source(document.get("data"), clean, said),
+        "sections": [_section(section, clean.get("seed"), said) for section in sections],
+    }
+
+
+def _said(command: Any) -> dict[str, str]:
+    """What an ``advssl evaluate`` was told, by option; of any other command, nothing."""
+    try:
+        words = shlex.split(command) if isinstance(command, str) else []
+    except ValueError:  # an open quotation
+        return {}
+    if words[:2] != ["advssl", "evaluate"]:
+        return {}
+    said = dict(pairwise(words)) | dict(
+        word.split("=", 1) for word in words if word.startswith("--") and "=" in word
+    )
+    return {name[2:]: value for name, value in said.items() if name.startswith("--")}
+
+
+def _model(model: Any) -> Any:
+    names = {"backbone", "checkpoint", "mean", "std"}
+    if not isinstance(model, dict) or not names <= set(model) <= names | {"format"}:
+        return model
+    checkpoint = model["checkpoint"]
+    return {
+        "backbone": model["backbone"],
+        "checkpoint": None if checkpoint == "none: random weights" else checkpoint,
+        "format": model.get("format"),
+        "branch": None,
+        "mean": model["mean"],
+        "std": model["std"],
+        "fingerprint": None,
+    }
+
+
+def _source(data: Any, clean: Mapping[str, Any], said: Mapping[str, str]) -> Any:
+    names = {"name", "classes", "train", "validation", "test", "measured on"}
+    if not isinstance(data, dict) or set(data) != names or "dataset" not in clean:
+        return data
+    size = said.get("image-size", "")
+    return {
+        "spec": said.get("data", data["name"]),
+        "split": "test",
+        "image_size": int(size) if size.isascii() and size.isdigit() else None,
+        "fingerprint": clean["dataset"],
+        "images": data["measured on"],
+        "population": data["test"],
+        **{name: data[name] for name in ("classes", "train", "validation", "test")},
+        "folders": {name: said[name] for name in ("train", "val", "test") if name in said},
+    }
+
+
+def _section(section: Any, seed: Any, said: Mapping[str, str]) -> Any:
+    if not isinstance(section, dict) or "probe" in section:
+        return section
+    probe = {
+        "preset": preset_name(said.get("preset", "plain")),
+        "protocol": section.get("protocol"),
+        "selected": section.get("selected"),
+        "seed": seed,
+        "settings": {},  # what the preset held then is not in the record
+    }
+    return {**section, "probe": probe if said else None}

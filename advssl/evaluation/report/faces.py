@@ -1,0 +1,105 @@
+"""Faces: one report as a page, as markdown, and as lines for a terminal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from advssl.evaluation.extras import needed
+from advssl.evaluation.report.content import Report
+from advssl.evaluation.report.figures import figures, svg
+from advssl.evaluation.report.view import CHECKS, MARKS, SETTINGS, View
+from advssl.evaluation.report.words import columns, text
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+_HERE = Path(__file__).parent
+_CAPTIONS = {
+    "accuracy-against-radius": "Accuracy against the radius of the attack. It must reach zero: "
+    "an attack that may change everything and still fails is not working.",
+    "accuracy-against-steps": "Accuracy against the attack's steps. It should have levelled off "
+    "where the headline's attack stops.",
+    "clean-against-robust": "Standard against robust accuracy (worst case), with 95 % intervals.",
+    "strip": "Images before and after the attack; above each, what the classifier says, in red "
+    "where it is wrong.",
+}
+
+
+def html(report: Report) -> str:
+    """A page that stands on its own: opens offline, prints, follows the reader's colours.
+
+    Raises:
+        ImportError: without jinja2 or matplotlib.
+    """
+    markup = needed("markupsafe").Markup
+    drawn = {name: markup(svg(figure, name)) for name, figure in figures(report).items()}
+    style = markup((_HERE / "style.css").read_text(encoding="utf-8"))
+    return _filled("page.html.jinja", report, drawn=drawn, captions=_CAPTIONS, style=style)
+
+
+def markdown(report: Report) -> str:
+    """To be pasted into a pull request or a lab book."""
+    return _filled("page.md.jinja", report)
+
+
+def terminal(report: Report) -> str:
+    """What counts, in a few lines: headlines, failed checks, verdict, and all accuracies."""
+    view = View(report)
+    lines = [report.title]
+    for headline in view.headlines:
+        share = headline.share
+        marked = f" ({share.few}: few images)" if share.few else ""
+        lines += [
+            f"{share.value} {share.interval}{marked} {headline.what}",
+            f"  {headline.conditions}; {headline.beside}",
+            *filter(None, [headline.said and f"  {headline.said}"]),
+        ]
+    lines += [f"✗ {s.label}: {c.name}: {c.evidence} {follows(c)}".rstrip() for s, c in view.doubts]
+    state, sentence = view.verdict
+    # Down and not across: names of attacks are long, and sections are few.
+    down = zip(view.columns, *map(view.cells, view.rows), strict=True)
+    shown = columns([("", *(row.section.label for row in view.rows)), *down])
+    more = [line for table in report.tables for line in ("", str(table))]
+    return "\n".join([*lines, f"{mark(state)} {sentence}", "", *shown, *more])
+
+
+def follows(check: Any) -> str:
+    """What follows for the number from a failed check."""
+    return getattr(check, "follows", "")
+
+
+def mark(state: str) -> str:
+    """Of a verdict, told by more than its colour."""
+    return MARKS.get(state, "✗")
+
+
+def escaped(value: Any) -> str:
+    """Text that markdown shows as it is, in one line."""
+    # Brackets of the intervals stay: without a parenthesis after them they are no link.
+    marked = re.sub(r"([\\`*_|#])|(\](?=[(:\[]))", r"\\\1\2", " ".join(str(value).split()))
+    return marked.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _filled(name: str, report: Report, **more: Mapping[str, Any] | str) -> str:
+    template = _templates().get_template(name)
+    filled: str = template.render(view=View(report), report=report, **more)
+    return filled.strip() + "\n"
+
+
+@cache
+def _templates() -> Environment:
+    jinja = needed("jinja2")
+    environment: Environment = jinja.Environment(
+        loader=jinja.FileSystemLoader(_HERE),
+        autoescape=jinja.select_autoescape(enabled_extensions=("html.jinja",)),
+        undefined=jinja.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(md=escaped, words=text, mark=mark, follows=follows)
+    environment.globals.update(CHECKS=CHECKS, SETTINGS=SETTINGS)
+    return environment

@@ -1,0 +1,277 @@
+"""Figures: a report's curves and images, drawn by matplotlib."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from advssl.evaluation.report.content import Report, Strip, known
+from advssl.evaluation.report.words import ends, pixels
+from advssl.evaluation.statistics import Interval
+from advssl.types import Images
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from advssl.evaluation.records import Measurement
+
+_COLUMNS_OF_STRIP = 8
+
+# Okabe and Ito's colours, told apart with any colour vision; the markers say the same in grey.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_INK, _BAD, _RULE = "#1c2127", "#b42318", "#c9ced6"
+_ON_THE_PAGE = {_INK: "currentColor", _BAD: "var(--bad)", _RULE: "var(--rule)"}
+
+
+def figures(report: Report) -> dict[str, Figure]:
+    """The figures of the page by name, to be saved apart; those without data are left out.
+
+    "accuracy-against-radius", "accuracy-against-steps", "clean-against-robust" (of two sections or
+    more) and "strip" (of the first section that has one).
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    with _look():
+        radii = {s.label: s.by_radius for s in report.sections if s.by_radius}
+        steps = {s.label: s.by_steps for s in report.sections if s.by_steps}
+        strip = next((s.strip for s in report.sections if s.strip is not None), None)
+        drawn = {
+            "accuracy-against-radius": _radius_figure(report, radii) if radii else None,
+            "accuracy-against-steps": _steps_figure(report, steps) if steps else None,
+            "clean-against-robust": _scatter_figure(report),
+            "strip": _strip_figure(strip) if strip is not None else None,
+        }
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+@contextmanager
+def _look() -> Iterator[None]:
+    """The look of all figures, whatever the user's own matplotlib settings are."""
+    try:
+        import matplotlib
+        import matplotlib.style
+    except ImportError as error:
+        raise ImportError("a report's figures need matplotlib: pip install advssl[eval]") from error
+    look: dict[str, Any] = {
+        "svg.fonttype": "none",  # text stays text: any script is shown in the reader's fonts
+        "svg.hashsalt": "advssl",  # the same figure gives the same bytes
+        "font.size": 9.5,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": _RULE,
+        "grid.linewidth": 0.5,
+        "lines.linewidth": 1.8,
+        "lines.markersize": 5,
+        "legend.frameon": False,
+        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
+        "axes.edgecolor": _INK,
+    }
+    with matplotlib.style.context(["default", look]), warnings.catch_warnings():
+        # A class in another script: the browser has the glyphs that matplotlib's font lacks.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
+def svg(figure: Figure, name: str) -> str:
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with _look():
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    # Several figures share one page, and so one space of ids.
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    text = re.sub(r"'DejaVu Sans',[^;]*?sans-serif", "system-ui, sans-serif", text)
+    for colour, variable in _ON_THE_PAGE.items():
+        text = text.replace(colour, variable)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{name.replace("-", " ")}" ', 1)
+
+
+def _new_figure() -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.0, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_ylim(-3, 103)
+    axes.set_yticks(range(0, 101, 20))
+    return figure, axes
+
+
+def _radius_figure(report: Report, curves: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
+    radii = [r for curve in curves.values() for r, _ in curve]
+    # Grey levels if that is how the radii were chosen, as with ℓ∞ and not with ℓ2.
+    in_levels = max(radii) <= 1 and any("/" in pixels(r) for r in radii)
+    scale, unit = (255, "in 1/255") if in_levels else (1, "in pixels of [0, 1]")
+    scaled = {name: [(scale * r, a) for r, a in curve] for name, curve in curves.items()}
+    return _curve_figure(report, scaled, f"radius ε, {unit}")
+
+
+def _steps_figure(report: Report, curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
+    return _curve_figure(report, curves, "steps of the attack")
+
+
+def _curve_figure(
+    report: Report, curves: Mapping[str, Sequence[tuple[float, float]]], label: str
+) -> Figure:
+    figure, axes = _new_figure()
+    styles = _styles(report)
+    lines = []
+    for name, curve in curves.items():
+        xs, shares = zip(*sorted(curve), strict=True)
+        lines += axes.plot(xs, [100 * a for a in shares], clip_on=False, **styles[name])
+    _spread(axes, sorted({float(x) for curve in curves.values() for x, _ in curve}))
+    axes.set_xlabel(label)
+    axes.set_ylabel("accuracy (%)")
+    chance = _chance(report)
+    if chance is not None:
+        lines += [axes.axhline(100 * chance, color=_INK, linestyle=":", linewidth=1)]
+    _legend(figure, lines, [*curves, "chance"][: len(lines)])
+    return figure
+
+
+def _spread(axes: Axes, values: Sequence[float]) -> None:
+    """Ticks at the values themselves, on a logarithmic axis if they span more than a decade."""
+    positive = [v for v in values if v > 0]
+    if positive and positive[-1] > 10 * positive[0]:
+        axes.set_xscale("symlog", base=2, linthresh=positive[0])
+    axes.set_xlim(right=values[-1] if len(values) > 1 else None)
+    place = axes.transScale + axes.transLimits
+    kept: list[float] = []
+    for value in values:
+        if not kept or place.transform((value, 0))[0] - place.transform((kept[-1], 0))[0] > 0.075:
+            kept.append(value)
+    axes.set_xticks(kept, [f"{round(v, 6):g}" for v in kept])
+    axes.minorticks_off()
+
+
+def _chance(report: Report) -> float | None:
+    classes = known(report.data).get("classes")
+    count = classes if isinstance(classes, int) else len(classes or ())
+    return 1 / count if count else None
+
+
+def _scatter_figure(report: Report) -> Figure | None:
+    found = {s.label: (s.clean, s.worst) for s in report.sections}
+    both = {label: (clean, worst) for label, (clean, worst) in found.items() if worst is not None}
+    if len(both) < 2:
+        return None
+    figure, axes = _new_figure()
+    styles = _styles(report)
+    points = []
+    for label, (clean, worst) in both.items():
+        x, y = 100 * clean.value, 100 * worst.value
+        errors = [[[100 * e] for e in _errors(m)] for m in (clean, worst)]
+        style = styles[label] | {"linestyle": "none"}
+        points.append(axes.errorbar(x, y, xerr=errors[0], yerr=errors[1], elinewidth=1, **style))
+    axes.axline((0, 0), slope=1, color=_INK, linestyle=":", linewidth=1)
+    axes.set_xlim(-3, 103)
+    axes.set_xticks(range(0, 101, 20))
+    axes.set_xlabel("standard accuracy (%)")
+    axes.set_ylabel("robust accuracy (%)")
+    _legend(figure, points, [*both])
+    return figure
+
+
+def _errors(measurement: Measurement) -> Interval:
+    low, high = ends(measurement)
+    return measurement.value - low, high - measurement.value
+
+
+def _styles(report: Report) -> dict[str, dict[str, Any]]:
+    """A section looks the same in every figure."""
+    # Best epochs, which have no curves, last: they take no colour from others.
+    ordered = sorted(report.sections, key=lambda section: section.selected is not None)
+    labels = dict.fromkeys(section.label for section in ordered)
+    return {
+        label: {
+            "color": _COLOURS[i % len(_COLOURS)],
+            "marker": _MARKERS[i % len(_MARKERS)],
+            "linestyle": ("-", "--", ":")[i // len(_COLOURS) % 3],
+        }
+        for i, label in enumerate(labels)
+    }
+
+
+def _legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    longest = max(map(len, labels))
+    columns = min(len(labels), 4 if longest < 8 else 2 if longest < 22 else 1)
+    # What the legend takes is given to the figure, not taken from the curves.
+    figure.set_figheight(3.1 + 0.19 * math.ceil(len(labels) / columns))
+    legend = figure.legend(
+        handles,
+        [label.lstrip("_") or "-" for label in labels],  # matplotlib hides what begins with "_"
+        loc="outside upper left",
+        ncols=columns,
+        handlelength=1.8,
+        columnspacing=1.4,
+        borderaxespad=0.2,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def _strip_figure(strip: Strip) -> Figure:
+    from matplotlib.figure import Figure
+
+    count = min(len(strip.labels), _COLUMNS_OF_STRIP)
+    clean, adversarial = (
+        x[:count].detach().float().cpu() for x in (strip.clean, strip.adversarial)
+    )
+    height = 0.9 + 2.8 * clean.shape[2] / clean.shape[3]
+    figure = Figure(figsize=(9.6, height), layout="constrained")
+    grid = figure.subplots(3, _COLUMNS_OF_STRIP, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    words = ("clean", f"adversarial\nε = {pixels(strip.radius)}", "difference,\namplified")
+    for axes, word in zip(grid[:, 0], words, strict=True):
+        axes.text(-0.12, 0.5, word, transform=axes.transAxes, ha="right", va="center")
+    _draw_images(grid[0], clean, strip.predicted_clean, strip.labels)
+    _draw_images(grid[1], adversarial, strip.predicted, strip.labels)
+    _draw_differences(figure, grid, (adversarial - clean).mean(dim=1))
+    return figure
+
+
+def _draw_images(
+    row: Sequence[Axes], images: Images, predicted: Sequence[str], labels: Sequence[str]
+) -> None:
+    for axes, image, name, label in zip(row, images, predicted, labels, strict=False):
+        axes.imshow(_drawable(image).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="none")
+        colour = _INK if name == label else _BAD
+        axes.set_title(_short(name), color=colour, fontsize=8.5, pad=3, parse_math=False)
+
+
+def _draw_differences(figure: Figure, grid: Any, differences: torch.Tensor) -> None:
+    most = float(differences.abs().max()) or 1.0  # two equal images are white, not an error
+    for axes, difference in zip(grid[2], differences, strict=False):
+        shown = axes.imshow(
+            255 * difference.numpy(),
+            cmap="RdBu_r",
+            vmin=-255 * most,
+            vmax=255 * most,
+            interpolation="none",
+        )
+    bar = figure.colorbar(shown, ax=grid, shrink=0.32, anchor=(0.0, 0.0), aspect=12)
+    bar.set_label("brighter by, in 1/255\n(mean over channels)", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+
+
+def _drawable(image: torch.Tensor) -> torch.Tensor:
+    """(C, H, W) to what imshow takes: three channels in colour, any other number as their mean."""
+    image = image.clamp(0, 1)
+    return image.permute(1, 2, 0) if len(image) == 3 else image.mean(dim=0)
+
+
+def _short(name: str, most: int = 13) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"

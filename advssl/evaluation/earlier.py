@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
-from advssl.evaluation.protocols import preset_name
-
 MEASUREMENT = 1  # versions of what 0.1 wrote
 REPORT = 2
+_PRESETS = {"plain": "standardised"}  # that have another name now
 _NORMS = {"Linf": "linf", "linf": "linf", "L2": "l2", "l2": "l2"}
 
 
@@ -119,10 +118,11 @@ def _source(data: Any, clean: Mapping[str, Any], said: Mapping[str, str]) -> Any
 
 
 def _section(section: Any, seed: Any, said: Mapping[str, str]) -> Any:
-    if not isinstance(section, dict) or "probe" in section:
+    if not isinstance(section, dict):
         return section
+    preset = said.get("preset", "plain")
     probe = {
-        "preset": preset_name(said.get("preset", "plain")),
+        "preset": _PRESETS.get(preset, preset),
         "protocol": section.get("protocol"),
         "selected": section.get("selected"),
         "seed": seed,

@@ -328,19 +328,19 @@ def opened(record: Any) -> tuple[dict[str, Any], tuple[Any, Any]]:
     if record.get("kind") != KIND:
         raise ValueError(f'not a measurement: "kind" is {record.get("kind")!r}, not {KIND!r}')
     version = record.get("version")
-    if type(version) is int and version == earlier.MEASUREMENT:
-        record = earlier.measurement(record)
-    elif type(version) is not int or version != VERSION:
+    is_earlier = type(version) is int and version == earlier.MEASUREMENT
+    if not is_earlier and (type(version) is not int or version != VERSION):
         raise ValueError(
             f"a measurement of version {version!r}, this advssl reads {VERSION} and "
             f"{earlier.MEASUREMENT}; read it with the advssl that wrote it"
         )
-    expected = {*_HEAD, *Measurement.__struct_fields__}
+    expected = {*_HEAD, *Measurement.__struct_fields__} - {*(_OPTIONAL if is_earlier else ())}
     if set(record) != expected:
         raise ValueError(
             f"not a measurement: keys {sorted(expected - set(record))} are missing, "
             f"{sorted(set(record) - expected)} are unknown"
         )
+    record = earlier.measurement(record) if is_earlier else record
     flags = record["correct"]
     if not isinstance(flags, str) or set(flags) - {"0", "1"}:
         raise ValueError('damaged measurement: "correct" must be a string of 0 and 1')

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from msgspec import structs
 
-from advssl.evaluation.comparison import compared
-from advssl.evaluation.records import Measurement, compare, worst_case
+from advssl.evaluation.comparison import comparable, compared
+from advssl.evaluation.records import Measurement, Probe, Threat, compare, worst_case
 from advssl.evaluation.report import Report, Section, Table, read, write
 
 N = 40
@@ -39,6 +39,21 @@ def report(*sections: Section, **fields) -> Report:
         "sections": sections,
     }
     return Report(**{**given, **fields})
+
+
+def probed(robust: int, **change) -> Section:
+    """A section whose threat model and probe are known."""
+    given = {"threat": Threat("linf", 8 / 255), "preset": "advcl", "settings": {"epochs": 25}}
+    given |= {"protocol": "slf", "branch": None, "seed": 0, "selected": None, **change}
+    clean, *attacks = section(robust, seed=given["seed"]).measurements
+    of = {key: given[key] for key in ("preset", "protocol", "seed", "settings")}
+    return Section(
+        given["protocol"],
+        given["branch"],
+        (clean, *(structs.replace(m, threat=given["threat"]) for m in attacks)),
+        selected=given["selected"],
+        probe=Probe(**of) if given["preset"] else None,
+    )
 
 
 def rows(found: Report, table: int = 0) -> dict:
@@ -179,6 +194,51 @@ class TestRefusals:
         other = section(10)
         moved = tuple(structs.replace(m, dataset="fedcba9876543210") for m in other.measurements)
         given = {"a": [report(section(10))], "b": [report(replace(other, measurements=moved))]}
-        message = "a: 0123456789abcdef; b: fedcba9876543210; evaluate all with the same --data"
+        message = r"differ in source\.fingerprint: 0123456789abcdef, fedcba9876543210"
         with pytest.raises(ValueError, match=message):
             compared(given, "")
+
+    @pytest.mark.parametrize(
+        ("change", "field"),
+        [
+            ({"threat": Threat("linf", 4 / 255)}, r"threat: ℓ∞ 8/255, ℓ∞ 4/255"),
+            ({"threat": Threat("l2", 8 / 255)}, r"threat: ℓ∞ 8/255, ℓ2 8/255"),
+            ({"preset": "gsa"}, r"probe\.preset: advcl, gsa"),
+            ({"preset": None}, r"probe\.preset: advcl, None"),
+            ({"settings": {"epochs": 50}}, r"probe\.settings\.epochs: 25, 50"),
+            ({"settings": {"epochs": 25, "reads": "raw"}}, r"probe\.settings\.reads: None, 'raw'"),
+            ({"protocol": "alf"}, r"probe\.protocol: slf, alf"),
+            ({"branch": "pgd"}, r"probe\.branch: None, pgd"),
+        ],
+    )
+    def test_other_conditions_are_named_by_their_field(self, change, field):
+        reports = [report(probed(12)), report(probed(13, **change))]
+        with pytest.raises(ValueError, match=field):
+            comparable(reports)
+        with pytest.raises(ValueError, match=field):
+            compared({"a": [reports[0]], "b": [reports[1]]}, "")
+
+    @pytest.mark.parametrize("change", [{}, {"seed": 3}, {"settings": {}}, {"threat": None}])
+    def test_what_is_not_known_or_does_not_matter_is_no_difference(self, change):
+        comparable([report(probed(12)), report(probed(13, **change))])
+
+    def test_the_best_epoch_is_not_looked_at(self):
+        best = probed(13, threat=Threat("l2", 1.0), selected="epoch 3")
+        comparable([report(probed(12)), report(probed(13), best)])
+
+    def test_attacks_are_paired_by_threat_and_settings_and_not_by_name(self):
+        def of(name, step, library="1"):
+            attack = {"attack": "PGD", "step_size": step, "seed": 1, "library": library}
+            m = measurement(name, 9, settings=attack, threat=Threat("linf", 8 / 255))
+            return report(section(12, measurements=(measurement("clean", 30), m)))
+
+        same = compared({"a": [of("PGD-20", 0.1)], "b": [of("renamed", 0.1, "2")]}, "")
+        assert ("slf", "PGD-20") in rows(same)
+        other = compared({"a": [of("PGD-20", 0.1)], "b": [of("PGD-20", 0.2)]}, "")
+        assert list(rows(other)) == [("slf", "clean")]
+
+    def test_a_command_is_not_looked_at(self):
+        given = {
+            name: [report(section(r), command="rm -rf 'x")] for name, r in (("a", 9), ("b", 8))
+        }
+        assert compared(given, "").tables

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
+import re
 from pathlib import Path
 
 import pytest
+from msgspec import structs
+from msgspec.structs import replace
 
 from advssl.evaluation.diagnostics import Check
-from advssl.evaluation.records import worst_case
+from advssl.evaluation.records import Probe, Threat, worst_case
 from advssl.evaluation.report import (
     Section,
     Table,
     read,
+    terminal,
     write,
 )
 from evaluation.report.samples import (
@@ -22,6 +27,7 @@ from evaluation.report.samples import (
     OTHER_IMAGES,
     SELECTED,
     N,
+    Page,
     attacks,
     bare,
     markdown_of,
@@ -33,6 +39,112 @@ from evaluation.report.samples import (
     section,
     shown,
 )
+
+LINF, L_2 = Threat("linf", 8 / 255), Threat("l2", 0.5)
+PROBE = Probe(preset="advcl", protocol="slf", seed=0, settings={"epochs": 25})
+STANDARD = measurement("AA standard", 20, settings={"attack": "AutoAttack standard"}, threat=LINF)
+SOUND = (Check("a", "pass", "seen", {}),)
+
+
+def sure(*lefts: int, n: int = 1000, **fields) -> Section:
+    """A section of many images: clean, and what each attack leaves."""
+    clean, *left = (measurement(right=right, n=n) for right in lefts)
+    named = [replace(m, name=f"attack {i}", threat=LINF) for i, m in enumerate(left)]
+    return bare(measurements=(clean, *named), **{"probe": PROBE, **fields})
+
+
+def texts(page: Page, name: str) -> list[str]:
+    """Of elements of that class, without markup."""
+    parts = re.split(rf'<\w+ class="[^"]*\b{name}\b[^"]*">', page.source)[1:]
+    return [" ".join(re.sub("<[^>]*>", " ", part.split("</div>")[0]).split()) for part in parts]
+
+
+class TestAnswer:
+    def test_is_the_worst_case_under_its_conditions(self, folder):
+        (told,) = texts(page_of(report(sure(800, 300, 250)), folder), "answer")
+        assert told.startswith("25.0 % worst case of 2 attacks")
+        assert "ℓ∞ 8/255, linear probe (advcl), last epoch" in told
+        assert "95 % interval [22.4, 27.8]" in told
+        assert told.endswith("clean 80.0 %, 1000 images, seed 0")
+
+    def test_is_said_first_in_every_face(self, folder):
+        whole = report(sure(800, 300, 250))
+        for text in (markdown_of(whole, folder), terminal(whole)):
+            first = text.index("25.0 %")
+            assert first < text.index("80.0 %")
+            assert "ℓ∞ 8/255, linear probe (advcl), last epoch" in text
+            assert "worst case of 2 attacks" in text
+
+    def test_an_attack_of_another_threat_model_is_not_in_it(self, folder):
+        other = measurement("PGD ℓ2", 10, n=1000, threat=L_2)
+        one = sure(800, 300)
+        one = dataclasses.replace(one, measurements=(*one.measurements, other))
+        page = page_of(report(one), folder)
+        assert texts(page, "answer")[0].startswith("30.0 % worst case of 1 attack")
+        assert "PGD ℓ2: of another threat model, not in it" in page.text
+
+    @pytest.mark.parametrize(
+        ("lefts", "checks", "state", "mark"),
+        [
+            ((400, 0), SOUND, "none", "✗"),
+            ((400, 100), SOUND, "none", "✗"),  # ten classes
+            ((400, 101), SOUND, "not-run", "–"),
+            ((400,), SOUND, "not-run", "–"),
+            ((400, 300), (), "not-run", "–"),
+        ],
+    )
+    def test_no_tick_without_robustness_nor_the_standard_attack(
+        self, folder, lefts, checks, state, mark
+    ):
+        page = page_of(report(sure(*lefts, checks=checks)), folder)
+        assert f'<p class="verdict {state}">{mark} ' in page.source
+        assert ("Not robust" in page.text) == (state == "none")
+
+    def test_a_tick_after_the_standard_attack(self, folder):
+        page = page_of(report(bare(checks=SOUND, measurements=(measurement(), STANDARD))), folder)
+        assert '<p class="verdict pass">✓ ' in page.source
+
+    def test_what_was_not_run_is_said(self, folder):
+        one = page_of(report(sure(400, 300, checks=SOUND)), folder)
+        assert "AutoAttack was not run: the worst case is an upper bound." in one.text
+        other = page_of(report(sure(400, checks=SOUND)), folder)
+        assert "No attack was run: nothing here is about robustness." in other.text
+        assert "clean accuracy; no attack was run" in other.text
+
+    @pytest.mark.parametrize(("n", "few"), [(100, True), (300, True), (500, False)])
+    def test_few_images_are_marked_by_the_width_of_the_interval(self, folder, n, few):
+        page = page_of(report(sure(n, n // 2, n=n)), folder)
+        assert ("points: few images" in page.text) is few
+        assert ("measure on more" in page.text) is few
+        assert ("few images" in terminal(report(sure(n, n // 2, n=n)))) is few
+
+    def test_two_presets_of_one_protocol_are_two_sections(self):
+        other = structs.replace(PROBE, preset="standardised")
+        labels = [s.label for s in report(sure(4, 3), sure(4, 3, probe=other)).sections]
+        assert labels == ["slf (advcl)", "slf (standardised)"]
+
+    def test_a_classifiers_own_head_has_no_epoch(self, folder):
+        own = Probe(preset="own", protocol="own")
+        (told,) = texts(
+            page_of(report(dataclasses.replace(sure(8, 3), protocol="own", probe=own)), folder),
+            "answer",
+        )
+        assert "ℓ∞ 8/255, own head 95 %" in told
+
+    def test_what_follows_from_a_failed_check_stands_with_it(self, folder):
+        check = Check("a", "fail", "seen", {})
+        object.__setattr__(check, "follows", "The number is an upper bound.")
+        whole = report(sure(8, 3, checks=(check,)))
+        page = page_of(whole, folder)
+        box = page.source[page.source.index('class="doubt"') :]
+        assert "The number is an upper bound." in box[: box.index("</section>")]
+        assert "The number is an upper bound." in terminal(whole)
+
+    def test_terminal_says_all_accuracies(self):
+        text = terminal(report())
+        for name in (m.name for m in attacks(0)):
+            assert name in text
+        assert "✗ slf: gradients do not vanish" in text
 
 
 class TestHeadline:
@@ -196,14 +308,14 @@ class TestWorstCase:
 
 
 class TestDoubts:
-    def test_a_failing_check_stands_before_the_first_figure(self, page):
+    def test_a_failing_check_stands_under_the_number_and_before_all_others(self, page):
         source = page.source
-        places = [source.index(s) for s in ("</table>", 'class="doubt"', EVIDENCE, "<figure")]
+        places = [source.index(s) for s in ("answer fail", 'class="doubt"', EVIDENCE, "<table")]
         assert places == sorted(places)
 
     def test_and_before_the_first_section_of_the_markdown(self, markdown):
         text = markdown
-        places = [text.index(s) for s in ("| protocol |", f"{EVIDENCE}", "## Checks")]
+        places = [text.index(s) for s in ("**52.5 %**", f"{EVIDENCE}", "| protocol |")]
         assert places == sorted(places)
         assert f"> **✗ gradients do not vanish** (slf): {EVIDENCE}" in text
 
@@ -246,7 +358,7 @@ class TestDoubts:
     )
     def test_all_verdicts_in_one_sentence(self, folder, verdicts, kind, sentence):
         made = tuple(Check(f"check {i}", v, "seen", {}) for i, v in enumerate(verdicts))
-        whole = report(bare(checks=made))
+        whole = report(bare(checks=made, measurements=(measurement(), STANDARD)))
         page = page_of(whole, folder)
         assert sentence in page.text
         assert f'<p class="verdict {kind}">' in page.source
@@ -307,7 +419,7 @@ class TestTables:
     def test_stand_after_the_doubts_and_before_the_figures(self, folder):
         whole = report(*realistic_sections(), tables=(self.MORE,))
         text = page_of(whole, folder).source
-        places = [text.index(x) for x in ("doubtful, see below", "b against a", "<figure")]
+        places = [text.index(x) for x in ("doubtful, see above", "b against a", "<figure")]
         assert places == sorted(places)
 
     def test_without_rows_the_note_says_why(self, folder):

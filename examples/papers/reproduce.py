@@ -16,7 +16,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -26,14 +26,11 @@ from pytorch_lightning.utilities import rank_zero_only
 from advssl.evaluation import attacks, probes, records
 from harness import chain, cost, tables
 from harness.chain import Plan
-from harness.data import Batch
 from harness.options import GOES_ON, given, parse
 from harness.presets import PRESETS, plan_of
 from harness.recording import as_json, exported, kept, table, without_place
 from methods import METHODS
 
-# To see what a step costs, of a batch that would take longer than that:
-_FEW, _PATIENCE = 16, 10.0  # images, seconds
 SCRIPT = "reproduce.py"  # what records and messages call it
 
 
@@ -113,34 +110,7 @@ def run(plan: Plan, options: argparse.Namespace, command: str) -> dict[str, Any]
 
 def dry_run(plan: Plan) -> str:
     """The plan, its cost in forwards per image, and how long it will take here."""
-    data = chain.open_plan(plan)
-    method, batch = chain.first_step(plan, METHODS, data)
-    images = chain.training_images(method, data)
-    steps = plan.recipe.epochs * chain.steps_per_epoch(plan, images)
-    few = Batch(*(part[:_FEW] for part in batch))
-    forwards = cost.forwards_per_image(method, few)
-    seconds = cost.seconds_per_step(method, few, plan.precision) * len(batch[0]) / len(few[0])
-    if seconds < _PATIENCE:
-        seconds = cost.seconds_per_step(method, batch, plan.precision)
-    lines = [f"{key}: {_shown(value)}" for key, value in asdict(plan).items() if key != "flags"]
-    lines += [f"settings: {_shown(asdict(method.settings))}"]
-    lines += [f"neither as released nor as in the paper: {line}" for line in method.ours]
-    if method.after:
-        lines.append(f"before it: {method.after}, for its clusters (not in what follows)")
-    lines += [
-        f"cost: {forwards:.1f} F per image and step, F one forward through the encoder",
-        f"time: {steps} steps of {seconds:.2f} s, {steps * seconds / 60:.1f} minutes of "
-        "pretraining; finetuning and attacks come on top",
-    ]
-    return "\n".join(lines)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{k} {_shown(v)}" for k, v in value.items())
-    if isinstance(value, tuple):
-        return ", ".join(map(_shown, value)) or "none"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return cost.foreseen(plan, METHODS)
 
 
 def reproduce_table(options: argparse.Namespace, command: str) -> str:

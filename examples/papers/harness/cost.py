@@ -1,18 +1,24 @@
-"""What a step costs: operations counted, and seconds of two steps."""
+"""What a step costs, operations counted and two steps timed; and what a plan will."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from advssl.modes import copied
+from advssl.copying import copied
+from harness import chain
+from harness.chain import Plan
 from harness.data import Batch
 from harness.method import Method, total
+
+# To see what a step costs, of a batch that would take longer than that:
+_FEW, _PATIENCE = 16, 10.0  # images, seconds
 
 
 class CountFlops(TorchDispatchMode):
@@ -74,3 +80,35 @@ def seconds_per_step(method: Method, batch: Batch, precision: str) -> float:
             torch.cuda.synchronize()
         elapsed = time.perf_counter() - started
     return elapsed
+
+
+def foreseen(plan: Plan, methods: Mapping[str, type[Method]]) -> str:
+    """The plan, its cost in forwards per image, and how long it will take here."""
+    data = chain.open_plan(plan)
+    method, batch = chain.first_step(plan, methods, data)
+    images = chain.training_images(method, data)
+    steps = plan.recipe.epochs * chain.steps_per_epoch(plan, images)
+    few = Batch(*(part[:_FEW] for part in batch))
+    forwards = forwards_per_image(method, few)
+    seconds = seconds_per_step(method, few, plan.precision) * len(batch[0]) / len(few[0])
+    if seconds < _PATIENCE:
+        seconds = seconds_per_step(method, batch, plan.precision)
+    lines = [f"{key}: {_shown(value)}" for key, value in asdict(plan).items() if key != "flags"]
+    lines += [f"settings: {_shown(asdict(method.settings))}"]
+    lines += [f"neither as released nor as in the paper: {line}" for line in method.ours]
+    if method.after:
+        lines.append(f"before it: {method.after}, for its clusters (not in what follows)")
+    lines += [
+        f"cost: {forwards:.1f} F per image and step, F one forward through the encoder",
+        f"time: {steps} steps of {seconds:.2f} s, {steps * seconds / 60:.1f} minutes of "
+        "pretraining; finetuning and attacks come on top",
+    ]
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_shown(v)}" for k, v in value.items())
+    if isinstance(value, tuple):
+        return ", ".join(map(_shown, value)) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,39 +1,20 @@
-"""Training batches: held in memory when they fit, drawn in an order that a resumed run goes on."""
+"""Training batches, drawn in an order that a resumed run goes on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
-from advssl.evaluation.data import InMemory, Sample
+from advssl.evaluation.data import Sample
+from harness.stored import Batch as Batch
+from harness.stored import Held, Streamed, in_memory
+from harness.stored import pixels as pixels
 
-_LARGE = 5_000  # images whose decoding takes long enough to watch
 _EPOCHS = 1_000_003  # more than any run has, so that no two seeds share an order
-
-
-class Batch(NamedTuple):
-    """Training images as they are stored.
-
-    Attributes:
-        images: (B, C, H, W), uint8 or float32 in [0, 1]; see :func:`pixels`.
-        labels: (B,) int64; -1 where there is none.
-        index: (B,) int64, which images of the training set these are.
-    """
-
-    images: Tensor
-    labels: Tensor
-    index: Tensor  # type: ignore[assignment]  # hides what a tuple has of that name
-
-
-def pixels(images: Tensor) -> Tensor:
-    """Stored images as float32 in [0, 1]."""
-    return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
 class Loader:
@@ -78,7 +59,7 @@ class Loader:
         self.batch_size, self.seed = batch_size, seed
         self.rank, self.world_size, self.workers = rank, world_size, workers
         self._size = size
-        self._source = _in_memory(dataset, memory_gb, watched=rank == 0) or _Streamed(dataset)
+        self._source = in_memory(dataset, memory_gb, watched=rank == 0) or Streamed(dataset)
         self._epoch, self._batch, self._drawn = 0, 0, False
 
     def __len__(self) -> int:
@@ -121,7 +102,7 @@ class Loader:
         order = self._order()[self._batch :]  # of the epoch that is set when the first is drawn
         batches: Any = (
             (self._source[index] for index in order)
-            if isinstance(self._source, _Held)
+            if isinstance(self._source, Held)
             else DataLoader(
                 self._source,
                 batch_sampler=[index.tolist() for index in order],
@@ -133,59 +114,3 @@ class Loader:
             # Before the batch is given: a checkpoint is saved while it is being trained on.
             self._batch, self._drawn = self._batch + 1, True
             yield batch
-
-
-class _Held:
-    """All images as one tensor, of which ``rows`` are the training set, if not all."""
-
-    def __init__(self, images: Tensor, labels: Tensor, rows: Tensor | None = None) -> None:
-        self.images, self.labels, self.rows = images, labels, rows
-
-    def __getitem__(self, index: Tensor) -> Batch:
-        stored = index if self.rows is None else self.rows[index]
-        return Batch(self.images[stored], self.labels[stored], index)
-
-
-class _Streamed(Dataset[Batch]):
-    """Images that are read when they are asked for."""
-
-    def __init__(self, dataset: Dataset[Sample]) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
-
-    def __getitem__(self, index: int) -> Batch:
-        image, label = self.dataset[index]
-        return Batch(_stored(image), torch.tensor(label), torch.tensor(index))
-
-
-def _stored(image: Tensor) -> Tensor:
-    return (image * 255).round().to(torch.uint8)
-
-
-def _in_memory(dataset: Dataset[Sample], memory_gb: float, *, watched: bool) -> _Held | None:
-    """The dataset as tensors, or None if it takes more than that."""
-    rows, below = None, dataset
-    while isinstance(below, Subset):
-        chosen = torch.as_tensor(below.indices)
-        rows, below = chosen if rows is None else chosen[rows], below.dataset
-    if isinstance(below, InMemory) and below.size is None:
-        return _Held(below.images, torch.tensor(below.targets), rows)
-    size, shape = len(dataset), dataset[0][0].shape  # type: ignore[arg-type]
-    if size * shape.numel() > memory_gb * 1e9:
-        return None
-    images = torch.empty(size, *shape, dtype=torch.uint8)
-    labels = torch.empty(size, dtype=torch.int64)
-
-    def read(i: int) -> None:
-        image, labels[i] = dataset[i]
-        images[i] = _stored(image)
-
-    with ThreadPoolExecutor() as pool:
-        # Reading a file and decoding it hold no lock of Python's.
-        reading = pool.map(read, range(size))
-        shown = watched and size > _LARGE
-        for _ in track(reading, "Reading images", total=size, disable=not shown):
-            pass
-    return _Held(images, labels)

@@ -121,7 +121,7 @@ def test_motions_are_torchvisions(photos):
 
 def test_jitter_is_torchvisions_in_one_of_24_orders(monkeypatch):
     monkeypatch.setattr(
-        augment, "uniform", lambda images, _, high: torch.full((len(images),), high)
+        "harness.strong.uniform", lambda images, _, high: torch.full((len(images),), high)
     )
     image = torch.rand(3, 4, 4)
     steps = [
@@ -167,7 +167,7 @@ def test_boxes_are_distributed_as_torchvisions(shape, scale):
 def test_each_thing_happens_with_its_probability(setting, probability, monkeypatch):
     # At its strongest, so that it shows.
     monkeypatch.setattr(
-        augment, "uniform", lambda images, _, high: torch.full((len(images),), high)
+        "harness.strong.uniform", lambda images, _, high: torch.full((len(images),), high)
     )
     image = torch.rand(3, 4, 4)
     strong = Strong(4, **STILL | {setting: probability})

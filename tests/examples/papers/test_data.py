@@ -11,7 +11,6 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.utils.data import ConcatDataset, Subset
 
 from advssl.evaluation.data import InMemory, open_data, targets
-from harness import data
 from harness.data import Batch, Loader, pixels
 
 SIZE = 23
@@ -85,7 +84,7 @@ def test_files_are_read_in_full_depth(tmp_path, memory_gb, monkeypatch):
             Image.fromarray(draw.integers(0, 256, (9, 12, 3), dtype=np.uint8)).save(
                 place / f"{i}.png"
             )
-    monkeypatch.setattr(data, "_LARGE", 1)  # as for a large folder
+    monkeypatch.setattr("harness.stored._LARGE", 1)  # as for a large folder
     train = open_data(f"folder:{tmp_path}", image_size=8).train
     (batch,) = Loader(train, 6, seed=0, memory_gb=memory_gb)
     assert batch.images.dtype == torch.uint8

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,14 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Subset
 
-from advssl.evaluation.datasets import InMemory, targets
+from advssl.evaluation.datasets import InMemory, targets, unit_range
 from advssl.evaluation.folders import Folder
 from advssl.evaluation.identity import fingerprint_of, identity_of, keep, kept
 from advssl.evaluation.images import read_image
 from advssl.evaluation.records import Fingerprint
-from advssl.evaluation.streams import ordered, threads_for
+from advssl.evaluation.streams import base_of, ordered, threads_for
 from advssl.types import described, see
 
 if TYPE_CHECKING:
@@ -130,7 +128,7 @@ def name_of(part: str, dataset: Any, row: int) -> tuple[str, str]:
 
     Both are its place in the part where it has no file.
     """
-    dataset, place = _base(dataset, row)
+    dataset, place = base_of(dataset, row)
     files = getattr(dataset, "samples", None)
     if not (isinstance(files, list) and files and isinstance(files[place][0], str | Path)):
         return f"{part}[{row}]", f"{part}[{row}]"
@@ -282,41 +280,32 @@ class _Reading:
 
 def _look(dataset: Any, row: int, pixels: bool) -> _Seen:
     """All that is kept of an image; its pixels if they are asked for."""
-    base, place = _base(dataset, row)
+    base, place = base_of(dataset, row)
     enlarged = False
     try:
         if type(base) is Folder:
             path, label = base.samples[place]
             read = read_image(path)
-            enlarged = min(read.shape[1:]) < base.size
-            image = base.fitted(read)
+            enlarged, image = min(read.shape[1:]) < base.size, base.fitted(read)
         else:
             image, label = base[place]
-        if not isinstance(image, Tensor) or image.ndim != 3 or not image.is_floating_point():
-            raise ValueError(f"it must be (C, H, W), floating point, got {described(image)}")
-        low, high = (float(end) for end in image.aminmax())
-        if not (low >= 0 and high <= 1):  # a NaN is neither
-            raise ValueError(f"its numbers must lie in [0, 1], got [{low:.3g}, {high:.3g}]")
+            _check_image(image)
     except Exception as error:  # of a damaged file, or whatever a user's dataset raises
         told = " ".join(str(error).removesuffix(see("An image that is refused")).split())
         return _Seen(wrong=told or type(error).__name__)
-    stored = (image * 255).round().to(torch.uint8).contiguous()
-    content = f"{tuple(stored.shape)}".encode() + stored.numpy().tobytes()
+    if image.is_floating_point():  # and in [0, 1], but for what resizing overshoots
+        image = (unit_range(image) * 255).round().to(torch.uint8)
+    content = f"{tuple(image.shape)}".encode() + image.contiguous().numpy().tobytes()
     digest = hashlib.blake2b(content, digest_size=_DIGEST).digest()
-    return _Seen(int(label), digest, tuple(stored.shape), enlarged, stored if pixels else None)
+    return _Seen(int(label), digest, tuple(image.shape), enlarged, image if pixels else None)
 
 
-def _base(dataset: Any, row: int) -> tuple[Any, int]:
-    """What an image is stored in, and where."""
-    while isinstance(dataset, Subset | ConcatDataset):
-        if isinstance(dataset, Subset):
-            indices: Any = dataset.indices
-            dataset, row = dataset.dataset, int(indices[row])
-        else:
-            ends = dataset.cumulative_sizes
-            part = bisect_right(ends, row)
-            dataset, row = dataset.datasets[part], row - (ends[part - 1] if part else 0)
-    return dataset, row
+def _check_image(image: Any) -> None:
+    if not isinstance(image, Tensor) or image.ndim != 3 or not image.is_floating_point():
+        raise ValueError(f"it must be (C, H, W), floating point, got {described(image)}")
+    low, high = (float(end) for end in image.aminmax())
+    if not (low >= 0 and high <= 1):  # a NaN is neither
+        raise ValueError(f"its numbers must lie in [0, 1], got [{low:.3g}, {high:.3g}]")
 
 
 def _labels(dataset: Any) -> Any:
@@ -333,7 +322,7 @@ def _known(dataset: Any, rows: Sequence[int]) -> str | None:
     bases: dict[int, Any] = {}
     content = hashlib.sha256()
     for row in rows:
-        base, place = _base(dataset, row)
+        base, place = base_of(dataset, row)
         if type(base) not in (Folder, InMemory):
             return None
         bases[id(base)] = base

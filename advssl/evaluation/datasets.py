@@ -67,9 +67,13 @@ class InMemory(Dataset[Sample]):
             from torchvision.transforms.v2.functional import resize
 
             images = resize(images, [self.size, self.size], antialias=True)
-        # Resized floating point may overshoot by a rounding.
-        images = images.float() / 255 if images.dtype == torch.uint8 else images.clamp(0, 1)
-        return images, [self.targets[i] for i in rows]
+        return unit_range(images), [self.targets[i] for i in rows]
+
+
+def unit_range(images: Images) -> Images:
+    """Images as they are stored, uint8 or floating point in [0, 1], as float32 in [0, 1]."""
+    # Resized floating point may overshoot by a rounding.
+    return images.float() / 255 if images.dtype == torch.uint8 else images.clamp(0, 1)
 
 
 def _tensor(name: str, values: Any) -> Tensor:

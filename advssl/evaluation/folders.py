@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from advssl.evaluation.datasets import Opened, Sample
+from advssl.evaluation.datasets import Opened, Sample, unit_range
 from advssl.evaluation.images import IMAGE_ENDINGS, read_image, size_of
 
 _NOT_THEIRS = ("__MACOSX", "@eaDir")  # what archives and servers leave beside the images
@@ -55,15 +54,13 @@ class Folder(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         path, label = self.samples[index]
-        return self.fitted(read_image(path)), label
+        return unit_range(self.fitted(read_image(path))), label
 
     def fitted(self, image: Tensor) -> Tensor:
-        """The middle of a photograph (3, H, W), as (3, size, size) float32 in [0, 1]."""
+        """The middle of a photograph (3, H, W), as (3, size, size) of the same type."""
         from torchvision.transforms.v2 import functional as F
 
-        image = F.center_crop(F.resize(image, [self.size], antialias=True), [self.size])
-        image = F.to_dtype(image, torch.float32, scale=True)
-        return image.clamp(0, 1)  # deep pixels may overshoot by a rounding
+        return F.center_crop(F.resize(image, [self.size], antialias=True), [self.size])
 
 
 def open_folders(path: str, image_size: int | None, given: Mapping[str, str | None]) -> Opened:
@@ -128,7 +125,7 @@ def own_size(paths: Sequence[str]) -> tuple[int, str]:
 def _images_below(place: Path) -> list[str]:
     found: list[tuple[str, list[str]]] = []
     for below, folders, files in os.walk(place, followlinks=True):
-        folders[:] = [name for name in folders if not _hidden(name)]
+        folders[:] = [name for name in folders if not _hidden(name) and not _upward(below, name)]
         shown = [name for name in files if not _hidden(name)]
         found.append((below, sorted(n for n in shown if n.lower().endswith(IMAGE_ENDINGS))))
     return [os.path.join(below, name) for below, names in sorted(found) for name in names]
@@ -136,6 +133,13 @@ def _images_below(place: Path) -> list[str]:
 
 def _hidden(name: str) -> bool:
     return name.startswith(".") or name in _NOT_THEIRS
+
+
+def _upward(below: str, name: str) -> bool:
+    """Whether it is a link to a folder that it is in itself."""
+    path = os.path.join(below, name)
+    within = os.path.join(os.path.realpath(below), "") if os.path.islink(path) else ""
+    return within.startswith(os.path.join(os.path.realpath(path), ""))
 
 
 def _first(*places: Path) -> Path:

@@ -46,7 +46,8 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
             "store it as PNG" + see("An image that is refused")
         ) from error
     except Exception as error:  # Pillow raises whatever a damaged file leads to
-        reason = " ".join(str(error).split()) or type(error).__name__
+        told = str(getattr(error, "strerror", None) or error)  # of the system without the path
+        reason = " ".join(told.split()) or type(error).__name__
         raise ValueError(
             f"{os.fspath(path)} cannot be read as an image: {reason}"
             + see("An image that is refused")

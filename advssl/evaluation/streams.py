@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from typing import Any, TypeAlias, TypeVar
 
 import torch
+from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
-from advssl.evaluation.datasets import InMemory
+from advssl.evaluation.datasets import InMemory, unit_range
 from advssl.evaluation.folders import Folder
+from advssl.evaluation.images import read_image
 from advssl.types import Images, Labels, whole
 
 Batch: TypeAlias = tuple[Images, Labels]
@@ -59,29 +63,43 @@ def batches(dataset: Any, size: int) -> list[Batch]:
 
 def in_parts(dataset: Any, parts: Iterable[Sequence[int]]) -> Iterator[Batch]:
     """A batch for each part: its rows of the dataset, in that order. See :class:`Stream`."""
-    for samples in _gathered(dataset, (list(part) for part in parts if len(part))):
-        images, labels = samples
+    for images, labels in _gathered(dataset, (list(part) for part in parts if len(part))):
         yield images, torch.tensor(labels, dtype=torch.int64, device="cpu")
 
 
-def _gathered(dataset: Any, parts: Iterator[list[int]]) -> Iterator[tuple[Images, list[int]]]:
+def _gathered(dataset: Any, parts: Iterable[list[int]]) -> Iterator[tuple[Images, list[int]]]:
     if _of_kind(dataset, InMemory):
         for part in parts:
-            base, stored = _below(dataset, part)
-            yield base.gathered(stored)
+            places = [base_of(dataset, row) for row in part]
+            yield places[0][0].gathered([place for _, place in places])
         return
-    ahead: deque[list[int]] = deque()
+    ahead: deque[int] = deque()  # the sizes of the parts that are being read
 
     def rows() -> Iterator[int]:
         for part in parts:
-            ahead.append(part)
+            ahead.append(len(part))
             yield from part
 
-    samples = ordered(dataset.__getitem__, rows(), threads_for(dataset))
+    threads = threads_for(dataset)
+    samples = ordered(partial(_stored, dataset), rows(), threads)
     for first in samples:
-        part = ahead.popleft()
-        images, labels = zip(first, *islice(samples, len(part) - 1), strict=True)
-        yield torch.stack(images), [int(label) for label in labels]
+        images, labels = zip(first, *islice(samples, ahead.popleft() - 1), strict=True)
+        yield _stacked(images), [int(label) for label in labels]
+
+
+def _stored(dataset: Any, row: int) -> tuple[Tensor, int]:
+    base, place = base_of(dataset, row)
+    if type(base) is not Folder:
+        return base[place]
+    path, label = base.samples[place]
+    return base.fitted(read_image(path)), label
+
+
+def _stacked(images: Sequence[Tensor]) -> Images:
+    # All at once, by the thread that iterates: OpenMP's threads would get into each other's way.
+    if all(image.dtype == torch.uint8 for image in images):
+        return unit_range(torch.stack(list(images)))
+    return torch.stack([unit_range(image) for image in images])
 
 
 def ordered(
@@ -108,13 +126,17 @@ def threads_for(dataset: Any) -> int:
     return min(cores or 1, _MOST_THREADS) if _of_kind(dataset, Folder) and cores != 1 else 0
 
 
-def _below(dataset: Any, rows: Sequence[int]) -> tuple[Any, list[int]]:
-    """What a subset is a part of, and which rows of that these are."""
-    rows = list(rows)
-    while isinstance(dataset, Subset):
-        indices: Any = dataset.indices
-        dataset, rows = dataset.dataset, [int(indices[i]) for i in rows]
-    return dataset, rows
+def base_of(dataset: Any, row: int) -> tuple[Any, int]:
+    """What a sample is stored in, and where there."""
+    while isinstance(dataset, Subset | ConcatDataset):
+        if isinstance(dataset, Subset):
+            indices: Any = dataset.indices
+            dataset, row = dataset.dataset, int(indices[row])
+        else:
+            ends = dataset.cumulative_sizes
+            part = bisect_right(ends, row)
+            dataset, row = dataset.datasets[part], row - (ends[part - 1] if part else 0)
+    return dataset, row
 
 
 def _of_kind(dataset: Any, kind: type) -> bool:

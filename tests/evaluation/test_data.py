@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pictures import write_images
 
+from advssl.evaluation import data as module
 from advssl.evaluation.data import batches, open_data, targets
 
 
@@ -17,6 +19,34 @@ def test_a_seed_decides_the_split():
     assert rows(first.validation) == rows(again.validation)
     assert targets(first.test) == targets(again.test)
     assert rows(first.validation) != rows(other.validation)
+
+
+def test_data_say_what_they_were_opened_by_and_at_which_size(folder):
+    digits = open_data("digits")
+    assert (digits.spec, digits.image_size, digits.folders) == ("digits", 32, {})
+    assert "8 x 8" in digits.size_because
+    data = open_data(f"folder:{folder}", test=str(folder / "test"))
+    assert (data.spec, data.image_size) == (f"folder:{folder}", 20)
+    assert data.folders == {"test": str(folder / "test")}
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_memory_is_that_of_all_batches(folder, part):
+    for data in (open_data("digits", image_size=8), open_data(f"folder:{folder}")):
+        held = batches(getattr(data, part), 64)
+        assert data.memory(part) == sum(x.numel() * x.element_size() for x, _ in held)
+
+
+def test_no_image_takes_no_memory(tmp_path):
+    for part in ("train", "test"):
+        write_images(tmp_path / part, ("cat", "dog"), count=1)
+    assert open_data(f"folder:{tmp_path}").memory("validation") == 0
+
+
+def test_what_was_here_before_the_split_still_is():
+    names = "InMemory Data Sample batches open_data read_image split_spec stratified targets"
+    for name in (*names.split(), "IMAGE_ENDINGS", "VALIDATION_SHARE", "VALIDATION_MOST"):
+        assert hasattr(module, name)
 
 
 @pytest.mark.parametrize("spec", ["digits", "stl10", "folder"])

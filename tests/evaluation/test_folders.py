@@ -7,6 +7,7 @@ import torch
 from pictures import grey, write_images
 from PIL import Image
 
+from advssl.evaluation import folders
 from advssl.evaluation.data import batches, open_data, targets
 
 
@@ -112,3 +113,77 @@ def test_a_folder_is_resized_and_cropped(folder):
         c for i, c in enumerate([0] * 4 + [1] * 4) if i in rows(data.train)
     ]
     assert open_data(f"folder:{folder}").test[0][0].shape == (3, 20, 20)
+
+
+@pytest.mark.parametrize("to", ["test", "test/cat", "test/cat/deeper", "."])
+def test_a_link_upwards_is_not_followed_round_and_round(to, folder):
+    (folder / "test" / "cat" / "deeper" / "round").symlink_to(folder / to)
+    assert len(open_data(f"folder:{folder}", image_size=8).test) == 8
+
+
+# --- the size that images have --------------------------------------------------------------------
+
+
+def sized(folder, *sizes) -> None:
+    """One file of each size (width, height), in train and test by turns."""
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            for old in (folder / part / name / "deeper").iterdir():
+                old.unlink()
+    for i, size in enumerate(sizes):
+        place = folder / ("train", "test")[i % 2] / ("cat", "dog")[i // 2 % 2] / f"{i}.png"
+        Image.new("L", size).save(place)
+
+
+SIZES = {
+    "32 pixels": ([(32, 32)] * 8, 32, "8 of 8 images looked at have 32 x 32 pixels"),
+    "96 pixels": ([(96, 96)] * 8, 96, "8 of 8 images looked at have 96 x 96 pixels"),
+    "wide": ([(48, 20)] * 8, 20, "8 of 8 images looked at have 48 x 20 pixels"),
+    "turned": ([(48, 20), (20, 48)] * 4, 20, "8 of 8 images looked at have 48 x 20 pixels"),
+    "nine in ten": ([(32, 32)] * 18 + [(40, 50)] * 2, 32, "18 of 20 images looked at have 32 x"),
+    "fewer": ([(32, 32)] * 17 + [(40, 50)] * 3, 224, "images are of different sizes, and 224 is"),
+    "photographs": ([(500, 375), (375, 600), (640, 480), (300, 200)] * 2, 224, "different sizes"),
+    "the largest": ([(512, 600)] * 4, 512, "4 of 4 images looked at have 600 x 512 pixels"),
+    "larger": ([(600, 513)] * 4, 224, "have 600 x 513 pixels, which are reduced to the 224 usual"),
+}
+
+
+@pytest.mark.parametrize("what", SIZES)
+def test_images_have_the_size_of_their_files(what, folder):
+    sizes, wanted, because = SIZES[what]
+    sized(folder, *sizes)
+    data = open_data(f"folder:{folder}")
+    assert data.image_size == wanted
+    assert because in data.size_because
+    for part in (data.train, data.test):
+        assert part[0][0].shape == (3, wanted, wanted)
+
+
+def test_a_size_that_was_asked_for_comes_first(folder):
+    data = open_data(f"folder:{folder}", image_size=9)
+    assert (data.image_size, data.size_because) == (9, "that size was asked for")
+
+
+def test_a_size_is_known_by_few_headers_and_no_pixel(folder, monkeypatch):
+    monkeypatch.setattr(folders, "read_image", None)
+    monkeypatch.setattr(folders, "_LOOKED_AT", 5)
+    seen: list[str] = []
+    monkeypatch.setattr(folders, "size_of", lambda path: seen.append(path) or (20, 30))
+    data = open_data(f"folder:{folder}")
+    assert data.size_because == "5 of 5 images looked at have 30 x 20 pixels"
+    first = list(seen)
+    open_data(f"folder:{folder}")
+    assert seen == first * 2  # a seed chooses
+
+
+def test_broken_files_have_no_size(folder):
+    for path in (folder / "train").rglob("*.png"):
+        path.write_bytes(b"")
+    assert (
+        open_data(f"folder:{folder}").size_because == "8 of 8 images looked at have 30 x 20 pixels"
+    )
+    for path in (folder / "test").rglob("*.png"):
+        path.write_bytes(b"")
+    data = open_data(f"folder:{folder}")
+    assert data.image_size == 224
+    assert data.size_because == "no header of an image could be read; 224 is usual"

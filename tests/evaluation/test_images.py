@@ -9,7 +9,7 @@ from pictures import RAMP, SHORTS, as_float, cut, grey, lab, saved, with_alpha
 from PIL import Image
 
 from advssl.evaluation.data import batches, open_data
-from advssl.evaluation.images import read_image
+from advssl.evaluation.images import read_image, size_of
 
 BIG_ENDIAN = Image.frombytes("I;16B", (32, 32), SHORTS.astype(">u2").tobytes())
 RAMPS = {
@@ -48,6 +48,15 @@ def test_what_is_read_is_what_was_stored(name, folder):
     assert (pixels.dtype, label) == (torch.float32, 0)
     wanted = torch.from_numpy(RAMP).float().expand(3, -1, -1)
     torch.testing.assert_close(pixels, wanted, atol=3 / 255, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.webp", "a.pgm"])
+def test_a_header_says_short_and_long_side(name, tmp_path):
+    grey("L").resize((40, 9)).save(tmp_path / name)
+    assert size_of(tmp_path / name) == (9, 40)
+    (tmp_path / name).write_bytes(b"\0")
+    assert size_of(tmp_path / name) is None
+    assert size_of(tmp_path / "nowhere") is None
 
 
 def test_two_greys_are_read_as_black_and_white(tmp_path):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
@@ -19,17 +17,16 @@ from advssl.distributed import rank
 from advssl.evaluation.autoattack import AutoAttack
 from advssl.evaluation.batches import ANY, Batches, check_labels, pairs
 from advssl.evaluation.extras import needed
-from advssl.evaluation.identity import fingerprint_of, identity_of
+from advssl.evaluation.identity import fingerprint_of, identity_of, keep, kept
 from advssl.evaluation.logits import check_module, class_count
 from advssl.evaluation.progress import Progress, ignored
-from advssl.evaluation.provenance import Fingerprint, commit, machine, replacing, versions
+from advssl.evaluation.provenance import Fingerprint, commit, machine, versions
 from advssl.evaluation.ranks import check_alone, check_same, is_mine, on_all_ranks
 from advssl.evaluation.records import Measurement, Threat
 from advssl.evaluation.search import (
     Attack,
     Clean,
     Search,
-    Settings,
     ball_name,
     check_attack,
 )
@@ -240,37 +237,6 @@ def _measurement_name(attack: Attack, labels: Labels, population: int | None) ->
 
 
 @dataclass(frozen=True)
-class _Shelf:
-    """A folder with one file per finished batch, found by all that its result depends on."""
-
-    folder: Path
-    computed_by: str
-
-    def read(self, key: Settings, size: int) -> list[bool] | None:
-        """The flags kept under ``key``; None if there are none, or a file that is not whole."""
-        try:
-            kept = json.loads(self._path(key).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        if not isinstance(kept, dict) or kept.get("key") != key:
-            return None
-        flags = kept.get("correct")
-        if not isinstance(flags, list) or len(flags) != size:
-            return None
-        return flags if all(isinstance(flag, bool) for flag in flags) else None
-
-    def write(self, key: Settings, correct: list[bool]) -> None:
-        """All of it or nothing, whenever the process is killed."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with replacing(self._path(key)) as partial:
-            partial.write_text(json.dumps({"key": key, "correct": correct}), encoding="utf-8")
-
-    def _path(self, key: Settings) -> Path:
-        text = json.dumps(key, sort_keys=True)
-        return self.folder / f"batch-{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
-
-
-@dataclass(frozen=True)
 class _Case:
     """One batch, and who is attacked how."""
 
@@ -281,32 +247,43 @@ class _Case:
     seed: int
     number: int  # for people
 
-    @property
-    def key(self) -> Settings:
-        """What its answers depend on; :func:`_computed_by` is the rest."""
-        return {
-            # There and back, so that what is read compares equal: a tuple comes back as a list.
-            "settings": json.loads(json.dumps(self.attack.settings)),
-            "seed": self.seed,
-            "data": _data_key(self.images, self.labels),
-        }
+
+@dataclass(frozen=True)
+class _Shelf:
+    """A folder with one file per finished batch, found by all that its answers depend on."""
+
+    folder: Path
+    computed_by: str
+
+    def read(self, case: _Case) -> list[bool] | None:
+        state = kept(*self._place(case))
+        return None if state is None else state["correct"]
+
+    def write(self, case: _Case, correct: list[bool]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        keep(*self._place(case), {"correct": correct})
+
+    def _place(self, case: _Case) -> tuple[Path, str]:
+        # The images by every bit: an attack sees what a dataset's fingerprint, of uint8, does not.
+        data = case.images, case.labels.long()
+        identity = fingerprint_of(self.computed_by, case.attack.settings, case.seed, data)
+        return self.folder / f"batch-{identity[:32]}.json", identity
 
 
 def _finished(
     case: _Case, shelf: _Shelf | None, report: Progress, *, only_kept: bool
 ) -> list[bool] | None:
     """The flags of a batch, read where they are kept and else, if there is time, computed."""
-    key = {} if shelf is None else {**case.key, "computed by": shelf.computed_by}
-    kept = None if shelf is None else shelf.read(key, len(case.labels))
-    if kept is not None or only_kept:
-        return kept
+    known = None if shelf is None else shelf.read(case)
+    if known is not None or only_kept:
+        return known
 
     def inside(what: str, done: int, total: int | None) -> None:
         report(f"batch {case.number + 1}: {what}", done, total)
 
     correct = _attacked(case, inside)
     if shelf is not None:
-        shelf.write(key, correct)
+        shelf.write(case, correct)
     return correct
 
 
@@ -329,8 +306,3 @@ def _attacked(case: _Case, report: Progress) -> list[bool]:
 
 def _still_correct(classifier: nn.Module, images: Images, labels: Labels, seed: int) -> PerExample:
     return Clean().search(classifier, images, labels, seed=seed).correct
-
-
-def _data_key(images: Images, labels: Labels) -> str:
-    """Unlike a dataset's fingerprint, of every bit: an attack sees what uint8 does not."""
-    return fingerprint_of(images, labels.long())

@@ -43,6 +43,8 @@ class LoadReport:
         bn_branch: the BatchNorm branch that a plain encoder got, None if the file has none.
         normalization: mean and std of the file's own input layer, one value per channel for images
             in [0, 1], if it has one that the encoder lacks: they are then the caller's to apply.
+        unnormalised: what to do if there is neither in file nor encoder, and the code that writes
+            this format trains on normalised images.
     """
 
     format: str
@@ -53,6 +55,7 @@ class LoadReport:
     missing: tuple[str, ...] = ()
     bn_branch: str | None = None
     normalization: Normalization | None = None
+    unnormalised: str | None = None
 
     def __str__(self) -> str:
         lines = [f"{self.loaded} tensors loaded as {route(self)}"]
@@ -68,6 +71,8 @@ class LoadReport:
         if self.normalization:
             mean, std = (", ".join(f"{v:.4g}" for v in part) for part in self.normalization)
             lines.append(f"the file's encoder normalises its input: mean {mean}; std {std}")
+        if self.unnormalised:
+            lines.append(self.unnormalised)
         return "\n".join(lines)
 
 
@@ -115,14 +120,26 @@ def load_encoder(
             normalisation is not clear; or if the branch must be, or cannot be, chosen.
         ImportError: on a file in safetensors without that library.
     """
-    _check_arguments(encoder, format, prefix, allow_partial, bn_branch)
+    check_arguments(encoder, format, prefix, allow_partial, bn_branch)
+    return fill(encoder, path, read(path), format, prefix, allow_partial, bn_branch)
+
+
+def fill(
+    encoder: nn.Module,
+    path: str | os.PathLike[str],
+    file: Mapping[str, Any],
+    format: str,
+    prefix: str | None,
+    allow_partial: bool,
+    bn_branch: str | None,
+) -> LoadReport:
+    """:func:`load_encoder` from what was read of the file at ``path``."""
     target = target_of(encoder)
     if bn_branch is not None and target.branches:
         raise ValueError(
             f"bn_branch={bn_branch!r} is for an encoder with plain BatchNorm; this one has the "
             f"branches {quoted(target.branches)} and takes each by its name: leave bn_branch out"
         )
-    file = read(path)
     chosen = _chosen(path, file, target, format, prefix, allow_partial, bn_branch)
     _check_branch(path, chosen, target, bn_branch)
     tensors = tensors_at(file, chosen.place)
@@ -157,14 +174,15 @@ def bn_branches(
         ValueError: as :func:`load_encoder`, but for the choice.
         ImportError: likewise.
     """
-    _check_arguments(encoder, format, prefix, allow_partial, None)
+    check_arguments(encoder, format, prefix, allow_partial, None)
     file, target = read(path), target_of(encoder)
     return _chosen(path, file, target, format, prefix, allow_partial, None).labels
 
 
-def _check_arguments(
+def check_arguments(
     encoder: Any, format: Any, prefix: Any, allow_partial: Any, bn_branch: Any
 ) -> None:
+    """Raise unless these are what :func:`load_encoder` takes."""
     if not isinstance(encoder, nn.Module):
         raise ValueError(f"encoder must be a module, got {described(encoder)}")
     names = ["auto", *(f.name for f in FORMATS)]
@@ -223,7 +241,7 @@ def _fill(path: str | os.PathLike[str], target: Target, chosen: Attempt, tensors
     normalised = input_layers(target.tensors, target.channels)
     stds = {layer[1] for layer in normalised if len(layer) == 2}
     for name, key in chosen.source.items():
-        value = _sound(path, key, tensors[key], target.tensors[name].dtype)
+        value = sound(path, key, tensors[key], target.tensors[name].dtype)
         if name in stds and not bool((value > 0).all()):
             raise ValueError(f"{path} holds a std of 0 or less in {key}; it is damaged")
         other, known = ready.setdefault(target.memory[name], (key, value))
@@ -239,7 +257,7 @@ def _fill(path: str | os.PathLike[str], target: Target, chosen: Attempt, tensors
                 wanted.copy_(ready[target.memory[name]][1])
 
 
-def _sound(path: Any, key: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+def sound(path: Any, key: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     """``value`` as ``dtype``, if its numbers are such as training leaves."""
     # Arithmetic knows no float8, of one byte.
     exact = value.float() if value.is_floating_point() and value.itemsize == 1 else value
@@ -285,4 +303,15 @@ def _report(
         missing=tuple(chosen.uncounted),
         bn_branch=None if target.branches else chosen.label,
         normalization=normalization,
+        unnormalised=None if normalization else _unnormalised(target, chosen),
+    )
+
+
+def _unnormalised(target: Target, chosen: Attempt) -> str | None:
+    by = next(form.normalised for form in FORMATS if form.name == chosen.format)
+    if not by or input_layers(target.tensors, target.channels):
+        return None
+    return (
+        f"neither file nor encoder normalises its input, and images are normalised by default: {by}"
+        "; give what it was trained with as --mean and --std"
     )

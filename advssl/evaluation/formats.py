@@ -36,6 +36,8 @@ class Format:
         spelling: pattern of a branch between a BatchNorm's name and its tensors'.
         branches: their names, where the file numbers them.
         ranked: the first place and prefix that fit are meant. Else two that fit are refused.
+        normalised: by what the code that writes it normalises images unless told otherwise, where
+            that is known and the file does not say it.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Format:
     spelling: str = _BY_NAME
     branches: tuple[str, ...] = ()
     ranked: bool = False
+    normalised: str = ""
 
     @cached_property
     def branched(self) -> re.Pattern[str]:
@@ -55,23 +58,55 @@ class Format:
 # of the others off their libraries; no published file could be fetched to compare. AdvCL's third
 # set, and that ACL's index 1 is the adversarial one, is the order of their lists of names.
 _ACL = ("normal", "pgd", "pgd_ce")
+_IMAGENET = "ImageNet's statistics (--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225)"
+_CIFAR = "CIFAR-10's (--mean 0.4914,0.4822,0.4465 --std 0.2470,0.2435,0.2616)"
+_SOLO = f"solo-learn by {_IMAGENET}, on CIFAR-10 by {_CIFAR}"
+_LIGHTLY = f"lightly by {_IMAGENET} on all data, {_SOLO}"  # both call it the backbone
 FORMATS = (
     # DeepSpeed's place is "module".
-    Format("plain", ("", "state_dict", "model", "encoder", "model_state_dict", "module"), ("",)),
+    Format(
+        "plain", ("", "state_dict", "model", "encoder", "model_state_dict", "module", "net"), ("",)
+    ),
     # lightly's examples: self.backbone; its DINO evaluates the teacher.
-    Format("lightly", ("state_dict", ""), ("backbone.", "teacher_backbone."), ranked=True),
+    Format(
+        "lightly",
+        ("state_dict", ""),
+        ("backbone.", "teacher_backbone."),
+        ranked=True,
+        normalised=_LIGHTLY,
+    ),
     # v1 and v2, then v3. The query encoder is evaluated, not the momentum encoder.
-    Format("moco", ("state_dict", ""), ("encoder_q.", "base_encoder."), ranked=True),
+    Format(
+        "moco",
+        ("state_dict", ""),
+        ("encoder_q.", "base_encoder."),
+        ranked=True,
+        normalised=f"MoCo's code by {_IMAGENET}",
+    ),
     # DINO evaluates the teacher.
-    Format("dino", ("teacher", "student"), ("backbone.",), ranked=True),
+    Format(
+        "dino",
+        ("teacher", "student"),
+        ("backbone.",),
+        ranked=True,
+        normalised=f"DINO's code by {_IMAGENET}",
+    ),
     # Earlier versions called it the encoder.
-    Format("solo", ("state_dict", ""), ("backbone.", "encoder."), ranked=True),
+    Format("solo", ("state_dict", ""), ("backbone.", "encoder."), ranked=True, normalised=_SOLO),
     Format("acl", ("state_dict", ""), ("",), _BN_LIST, _ACL),
     # model.pt and model_encoder_k_<epoch>.pt hold both encoders, of which the momentum encoder
     # is evaluated; model_encoder_k.pt holds that one alone.
     Format("dynacl", ("state_dict", ""), ("encoder_k.", ""), _BN_LIST, _ACL, ranked=True),
     Format("advcl", ("model", "state_dict"), ("",), _BN_LIST, _ACL),
     Format("gsa", ("model",), ("encoder.",), _BY_NUMBER, ("clean", "adversarial")),
+    # Inside a module that normalises for it or trains it: RobustBench's and many a Lightning
+    # module's model, nn.Sequential(Normalize(), network).
+    Format(
+        "wrapped",
+        ("", "state_dict", "model_state_dict", "model", "net"),
+        ("model.", "net.", "network.", "1."),
+        ranked=True,
+    ),
 )
 
 # ResNets whose names differ, and what makes them torchvision's and timm's: mostly the shortcut.

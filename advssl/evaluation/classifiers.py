@@ -10,17 +10,18 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from advssl.evaluation.attacks import logits_of
 from advssl.evaluation.checkpoints import LoadReport, check_arguments, fill
 from advssl.evaluation.files import read, tensors_at
 from advssl.evaluation.hub import is_folder, open_folder
 from advssl.evaluation.labels import labels_of, outputs_of
+from advssl.evaluation.logits import logits_of
 from advssl.evaluation.normalization import Normalization
 from advssl.evaluation.own_heads import width_of, with_head
 from advssl.evaluation.refusals import some
 from advssl.integrations.timm import backbone
 from advssl.modes import evaluating
-from advssl.types import Images, described, numbers
+from advssl.pixels import Pixels
+from advssl.types import Images, described, several
 
 # format, prefix, allow_partial and bn_branch of load_encoder
 How: TypeAlias = tuple[str, str | None, bool, str | None]
@@ -63,7 +64,7 @@ class OwnHead(nn.Module):
 
     Args:
         model: normalised images to logits (B, outputs), see
-            :func:`advssl.evaluation.attacks.logits_of`.
+            :func:`advssl.evaluation.logits.logits_of`.
         normalization: mean and std per channel; None leaves pixels as they are.
         width: how many outputs ``model`` has; None takes what it answers.
         outputs: the output of each class of the data; None is all, in their order.
@@ -145,10 +146,11 @@ def load_classifier(
     """
     if len(classes) < 2:
         raise ValueError(f"a classifier needs two classes at least, got {some(classes) or 'none'}")
-    if (mean is None) != (std is None):
-        raise ValueError("mean and std go together; give both, one number per channel")
-    given = None if mean is None or std is None else (numbers("mean", mean), numbers("std", std))
+    pixels = Pixels(mean, std)  # type: ignore[arg-type]  # it makes tuples of them
+    given = None if pixels.mean is None or pixels.std is None else (pixels.mean, pixels.std)
     how = (format, prefix, allow_partial, bn_branch)
+    if labels is not None:
+        labels = [str(one) for one in several("labels", labels, "names of the outputs")]
     expected = len(classes if labels is None else labels)
     if checkpoint is None:
         found = _as_it_is(network)
@@ -182,8 +184,16 @@ def load_classifier(
 
 
 def _width(classifier: nn.Module, images: Images) -> int:
-    with torch.no_grad(), evaluating(classifier):
-        return logits_of(classifier, images).shape[1]
+    """How many logits it answers to images of the data, or why it answers none."""
+    try:
+        with torch.no_grad(), evaluating(classifier):
+            return logits_of(classifier, images).shape[1]
+    except RuntimeError as error:  # torch's own, of shapes that do not fit
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"the classifier does not read the data's images {tuple(images.shape)}: {reason}; give "
+            "the image size that it was trained on, or another network"
+        ) from error
 
 
 def _of_imagenet(width: int) -> str | None:

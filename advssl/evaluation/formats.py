@@ -152,7 +152,7 @@ _WEIGHT_NORM: Renaming = (
 )
 # And what is known to be no part of an encoder.
 _HEAD = re.compile(
-    r"(?:\w+_)?(?:fc|heads?|linear|classifiers?|project(?:ion|or)s?|proj|predict(?:ion|or)s?|"
+    r"(?:\w+_)?(?:fc|heads?|linear|classifiers?|logits|project(?:ion|or)s?|proj|predict(?:ion|or)s?|"
     r"prototypes?|queue|criterion|memory_bank|discriminator|critic|n_averaged)(?:_\w+|\d+)?"
 )
 

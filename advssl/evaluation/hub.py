@@ -148,6 +148,7 @@ def _transformers(place: Path, config: Mapping[str, Any], name: str) -> Folder:
             f"{weights} holds NaN or inf in {some(broken)}; its training diverged, use another"
         )
     mean, std, size = _preprocessing(place)
+    made_for = getattr(network.config, "image_size", None)
     left = tuple(map(str, found.get("unexpected_keys", ())))
     return Folder(
         name,
@@ -156,7 +157,7 @@ def _transformers(place: Path, config: Mapping[str, Any], name: str) -> Folder:
         labels=labels_of({"id2label": config.get("id2label")}, network.config.num_labels),
         mean=mean,
         std=std,
-        image_size=size or getattr(network.config, "image_size", None),
+        image_size=size or (made_for if isinstance(made_for, int) else None),
         report=LoadReport("transformers", "", "", len(network.state_dict()), ignored=left),
     )
 

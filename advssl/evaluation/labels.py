@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from advssl.evaluation.refusals import some
-from advssl.types import see, several
+from advssl.types import see
 
 # What scripts call the names of the outputs that they save beside the weights.
 _LISTS = ("classes", "class_names", "label_names", "labels", "idx_to_class", "id2label")
@@ -71,19 +71,17 @@ def outputs_of(
     Raises:
         ValueError: if a class has no output, or several, or two classes have one.
     """
-    if labels is not None:
-        labels = [str(one) for one in several("labels", labels, "names of the outputs")]
-        if len(labels) != outputs:
-            raise ValueError(
-                f"labels must name each of the classifier's {outputs} outputs, got {len(labels)}: "
-                f"{some(labels)}"
-            )
+    if labels is not None and len(labels) != outputs:
+        raise ValueError(
+            f"labels must name each of the classifier's {outputs} outputs, got {len(labels)}: "
+            f"{some(labels)}"
+        )
     names = [(name,) for name in labels] if labels else _all_names(outputs, classes, known)
     if names is None and outputs != len(classes):
         raise ValueError(
             f"the classifier has {outputs} outputs, which have no names, and the data "
-            f"{len(classes)} classes ({some(classes)}); {_DO}, or evaluate on the data it was trained for"
-            + see("A classifier of other classes")
+            f"{len(classes)} classes ({some(classes)}); {_DO}, or evaluate on the data it was "
+            "trained for" + see("A classifier of other classes")
         )
     if names is None:
         return tuple(range(outputs)), (
@@ -99,8 +97,8 @@ def outputs_of(
     if lacking:
         raise ValueError(
             f"the classifier has no output for {len(lacking)} of the data's {len(classes)} "
-            f"classes: {some(lacking)}; its outputs are {some([one[0] for one in names], 10)}; {_DO}, or "
-            "leave these classes out" + see("A classifier of other classes")
+            f"classes: {some(lacking)}; its outputs are {some([one[0] for one in names])}; {_DO}, "
+            "or leave these classes out" + see("A classifier of other classes")
         )
     for name, found in zip(classes, hits, strict=True):
         if len(found) > 1:
@@ -111,9 +109,10 @@ def outputs_of(
     chosen = tuple(found[0] for found in hits)
     if len(set(chosen)) < len(chosen):
         raise ValueError(f"two of the data's classes have one output; they are {some(classes, 12)}")
-    of = "outputs" if len(chosen) == outputs else f"of the classifier's {outputs} outputs"
-    first = f"{classes[0]} is output {chosen[0]}" if len(chosen) else ""
-    return chosen, f"the data's {len(chosen)} classes by the names of {of}: {first}"
+    return chosen, (
+        f"the data's {len(chosen)} classes by name, of the classifier's {outputs} outputs: "
+        f"{classes[0]} is output {chosen[0]}"
+    )
 
 
 def _all_names(

@@ -226,4 +226,11 @@ def gsa(net, own):
     return content, {"bn_branch": "adversarial"}, {"bn_branch": "adversarial", "place": "model"}
 
 
-LAYOUTS = (plain, lightly, moco, moco_v3, dino, solo, acl, dynacl, advcl, gsa)
+def wrapped(_, own):
+    """RobustBench's: a module that normalises, then its network, here of a Lightning module too."""
+    state = {**prefixed(own, "model."), "mu": INPUT["normalize.mean"].view(1, 3, 1, 1)}
+    state |= {"sigma": INPUT["normalize.std"].view(1, 3, 1, 1), "model.linear.weight": HEAD}
+    return {"state_dict": state}, {}, {"prefix": "model.", "place": "state_dict"}
+
+
+LAYOUTS = (plain, lightly, moco, moco_v3, dino, solo, acl, dynacl, advcl, gsa, wrapped)

@@ -98,7 +98,6 @@ FORMATS = (
     # is evaluated; model_encoder_k.pt holds that one alone.
     Format("dynacl", ("state_dict", ""), ("encoder_k.", ""), _BN_LIST, _ACL, ranked=True),
     Format("advcl", ("model", "state_dict"), ("",), _BN_LIST, _ACL),
-    Format("gsa", ("model",), ("encoder.",), _BY_NUMBER, ("clean", "adversarial")),
     # Inside a module that normalises for it or trains it: RobustBench's and many a Lightning
     # module's model, nn.Sequential(Normalize(), network).
     Format(
@@ -107,6 +106,7 @@ FORMATS = (
         ("model.", "net.", "network.", "1."),
         ranked=True,
     ),
+    Format("gsa", ("model",), ("encoder.",), _BY_NUMBER, ("clean", "adversarial")),
 )
 
 # ResNets whose names differ, and what makes them torchvision's and timm's: mostly the shortcut.

@@ -127,7 +127,7 @@ def _transformers(place: Path, config: Mapping[str, Any], name: str) -> Folder:
         import transformers
     except ImportError as error:
         raise ImportError(
-            f"{place} is a {name} of transformers: pip install transformers, or save the "
+            f"{place} is a {name} of transformers: pip install advssl[hub], or save the "
             "network's state dict and give it with a backbone of timm"
         ) from error
     weights = _weights(place)

@@ -39,6 +39,7 @@ ORDER = [
 ]
 PACKAGE = Path(advssl.__file__).parent
 HEAVY = ["lightly", "timm", "pytorch_lightning", "sklearn", "matplotlib", "torchvision", "kornia"]
+HEAVY += ["msgspec", "jinja2", "scipy"]
 
 
 def imported(source: str) -> set[str]:

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any, TypeAlias
 
 from advssl.evaluation.records import Measurement, Source, made_of
-from advssl.evaluation.report.content import Report, Section, Table, by_column, known
+from advssl.evaluation.report.content import Report, Section, Table, by_column
 from advssl.evaluation.report.words import Cell, threat
 from advssl.evaluation.statistics import Interval, compare
 
@@ -45,7 +45,7 @@ def compared(encoders: Replicates, command: str, tables: Sequence[Table] = ()) -
     """
     if len(encoders) < 2 or not all(encoders.values()):
         raise ValueError(f"a comparison needs reports of two encoders or more, got {[*encoders]}")
-    comparable([report for reports in encoders.values() for report in reports])
+    comparable(encoders)
     first, *others = encoders
     return Report(
         title=f"{', '.join(others)} against {first}",
@@ -62,67 +62,75 @@ def compared(encoders: Replicates, command: str, tables: Sequence[Table] = ()) -
     )
 
 
-def comparable(reports: Sequence[Report]) -> None:
+def comparable(reports: Replicates | Sequence[Report]) -> None:
     """Raise unless the reports are of the same images, threat model and probe.
 
     A report of clean accuracy alone is of any threat model.
 
     Raises:
-        ValueError: that names the fields that differ, and their values.
+        ValueError: that names the fields that differ, and whose value is which.
     """
-    differing = {
-        field: values
-        for field in dict.fromkeys(f for report in reports for f in _conditions(report))
-        if len(values := _told(_conditions(report).get(field) for report in reports)) > 1
-    }
-    if not differing:
-        differing = _different_probes(reports)
+    if not isinstance(reports, Mapping):
+        reports = {f"report {i}": [report] for i, report in enumerate(reports, start=1)}
+    named = [(name, report) for name, several in reports.items() for report in several]
+    differing = _differing([(name, _conditions(report)) for name, report in named])
+    differing = differing or _different_probes(named)
     if differing:
-        told = "; ".join(f"{field}: {', '.join(values)}" for field, values in differing.items())
         raise ValueError(
-            f"reports are compared on the same images, under one threat model and by the same "
-            f"probe, and these differ in {told}; evaluate all in the same way"
+            "reports are compared on the same images, under one threat model and by the same "
+            f"probe, and these differ in {', in '.join(differing)}; evaluate all in the same way"
         )
 
 
-def _told(values: Iterable[Any]) -> list[str]:
-    """Those that are known, each once."""
-    return list(dict.fromkeys(str(value) for value in values if value is not None))
-
-
-def _conditions(report: Report) -> dict[str, Any]:
-    """What must be the same, and which of the data's fields say why it is not."""
-    last = _last(report)
-    held = known(report.data) if isinstance(report.data, Source) else {}
-    threats = [section.threat for section in last if section.threat]
-    return {
-        "source.fingerprint": ", ".join(_told(s.clean.dataset for s in report.sections)),
-        **{f"source.{name}": held.get(name) for name in ("image_size", "images")},
-        "threat": ", ".join(_told(map(threat, threats))) or None,
-    }
-
-
-def _different_probes(reports: Sequence[Report]) -> dict[str, list[str]]:
-    """The probes' fields that differ so that no section of one has its like in all others."""
-    by_place = [{_place(section): section for section in _last(report)} for report in reports]
-    shared = [place for place in by_place[0] if all(place in places for places in by_place)]
-    if not shared:
-        fields = {
-            f"probe.{name}": _told(
-                ", ".join(sorted({str(place[i]) for place in places})) for places in by_place
-            )
-            for i, name in enumerate(("protocol", "branch", "preset"))
-        }
-        return {name: values for name, values in fields.items() if len(values) > 1}
-    found = {}
-    for place in shared:
-        probes = [places[place].probe for places in by_place]
-        settings = [probe.settings for probe in probes if probe and probe.settings]
-        for name in dict.fromkeys(name for one in settings for name in one):
-            values = list(dict.fromkeys(repr(one.get(name)) for one in settings))
-            if len(values) > 1:
-                found[f"probe.settings.{name}"] = values
+def _differing(told: Sequence[tuple[str, Mapping[str, str]]]) -> list[str]:
+    """The fields in which those differ that say them, each with all values."""
+    found = []
+    for field in dict.fromkeys(field for _, fields in told for field in fields):
+        values = dict.fromkeys((name, fields[field]) for name, fields in told if field in fields)
+        if len({value for _, value in values}) > 1:
+            found.append(f"{field} ({'; '.join(f'{name}: {value}' for name, value in values)})")
     return found
+
+
+def _conditions(report: Report) -> dict[str, str]:
+    """What must be the same; image size and number say why the images are not."""
+    fields = {"source.fingerprint": _listed(s.clean.dataset for s in report.sections)}
+    if isinstance(report.data, Source):
+        fields["source.image_size"] = str(report.data.image_size)
+        fields["source.images"] = str(report.data.images)
+    threats = [section.threat for section in _last(report) if section.threat]
+    return fields | ({"threat": _listed(map(threat, threats))} if threats else {})
+
+
+def _different_probes(named: Sequence[tuple[str, Report]]) -> list[str]:
+    """The probes' fields that differ so that no section of one has its like in all others."""
+    by_place = [(name, {_place(s): s.probe for s in _last(report)}) for name, report in named]
+    first = by_place[0][1]
+    shared = [place for place in first if all(place in places for _, places in by_place)]
+    if not shared:
+        fields = ("probe.protocol", "probe.branch", "probe.preset")
+        listed = [
+            (name, {field: _listed(place[i] for place in places) for i, field in enumerate(fields)})
+            for name, places in by_place
+        ]
+        return _differing(listed)
+    found = []
+    for place in shared:
+        probes = [(name, places[place]) for name, places in by_place]
+        settings = [(name, probe.settings) for name, probe in probes if probe and probe.settings]
+        keys = dict.fromkeys(key for _, held in settings for key in held)
+        found += _differing(
+            [
+                (name, {f"probe.settings.{key}": repr(held.get(key)) for key in keys})
+                for name, held in settings
+            ]
+        )
+    return found
+
+
+def _listed(values: Iterable[object]) -> str:
+    """Each once."""
+    return ", ".join(dict.fromkeys(map(str, values)))
 
 
 def _last(report: Report) -> list[Section]:

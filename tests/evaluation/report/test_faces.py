@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
+from pathlib import Path
 
 import pytest
 
+import advssl
 from advssl.evaluation.report import (
     read,
     write,
@@ -202,3 +205,15 @@ class TestEscaping:
     def test_survives_the_record(self, folder):
         whole = nasty()
         assert read(write(whole, folder)["record"]) == without_pixels(whole)
+
+
+class TestShipped:
+    def test_templates_and_style_are_data_of_the_package(self):
+        """What lies beside the modules is found by the patterns of the built wheel."""
+        root = Path(advssl.__file__).parent
+        settings = (root.parent / "pyproject.toml").read_text(encoding="utf-8")
+        (line,) = re.findall(r"(?m)^advssl = (\[.*\])$", settings)
+        shipped = {found for pattern in json.loads(line) for found in root.glob(pattern)}
+        beside = {p for p in root.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")}
+        assert beside == shipped
+        assert {p.name for p in shipped} >= {"page.html.jinja", "page.md.jinja", "style.css"}

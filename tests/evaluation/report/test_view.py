@@ -129,7 +129,7 @@ class TestAnswer:
             page_of(report(dataclasses.replace(sure(8, 3), protocol="own", probe=own)), folder),
             "answer",
         )
-        assert "ℓ∞ 8/255, own head 95 %" in told
+        assert "ℓ∞ 8/255, own head 95 % interval" in told
 
     def test_what_follows_from_a_failed_check_stands_with_it(self, folder):
         check = Check("a", "fail", "seen", {})

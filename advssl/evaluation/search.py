@@ -93,7 +93,7 @@ def check_attack(attack: Any) -> None:
 
 
 class Search:
-    """What the attacks below share: input checks, and the classifier borrowed and given back."""
+    """What our attacks share: input checks, and the classifier borrowed and given back."""
 
     def __call__(
         self,
@@ -126,9 +126,9 @@ class Search:
                 in float32, on its own device, and comes back as it was.
             images: (B, C, H, W), float32, in [0, 1].
             labels: (B,), integer.
-            seed: of what is drawn, image by image, so that batch size and order do not matter: for
-                an image they change the rounding of the classifier's products, and what it draws
-                itself, if it is random. The caller's random state stays.
+            seed: of what is drawn for each image, in whatever batch and place. So batch size and
+                order change the rounding of the classifier's products and no more, but for what a
+                random classifier draws itself. The caller's random state stays.
             progress: told about restarts, targets or sub-attacks.
 
         Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -126,19 +127,19 @@ class Training:
             return data.train, data.validation
         standard = how.reads == "standard" and not self.history
         fixed = how.loss == "ce" and not (data.natural and how.augments)
-        train: Any = self._featurised(data.train, progress) if standard or fixed else data.train
+        train: Any = self._featurised("train", progress) if standard or fixed else data.train
         if standard:
             classifier.standardise(train.tensors[0])
         if how.loss != "ce":
             return data.train, data.validation
-        return train if fixed else data.train, self._featurised(data.validation, progress)
+        return train if fixed else data.train, self._featurised("validation", progress)
 
-    def _featurised(self, dataset: Any, progress: Progress) -> Any:
+    def _featurised(self, part: str, progress: Progress) -> Any:
         classifier = self.classifier
         depends: tuple[Any, ...] = ()
         if self.folder is not None:
             pixels = classifier.mean, classifier.std
-            depends = classifier.encoder, *pixels, dataset_fingerprint(dataset)
+            depends = classifier.encoder, *pixels, self._fingerprints[part]
         start = seeded_state(self.device, torch.Generator("cpu").manual_seed(0))
         with (
             torch.no_grad(),
@@ -148,7 +149,7 @@ class Training:
         ):
             return featurised(
                 classifier.raw,
-                dataset,
+                getattr(self.data, part),
                 classifier.linear.in_features,
                 self.device,
                 folder=self.folder,
@@ -206,13 +207,18 @@ class Training:
 
     def _identity(self) -> str:
         """Of all that the result depends on."""
-        data, how = self.data, self.how
-        used = [data.train, data.validation] + ([data.test] if how.selects == "test" else [])
+        data = self.data
         return identity_of(
-            [vars(how), self.ball, self.seed, self.device.type],
-            [len(data.classes), data.natural, *map(dataset_fingerprint, used)],
+            [vars(self.how), self.ball, self.seed, self.device.type],
+            [len(data.classes), data.natural, *self._fingerprints.values()],
             self.classifier,
         )
+
+    @cached_property
+    def _fingerprints(self) -> dict[str, str]:
+        """Of the parts that are read: every file of them is, so once."""
+        used = ["train", "validation", *(["test"] if self.how.selects == "test" else [])]
+        return {part: dataset_fingerprint(getattr(self.data, part)) for part in used}
 
 
 def of_first_rank(value: Any) -> Any:

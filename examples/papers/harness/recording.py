@@ -40,12 +40,18 @@ def _result(record: Mapping[str, Any]) -> Any:
 
 
 def exported(method: Method, encoder: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """What ``advssl evaluate`` reads: weights, and how the encoder's input is normalised."""
+    """What ``advssl evaluate`` reads: weights, how the input is normalised, a classifier's head.
+
+    The head is ``linear.weight`` and ``linear.bias``, of methods that train a classifier.
+    """
+    own = method.classifier()  # encoder, head
+    head = {} if own is None else own.get_submodule("1").state_dict()
     normalization = {
         f"normalize.{part}": torch.tensor(values)
         for part, values in chain.normalization(method).items()
     }
-    return {**{k: v.cpu() for k, v in encoder.state_dict().items()}, **normalization}
+    weights = {**encoder.state_dict(), **{f"linear.{k}": v for k, v in head.items()}}
+    return {**{k: v.cpu() for k, v in weights.items()}, **normalization}
 
 
 def table(title: str, found: Sequence[records.Measurement]) -> str:

@@ -19,9 +19,11 @@ from PIL import Image
 from advcl import VIEWS
 from advssl.cli import main as advssl
 from advssl.evaluation.checkpoints import load_encoder
+from advssl.evaluation.classifiers import load_classifier
 from advssl.evaluation.records import Measurement
 from advssl.integrations.timm import backbone
 from harness import chain, cost, tables
+from harness.recording import exported
 from harness.settings import Settings
 from reproduce import METHODS, PRESETS, dry_run, given, main, parse, plan_of
 
@@ -175,6 +177,24 @@ def test_exported_encoders_are_read_with_their_normalisation(name, chains):
         else:
             expected = sum(method.pixels, ())
             assert [*sum(report.normalization, ())] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["at", "trades", "ascl_local"])
+def test_an_exported_classifier_answers_what_the_method_does(name, tmp_path):
+    plan = tiny.plan(name, "--limit", "40")
+    data = chain.open_plan(plan)
+    method = chain.build(plan, METHODS[name], data)
+    torch.nn.init.normal_(method.head.weight)
+    (encoder,) = chain.encoders(method).values()
+    torch.save(exported(method, encoder), tmp_path / "encoder.pt")
+    images = torch.rand(4, 3, 8, 8)
+    found = load_classifier(
+        plan.backbone, tmp_path / "encoder.pt", classes=data.classes, images=images
+    )
+    assert found.head == "linear"
+    with torch.no_grad():
+        expected = method.classifier().eval()(images)
+        torch.testing.assert_close(found.classifier(images), expected)
 
 
 def test_advssl_evaluates_an_exported_encoder(chains, tmp_path, capsys):

@@ -80,19 +80,19 @@ def _gathered(dataset: Any, parts: Iterable[list[int]]) -> Iterator[tuple[Images
             ahead.append(len(part))
             yield from part
 
-    threads = threads_for(dataset)
-    samples = ordered(partial(_stored, dataset), rows(), threads)
+    files = _of_kind(dataset, Folder)
+    read = partial(_stored, dataset) if files else dataset.__getitem__
+    samples: Iterator[tuple[Tensor, int]] = ordered(read, rows(), threads_for(dataset))
     for first in samples:
         images, labels = zip(first, *islice(samples, ahead.popleft() - 1), strict=True)
-        yield _stacked(images), [int(label) for label in labels]
+        yield _stacked(images) if files else torch.stack(images), [int(c) for c in labels]
 
 
 def _stored(dataset: Any, row: int) -> tuple[Tensor, int]:
-    base, place = base_of(dataset, row)
-    if type(base) is not Folder:
-        return base[place]
-    path, label = base.samples[place]
-    return base.fitted(read_image(path)), label
+    """The image in a file, before it is made floating point."""
+    folder, place = base_of(dataset, row)
+    path, label = folder.samples[place]
+    return folder.fitted(read_image(path)), label
 
 
 def _stacked(images: Sequence[Tensor]) -> Images:

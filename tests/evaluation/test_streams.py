@@ -17,13 +17,13 @@ from advssl.evaluation.streams import Stream, batches, in_parts, ordered
 
 
 class Foreign(Dataset):
-    """A dataset that draws random numbers, and has no labels but those it gives."""
+    """It draws random numbers, has no labels but those it gives, and is not in [0, 1]."""
 
     def __len__(self):
         return 7
 
     def __getitem__(self, index):
-        return torch.rand(3, 4, 4), index
+        return 4 * torch.rand(3, 4, 4) - 2, index
 
 
 def test_batches_keep_the_order():
@@ -33,7 +33,9 @@ def test_batches_keep_the_order():
     torch.testing.assert_close(torch.cat([x for x, _ in parts]).flatten(), torch.arange(5) / 255)
 
 
-@pytest.fixture(params=["folder", "half", "both", "deep", "memory", "resized", "part", "foreign"])
+@pytest.fixture(
+    params=["folder", "half", "both", "deep", "memory", "resized", "part", "foreign", "all"]
+)
 def dataset(request, folder):
     whole = open_data(f"folder:{folder}", image_size=8)
     memory = InMemory(torch.randint(0, 256, (9, 3, 6, 6), dtype=torch.uint8), torch.arange(9))
@@ -48,6 +50,7 @@ def dataset(request, folder):
         "resized": InMemory(memory.images, memory.targets, size=4),
         "part": Subset(memory, torch.tensor([8, 2, 2, 0])),
         "foreign": Foreign(),
+        "all": ConcatDataset([InMemory(whole.test[0][0][None], [0]), whole.train, whole.test]),
     }[request.param]
 
 

@@ -16,7 +16,7 @@ from advssl.losses import unit
 from advssl.modes import evaluating
 from advssl.types import Images, embeddings_of, number
 
-_WIDE = 2**25  # numbers that are standardised at once
+_WIDE = 2**23  # numbers that are standardised at once: 64 MB of float64, and as much to work with
 
 
 class Classifier(nn.Module):

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from advssl import cli
-from advssl.evaluation import diagnostics, report
+from advssl.evaluation import ascents, checks, report, searches
 from advssl.evaluation.probes import PRESETS, protocol
 
 pytest.importorskip("timm")
@@ -101,9 +101,9 @@ def test_photographs_of_224_pixels_in_folders_within_folders(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "_RADII", (1.0,))
     monkeypatch.setattr(cli, "_STEPS", (1, 2))
-    monkeypatch.setattr(diagnostics, "_PGD_STEPS", 4)
-    monkeypatch.setattr(diagnostics, "_STEP_COUNTS", (1, 3))
-    monkeypatch.setattr(diagnostics, "_QUERIES", 10)
+    monkeypatch.setattr(checks, "PGD_STEPS", 4)
+    monkeypatch.setattr(ascents, "STEP_COUNTS", (1, 3))
+    monkeypatch.setattr(searches, "QUERIES", 10)
     monkeypatch.setitem(
         PRESETS["standardised"], "slf", replace(protocol("standardised", "slf"), epochs=6)
     )

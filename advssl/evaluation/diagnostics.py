@@ -8,86 +8,204 @@ number above it is too high.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
-from typing import Any, Literal, TypeAlias
+from pathlib import Path
+from typing import TypeAlias
 
-import torch
-import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import nn
 
-from advssl.attacks import AdversarialViewGenerator
-from advssl.balls import L2, Ball, Linf, widest
-from advssl.branches import BranchBatchNorm, on_branch
-from advssl.evaluation.attacks import (
-    PGD,
-    AutoAttack,
-    Batches,
-    Clean,
-    Logits,
-    MultiTargetedPGD,
-    Progress,
-    batch_seed,
-    borrowed,
-    check_batch,
-    class_count,
-    device_of,
-    logits_of,
-    margin,
-)
-from advssl.types import Images, Labels, PerExample, Perturbation
+from advssl.balls import Ball, Linf, grey_of
+from advssl.evaluation.answers import deterministic
+from advssl.evaluation.ascents import STEP_COUNTS, branches_apart, gap, radii_of, radius, steps
+from advssl.evaluation.autoattack import MOST_TARGETS
+from advssl.evaluation.batches import Batches
+from advssl.evaluation.census import Repeats
+from advssl.evaluation.checks import PGD_STEPS, Case, Differentiable, arranged, first, not_run
+from advssl.evaluation.checks import Check as Check
+from advssl.evaluation.checks import Known as Known
+from advssl.evaluation.checks import Verdict as Verdict
+from advssl.evaluation.identity import fingerprint_of, identity_of, keep, kept
+from advssl.evaluation.leaks import easier_than_training, repeated
+from advssl.evaluation.logits import NotFinite, device_of
+from advssl.evaluation.progress import Progress, ignored
+from advssl.evaluation.searches import QUERIES, black_box
+from advssl.evaluation.slopes import DIRECTIONS, SCALES, gradients, inputs
+from advssl.types import Images, Labels, several
 
-Verdict: TypeAlias = Literal["pass", "fail", "not run"]
-Known: TypeAlias = Clean | PGD | MultiTargetedPGD | AutoAttack
-
-_PGD_STEPS = 20
-_STEP_COUNTS = (1, 5, 20, 50)
-_RADII = (0.5, 1.0, 2.0, 4.0)  # of the ball's
-_QUERIES = 5 * _PGD_STEPS  # of the random search: at least what PGD's forwards and backwards cost
-_DIRECTIONS = 8  # of finite differences
-_GREY_LEVEL = 1 / 255  # their length: below it images do not differ, above it a net is less linear
-_SATURATED = 16.6  # logits this far apart are probability 1 in float32: softmax - onehot is zero
-_COMPOSED = 32  # images that are sent in other company
-
-# Thresholds. Above each stands what healthy classifiers show (digits and CIFAR-10 networks, plain
-# and adversarially trained) and what the masks show that they are there for.
-# Healthy: 0 %. A grey image is in every ball of this radius, so no classifier is right there on
-# more than one class; a mask leaves 30 % to 100 %. Above zero only for few images and steps.
-_LEFT_AT_GREY = 0.10
-# Healthy: accuracy falls with radius and steps up to the noise of a random start, 0 to 2 points.
-_RISE = 0.05
-# Healthy: cross-entropy rises with steps, or has converged; it never loses a tenth of its gain.
-_LOSS_SHARE = 0.9
-# Healthy: 0 to 1 % of what PGD leaves falls to a hundred queries; a mask loses 10 % and more.
-_BROKEN_WITHOUT_GRADIENT = 0.05
-# Healthy: none. Logits 46 apart have gradients of 1e-20; training ends at 10 to 20 apart.
-_TINY_GRADIENT, _VANISHING = 1e-20, 0.10
-# Healthy: 1e-6, float32 kernels that differ between batch sizes. AutoAttack's own check: 1e-4.
-_DIFFERENT_LOGITS = 1e-4
-# Healthy: 0.02, the kinks of ReLU within one grey level. A quantiser: 1. Noise: 0.7 and more.
-_DISAGREEMENT = 0.5
-# Healthy: at most 7 points between PGD-20 and AutoAttack for published networks, up to 19 for small
-# ones at a radius at which most images just fall: there the cross-entropy climbs between two
-# classes. That is a quarter of what can be broken; a mask hides nearly all of it, or more points.
-_GAP, _LARGE_GAP, _MISSED = 0.05, 0.25, 0.4
+Range: TypeAlias = tuple[int, int]  # at least and at most
 
 
 @dataclass(frozen=True)
-class Check:
-    """One reason to doubt, looked into.
+class Cost:
+    """What the number of forwards depends on.
 
     Attributes:
-        name: what was looked into.
-        verdict: "pass", "fail" (believe no robust accuracy before this is explained) or "not run".
-        evidence: one plain sentence with the numbers.
-        numbers: the same for figures, as plain JSON.
+        ball: the threat model.
+        shape: (C, H, W) of an image.
+        classes: of the classifier.
+        branches: of BatchNorm.
     """
 
-    name: str
-    verdict: Verdict
-    evidence: str
-    numbers: Mapping[str, Any]
+    ball: Ball
+    shape: Sequence[int]
+    classes: int
+    branches: int = 0
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A reason to doubt, before it is looked into.
+
+    Attributes:
+        asks: what is asked, a question.
+        fails: when the check fails, a clause.
+        follows: what follows for the number above, and what to do.
+        look: finds the answer.
+        forwards: per image, besides PGD-20 on the test images, which is run once for all checks. A
+            backward to the input counts as a forward.
+        reads_pgd: whether it needs that.
+    """
+
+    asks: str
+    fails: str
+    follows: str
+    look: Callable[[Case], Check]
+    forwards: Callable[[Cost], Range]
+    reads_pgd: bool = False
+
+
+def _ascent(count: int) -> int:
+    return 2 * count + 1  # forwards and backwards, and what came of them
+
+
+_PGD = 1 + _ascent(PGD_STEPS)  # the clean image is looked at too
+
+
+def _of_radius(cost: Cost) -> Range:
+    grey = grey_of(cost.ball, cost.shape)
+    if grey is None:
+        return 0, 0
+    radii = radii_of(cost.ball, grey)
+    others = sum(at != cost.ball.radius for at in radii)
+    return 1 + others * _PGD, 1 + others * _PGD
+
+
+def _of_gap(cost: Cost) -> Range:
+    targets = min(MOST_TARGETS, cost.classes - 1)
+    return 1 + _ascent(PGD_STEPS), 1 + targets * _ascent(PGD_STEPS)
+
+
+def _same(count: int) -> Callable[[Cost], Range]:
+    return lambda _: (count, count)
+
+
+_TOO_HIGH = "the accuracy under attack above is too high"
+_STRONGER = (
+    f"{_TOO_HIGH}; use the number under AutoAttack, or that of multi-targeted PGD, and give it as "
+    "an upper bound"
+)
+_INPUTS = "gradient is the slope, inputs in range"
+_AGAINST_TRAINING = "test images against training images"
+_LEAKED = "test images among training images"
+
+CHECKS: dict[str, Doubt] = {
+    "accuracy against radius": Doubt(
+        asks="does everything fall at a radius at which all images can be made the same grey?",
+        fails="something survives a radius at which all images can be made the same grey, or "
+        "accuracy rises with the radius",
+        follows=f"{_TOO_HIGH}: PGD does not find what is known to be there; find what hides the "
+        "gradient, and attack through it",
+        look=radius,
+        forwards=_of_radius,
+        reads_pgd=True,
+    ),
+    "loss against steps": Doubt(
+        asks="do more steps find a higher loss, and no higher accuracy?",
+        fails="more steps find a lower loss or a higher accuracy, or an image is right more often "
+        "after an attack than before it",
+        follows=f"{_TOO_HIGH}: the attack climbs the wrong way; find what it climbs (noise, a "
+        "rounding, labels that the classifier sees) and use the strongest attack's number",
+        look=steps,
+        forwards=_same(1 + sum(map(_ascent, STEP_COUNTS))),
+    ),
+    "white box against black box": Doubt(
+        asks="does a search without gradients find nothing that PGD does not?",
+        fails="a random search without gradients breaks what PGD does not",
+        follows=_STRONGER,
+        look=black_box,
+        forwards=_same(1 + QUERIES),
+        reads_pgd=True,
+    ),
+    "gradients do not vanish": Doubt(
+        asks="does the cross-entropy have a gradient where the classifier is right?",
+        fails="images have no gradient above 1e-20 (logits too far apart for float32)",
+        follows=f"{_TOO_HIGH}: PGD on the cross-entropy stands still; use the number under "
+        "multi-targeted PGD or AutoAttack, or divide the logits by a temperature",
+        look=gradients,
+        forwards=_same(2),
+    ),
+    "deterministic outputs": Doubt(
+        asks="has one image one answer, in any company?",
+        fails="an image has two answers, or another answer in other company",
+        follows="no number above can be repeated: switch off dropout, noise and batch statistics "
+        "and evaluate again, or average gradients over the noise (EOT)",
+        look=deterministic,
+        forwards=lambda _: (0, 5),
+    ),
+    _INPUTS: Doubt(
+        asks="is the gradient that attacks follow the classifier's slope, on pixels of [0, 1]?",
+        fails="moving pixels does not do what the gradient says, however little they move (a "
+        "quantiser, a clamp, a detached step), or images are not in [0, 1]",
+        follows=f"{_TOO_HIGH}: attacks follow a gradient that is not the classifier's; let it "
+        "through, or attack what stands behind it (BPDA)",
+        look=inputs,
+        forwards=lambda _: (2 + 2 * DIRECTIONS, len(SCALES) * (2 + 2 * DIRECTIONS)),
+    ),
+    "BatchNorm branches": Doubt(
+        asks="do images made through another branch hurt no more than one's own?",
+        fails="adversarial images made through another branch hurt more than one's own; not run "
+        "for one branch",
+        follows=f"{_TOO_HIGH}: a transferred attack beats its own; use the number on the worst "
+        "branch's images",
+        look=branches_apart,
+        forwards=lambda cost: (cost.branches * (2 + _PGD), cost.branches * (2 + _PGD)),
+        reads_pgd=True,
+    ),
+    "PGD against a stronger attack": Doubt(
+        asks="does a stronger attack find little more than PGD?",
+        fails="multi-targeted PGD finds far more than PGD",
+        follows=_STRONGER,
+        look=gap,
+        forwards=_of_gap,
+        reads_pgd=True,
+    ),
+    _AGAINST_TRAINING: Doubt(
+        asks="are test images no easier than training images?",
+        fails="test images are right far more often than training images, or resist far more often",
+        follows="all numbers above are too high: the classifier was made with these images or "
+        "their labels; evaluate on images it has not seen",
+        look=easier_than_training,
+        forwards=_same(1 + _PGD),
+        reads_pgd=True,
+    ),
+}
+
+# With what is asked of the data, by :func:`leaked`: all that the documentation lists.
+DOUBTS: dict[str, Doubt] = {
+    **CHECKS,
+    _LEAKED: Doubt(
+        asks="is no test image a training image?",
+        fails="more than 1 % of the test images are training images, pixel by pixel",
+        follows="all numbers above are too high by up to that share; take these images out of one "
+        "of the parts, and train again if they were learnt from",
+        look=lambda _: not_run("it is asked of the data, not of a classifier"),
+        forwards=_same(0),
+    ),
+}
 
 
 def doubts(
@@ -100,13 +218,18 @@ def doubts(
     max_images: int = 128,
     seed: int = 0,
     progress: Progress | None = None,
+    which: Sequence[str] | None = None,
+    training: Batches | None = None,
+    folder: str | Path | None = None,
 ) -> list[Check]:
     """Every reason to doubt the robust accuracy of ``classifier``, looked into.
 
-    Per image this costs 178 forwards and backwards to the input, 20 more for each wrong class (9 at
-    most) as long as the image stands, and 150 forwards: the work of at most 870 forwards, so
-    110 000 for 128 images. Each BatchNorm branch adds 20 and 5. With ``autoattack`` what that
-    costs takes the place of the wrong classes.
+    With a ``folder`` each verdict is written there as soon as it is found, and a call that was
+    killed and is repeated reads it, under the same classifier, images, settings and packages.
+
+    Neither the order of the images nor how they are put into batches tells: they are taken in an
+    order of their own, 32 at once, or as many as the largest of ``batches`` holds if those are
+    fewer. What all of it costs is :func:`forwards`: about 850 an image for ten classes.
 
     Args:
         classifier: images to logits (B, K), float32; left as it was.
@@ -114,506 +237,160 @@ def doubts(
         ball: the threat model whose robust accuracy is to be believed.
         branches: classifiers by name, if the BatchNorm branches of one encoder were finetuned
             apart. Branches inside ``classifier`` are found without it.
-        autoattack: compare PGD with AutoAttack standard, not with multi-targeted PGD.
+        autoattack: compare PGD with AutoAttack standard, not with multi-targeted PGD, where it
+            knows the ball.
         max_images: how many images are looked at, from the first on.
         seed: of everything that is drawn.
         progress: called after each check.
+        which: names out of :data:`CHECKS`; without it all that can be asked.
+        training: images and labels that the classifier learnt from, as it is evaluated on them:
+            not augmented, and with about the same share of each class as the test images. As many
+            are looked at. With them it is asked whether test images are the easier ones.
+        folder: where verdicts are kept.
 
     Returns:
-        The eight checks, in a fixed order, whatever their verdicts.
+        The checks in the order of :data:`CHECKS`, whatever their verdicts: eight, or nine with
+        training images.
 
     Raises:
-        ValueError: on no images, or on labels and logits that make no sense.
+        ValueError: on no images, on labels and logits that make no sense, and on a name that no
+            check has. Logits that are not finite are a doubt.
     """
-    taken = _first(batches, max_images)
-    if not _in_range(taken):
-        return _out_of_range(taken)
-    case = _Case(_Differentiable(classifier), taken, ball, branches or {}, autoattack, seed)
-    _ = case.clean  # what is wrong with labels or logits is an error, not a doubt
-    checks = []
-    for name, look in _NAMES_AND_CHECKS.items():
-        checks.append(_looked_into(name, look, case))
-        if progress is not None:
-            progress(f"doubts: {name}", len(checks), len(_NAMES_AND_CHECKS))
-    return checks
-
-
-@dataclass(frozen=True)
-class _Case:
-    """A classifier under doubt, and what several checks need of it."""
-
-    classifier: nn.Module
-    batches: Sequence[tuple[Images, Labels]]
-    ball: Ball
-    branches: Mapping[str, nn.Module]
-    autoattack: bool
-    seed: int
-
-    @cached_property
-    def pgd(self) -> PGD:
-        return PGD(self.ball, _PGD_STEPS, step_size=None)
-
-    @cached_property
-    def clean(self) -> PerExample:
-        return self.standing(Clean())
-
-    @cached_property
-    def under_pgd(self) -> PerExample:
-        return self.standing(self.pgd)
-
-    def standing(self, attack: Known, judge: nn.Module | None = None) -> PerExample:
-        """(N,), bool: what ``judge`` still gets right of the images made for the classifier."""
-        flags = []
-        for number, (x, y) in enumerate(self.batches):
-            seed = batch_seed(self.seed, number)
-            found = attack.search(self.classifier, x, y, seed=seed)
-            if judge is not None:
-                found = Clean().search(judge, found.images, y, seed=seed)
-            flags.append(found.correct.cpu())
-        return torch.cat(flags)
-
-    def each(self, look: Callable[[Images, Labels, Generator], Tensor]) -> Tensor:
-        """What ``look`` finds in each batch, one row per image, on the CPU."""
-        found = []
-        for number, (x, y) in enumerate(self.batches):
-            device, seed = device_of(self.classifier, x), batch_seed(self.seed, number)
-            with borrowed(self.classifier, device, seed):
-                draw = Generator(device).manual_seed(seed)
-                rows = look(x.detach().clone().to(device), y.to(device).long(), draw)
-            found.append(rows.detach().cpu())
-        return torch.cat(found)
-
-
-def _radius(case: _Case) -> Check:
-    """At a radius at which all images can be made alike, nothing may be left."""
-    grey = grey_radius(case.ball, case.batches[0][0])
-    if grey is None:
-        return _not_run(f"no largest useful radius is known for {type(case.ball).__name__}")
-    radii = [f * case.ball.radius for f in _RADII if f * case.ball.radius < grey] + [grey]
-    accuracy = []
-    for radius in radii:
-        at = _resized(case.ball, radius)
-        asked = at == case.ball
-        flags = case.under_pgd if asked else case.standing(PGD(at, _PGD_STEPS, step_size=None))
-        accuracy.append(_share(flags))
-    rise = max(0.0, *(a - min(accuracy[: i + 1]) for i, a in enumerate(accuracy)))
-    failed = accuracy[-1] > _LEFT_AT_GREY or rise > _RISE
-    evidence = (
-        f"PGD-{_PGD_STEPS} leaves {_percent(accuracy[-1])} at radius {grey:.3g}, where every image "
-        f"can become the same grey; with the radius accuracy rises by {_points(rise)} at most"
+    names = _chosen(which, training is not None)
+    taken = first(batches, max_images)
+    outside = _out_of_range(taken, names)
+    if outside:
+        return outside
+    learnt = [] if training is None else arranged(first(training, max_images))
+    case = Case(
+        Differentiable(classifier), arranged(taken), ball, branches or {}, autoattack, seed, learnt
     )
-    return _answer(failed, evidence, radii=radii, accuracy=accuracy, clean=_share(case.clean))
+    shelf = _Shelf(None if folder is None else Path(folder), case)
+    checks = {name: shelf.read(name) for name in names}
+    if None in checks.values():
+        with suppress(NotFinite):  # a doubt; what else is wrong with labels or logits is an error
+            _ = case.clean
+    for done, name in enumerate(names, start=1):
+        checks[name] = check = checks[name] or _looked_into(name, case)
+        shelf.write(check)
+        (progress or ignored)(f"doubts: {name}", done, len(names))
+    return [check for check in checks.values() if check]
 
 
-def _steps(case: _Case) -> Check:
-    """More steps find a higher loss, not a higher accuracy."""
-    start = case.each(lambda x, y, _: _outcome(case.classifier, x, y)).mean(dim=0)
-    ends = []
-    for steps in _STEP_COUNTS:
-        climb = AdversarialViewGenerator(case.ball, steps)
+def leaked(found: Repeats) -> Check:
+    """Whether test images are among the training images: a doubt about every number.
 
-        def attacked(x: Images, y: Labels, draw: Generator) -> Tensor:
-            def loss(v: Images) -> PerExample:
-                return F.cross_entropy(logits_of(case.classifier, v), y, reduction="none")
-
-            return _outcome(case.classifier, climb(x, loss, generator=draw), y)
-
-        ends.append(case.each(attacked).mean(dim=0))
-    clean = float(start[0])
-    losses, accuracy = [float(e[0]) for e in ends], [float(e[1]) for e in ends]
-    gain, first_gain = losses[-1] - clean, losses[0] - clean
-    rise = accuracy[-1] - min(accuracy)
-    failed = gain <= 0 or gain < _LOSS_SHARE * first_gain or rise > _RISE
-    pairs = zip(_STEP_COUNTS, losses, accuracy, strict=True)
-    told = ", ".join(f"{k}: {loss:.3g} and {_percent(a)}" for k, loss, a in pairs)
-    evidence = f"from a clean loss of {clean:.3g}, loss and accuracy by number of steps are {told}"
-    return _answer(
-        failed, evidence, steps=list(_STEP_COUNTS), loss=losses, accuracy=accuracy, clean_loss=clean
-    )
-
-
-def _black_box(case: _Case) -> Check:
-    """What sees no gradient must not find what PGD does not."""
-    searched = case.each(
-        lambda x, y, draw: _random_search(case.classifier, x, y, case.ball, draw)
-    ).bool()
-    missed = _share(case.under_pgd & ~searched)
-    evidence = (
-        f"PGD-{_PGD_STEPS} leaves {_percent(_share(case.under_pgd))}, a random search of "
-        f"{_QUERIES} queries {_percent(_share(searched))}; it breaks {_percent(missed)} that PGD "
-        "does not"
-    )
-    return _answer(
-        missed > _BROKEN_WITHOUT_GRADIENT,
-        evidence,
-        white_box=_share(case.under_pgd),
-        black_box=_share(searched),
-        missed_by_pgd=missed,
-        queries=_QUERIES,
-    )
-
-
-def _gradients(case: _Case) -> Check:
-    """Where the cross-entropy has no gradient, an attack on it goes nowhere."""
-
-    def look(x: Images, y: Labels, _: Generator) -> Tensor:
-        logits, gradient = _loss_gradient(case.classifier, x, y)
-        # A norm would underflow: the square of 1e-25 is no float32.
-        return torch.stack([gradient.flatten(1).abs().amax(dim=1), -margin(logits, y)], dim=1)
-
-    peak, lead = case.each(look).unbind(dim=1)
-    right = lead > 0
-    if not right.any():
-        return _not_run("no image is classified right")
-    zero, tiny = _share(peak[right] == 0), _share(peak[right] < _TINY_GRADIENT)
-    saturated = _share(lead[right] > _SATURATED)
-    evidence = (
-        f"of the images classified right, {_percent(zero)} have no gradient of the cross-entropy, "
-        f"{_percent(tiny)} none above {_TINY_GRADIENT:g} in any pixel; {_percent(saturated)} have "
-        f"logits more than {_SATURATED} apart, where float32 rounds the probability to 1"
-    )
-    return _answer(
-        tiny > _VANISHING,
-        evidence,
-        zero=zero,
-        tiny=tiny,
-        saturated=saturated,
-        largest_gradient=peak.tolist(),
-        lead=lead.tolist(),
-    )
-
-
-def _deterministic(case: _Case) -> Check:
-    """One image has one answer: at a second look, and in whatever company it comes."""
-    x = case.batches[0][0][:_COMPOSED]
-    device = device_of(case.classifier, x)
-    with borrowed(case.classifier, device, case.seed), torch.no_grad():
-        x = x.clone().to(device)
-        first, again = logits_of(case.classifier, x), logits_of(case.classifier, x)
-        turned = logits_of(case.classifier, x.flip(0)).flip(0)
-        half = torch.cat(
-            [logits_of(case.classifier, part) for part in torch.split(x, len(x) // 2 + 1)]
-        )
-        alone = logits_of(case.classifier, x[:1])
-    repeated = _difference(first, again)
-    composed = max(
-        _difference(first, turned), _difference(first, half), _difference(first[:1], alone)
-    )
-    evidence = (
-        f"logits differ by {repeated:.1e} of their length between two looks at the same batch, by "
-        f"{composed:.1e} when the images come in another order, in halves or alone"
-    )
-    failed = not max(repeated, composed) <= _DIFFERENT_LOGITS  # true of NaN too
-    return _answer(failed, evidence, repeated=repeated, composed=composed)
-
-
-def _inputs(case: _Case) -> Check:
-    """The gradient is the slope: no quantiser, clamp or detached step stands before the network."""
-
-    def look(x: Images, y: Labels, draw: Generator) -> Tensor:
-        leaf = x.clamp(0, 1).requires_grad_()
-        height = margin(logits_of(case.classifier, leaf), y)
-        gradient = torch.autograd.grad(height.sum(), leaf)[0]
-        rows = [gradient.flatten(1).abs().amax(dim=1)]
-        pixels = leaf.detach()
-        for everywhere in (True, False):
-            for _ in range(_DIRECTIONS):
-                direction = _inward(pixels, draw) * (everywhere | _at_edge(pixels))
-                with torch.no_grad():
-                    moved = margin(logits_of(case.classifier, pixels + direction), y)
-                rows += [moved - height.detach(), (gradient * direction).flatten(1).sum(dim=1)]
-        return torch.stack(rows, dim=1)
-
-    found = case.each(look)
-    flat = _share(found[:, 0] == 0)
-    anywhere, at_edges = _disagreement(found[:, 1:])
-    low, high = _extremes(case.batches)
-    evidence = (
-        f"images lie in [{low:.3g}, {high:.3g}]; over one grey level the logits' rise and what "
-        f"their gradient says disagree by {anywhere:.2f}, for pixels at 0 or 1 alone by "
-        f"{at_edges:.2f} (0 same, 1 unrelated); {_percent(flat)} of the images have no gradient"
-    )
-    disagreement = max(anywhere, at_edges)
-    failed = disagreement > _DISAGREEMENT or flat > _VANISHING
-    return _answer(
-        failed,
-        evidence,
-        low=low,
-        high=high,
-        disagreement=anywhere,
-        at_edges=at_edges,
-        without_gradient=flat,
-    )
-
-
-def _branches(case: _Case) -> Check:
-    """Images made through another BatchNorm branch must not hurt more than one's own."""
-    branches = dict(case.branches) or {
-        name: _OnBranch(case.classifier, name) for name in _branch_names(case.classifier)
-    }
-    if not branches:
-        return _not_run("the classifier has no BatchNorm branches, and none were given")
-    clean, robust, crossed = [], [], []
-    for classifier in branches.values():
-        other = replace(case, classifier=_Differentiable(classifier))
-        clean.append(_share(other.clean))
-        robust.append(_share(other.under_pgd))
-        crossed.append(_share(other.standing(case.pgd, judge=case.classifier)))
-    own = _share(case.under_pgd)
-    told = ", ".join(
-        f"{name} {_percent(c)} clean and {_percent(r)} under PGD-{_PGD_STEPS}"
-        for name, c, r in zip(branches, clean, robust, strict=True)
-    )
-    evidence = (
-        f"{told}; the classifier keeps {_percent(own)} on its own adversarial images and "
-        f"{_percent(min(crossed))} on the worst branch's"
-    )
-    return _answer(
-        min(crossed) < own - _RISE,
-        evidence,
-        branches=list(branches),
-        clean=clean,
-        robust=robust,
-        crossed=crossed,
-        own=own,
-    )
-
-
-def _gap(case: _Case) -> Check:
-    """A stronger attack finds a little more than PGD, not much more: else believe the stronger.
-
-    Where several classes are equally near, cross-entropy climbs between them and PGD misses much
-    without any mask. Its number is not to be believed then either.
+    Args:
+        found: how many are, and of how many test images, as
+            :func:`~advssl.evaluation.census.checked` counts: its ``repeats["test in train"]``.
     """
-    if case.autoattack:
-        attack: Known = AutoAttack(case.ball, class_count(case.classifier, case.batches[0][0]))
-    else:
-        attack = MultiTargetedPGD(case.ball, _PGD_STEPS, step_size=None)
-    stronger = case.standing(attack)
-    gap, broken = _share(case.under_pgd & ~stronger), _share(case.clean & ~stronger)
-    missed = gap / broken if broken else 0.0
-    evidence = (
-        f"PGD-{_PGD_STEPS} leaves {_percent(_share(case.under_pgd))}, {attack.name} "
-        f"{_percent(_share(stronger))}; PGD misses {_percent(missed)} of what that breaks"
-    )
-    return _answer(
-        gap > _LARGE_GAP or (gap > _GAP and missed > _MISSED),
-        evidence,
-        attack=attack.name,
-        pgd=_share(case.under_pgd),
-        stronger=_share(stronger),
-        gap=gap,
-        missed=missed,
-    )
+    return _named(_LEAKED, DOUBTS[_LEAKED], repeated(found))
 
 
-_INPUTS = "gradient is the slope, inputs in range"
-_NAMES_AND_CHECKS: dict[str, Callable[[_Case], Check]] = {
-    "accuracy against radius": _radius,
-    "loss against steps": _steps,
-    "white box against black box": _black_box,
-    "gradients do not vanish": _gradients,
-    "deterministic outputs": _deterministic,
-    _INPUTS: _inputs,
-    "BatchNorm branches": _branches,
-    "PGD against a stronger attack": _gap,
-}
+def forwards(
+    ball: Ball,
+    shape: Sequence[int],
+    classes: int,
+    *,
+    branches: int = 0,
+    which: Sequence[str] | None = None,
+    training: bool = False,
+) -> Range:
+    """How many forwards :func:`doubts` takes for each image, at least and at most.
 
+    A backward to the input counts as one. With ``autoattack`` what that costs is to be added.
 
-class _Differentiable(nn.Module):
-    """A classifier whose logits have a gradient, be it zero: what cuts it is found, not raised."""
-
-    def __init__(self, classifier: nn.Module) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, images: Images) -> Logits:
-        logits = logits_of(self.classifier, images)
-        if images.requires_grad and not logits.requires_grad:
-            logits = logits + 0 * images.flatten(1).sum(dim=1, keepdim=True)
-        return logits
-
-
-class _OnBranch(nn.Module):
-    """A classifier seen through one of its BatchNorm branches."""
-
-    def __init__(self, classifier: nn.Module, name: str) -> None:
-        super().__init__()
-        self.classifier, self.name = classifier, name
-
-    def forward(self, images: Images) -> Logits:
-        with on_branch(self.classifier, self.name):
-            logits: Logits = self.classifier(images)
-        return logits
-
-
-def _looked_into(name: str, look: Callable[[_Case], Check], case: _Case) -> Check:
-    try:
-        return replace(look(case), name=name)
-    except ValueError as error:
-        # An attack that breaks down (a loss that is not finite) left the classifier untested.
-        return Check(name, "fail", f"the check broke down: {error}", {})
-
-
-def _answer(failed: bool, evidence: str, **numbers: Any) -> Check:
-    return Check("", "fail" if failed else "pass", evidence, numbers)
-
-
-def _not_run(why: str) -> Check:
-    return Check("", "not run", why, {})
-
-
-def _out_of_range(batches: Sequence[tuple[Images, Labels]]) -> list[Check]:
-    """Nothing can be said about pixels that are none."""
-    low, high = _extremes(batches)
-    seen = f"images lie in [{low:.3g}, {high:.3g}], not in [0, 1]"
-    advice = f"{seen}; put the normalisation into the classifier"
-    return [
-        Check(name, "fail", advice, {"low": low, "high": high})
-        if name == _INPUTS
-        else Check(name, "not run", seen, {})
-        for name in _NAMES_AND_CHECKS
-    ]
-
-
-def _first(batches: Batches, count: int) -> list[tuple[Images, Labels]]:
-    taken: list[tuple[Images, Labels]] = []
-    if count < 1:
-        raise ValueError(f"max_images must be at least 1, got {count}")
-    for x, y in batches:
-        taken.append((x[:count], y[:count]))
-        count -= len(x)
-        if count <= 0:
-            break
-    if not taken:
-        raise ValueError("there are no batches to look at; give at least one")
-    return taken
-
-
-def _in_range(batches: Sequence[tuple[Images, Labels]]) -> bool:
-    low, high = _extremes(batches)
-    if low < 0 or high > 1:
-        return False
-    for x, y in batches:
-        check_batch(x, y)
-    return True
-
-
-def _extremes(batches: Iterable[tuple[Images, Labels]]) -> tuple[float, float]:
-    pairs = [x.aminmax() for x, _ in batches]
-    return min(float(p.min) for p in pairs), max(float(p.max) for p in pairs)
+    Args:
+        ball: the threat model.
+        shape: (C, H, W) of an image.
+        classes: of the classifier.
+        branches: of BatchNorm, inside the classifier or given.
+        which: names out of :data:`CHECKS`; without it all.
+        training: whether training images are given.
+    """
+    asked = [CHECKS[name] for name in _chosen(which, training)]
+    cost = Cost(ball, shape, classes, branches)
+    shared = 1 + (_PGD if any(doubt.reads_pgd for doubt in asked) else 0)
+    least, most = zip(*(doubt.forwards(cost) for doubt in asked), strict=True)
+    return shared + sum(least), shared + sum(most)
 
 
 def grey_radius(ball: Ball, images: Images) -> float | None:
     """The radius of such a ball around any image that holds the grey one, None if not known."""
-    return widest(ball, images.shape[1:]) / 2 if isinstance(ball, Linf | L2) else None
+    return grey_of(ball, images.shape[1:])
 
 
-def _resized(ball: Ball, radius: float) -> Ball:
-    return type(ball)(radius) if isinstance(ball, Linf | L2) else ball
+@dataclass(frozen=True)
+class _Shelf:
+    """A folder with one file per verdict, found by all that it depends on; or none."""
+
+    folder: Path | None
+    case: Case
+
+    def read(self, name: str) -> Check | None:
+        place = self._place(name)
+        found = place and kept(*place)
+        return Check(**found) if found else None
+
+    def write(self, check: Check) -> None:
+        place = self._place(check.name)
+        if place:
+            place[0].parent.mkdir(parents=True, exist_ok=True)
+            keep(*place, asdict(check))
+
+    def _place(self, name: str) -> tuple[Path, str] | None:
+        if self.folder is None:
+            return None
+        identity = fingerprint_of(self._identity, name)
+        return self.folder / f"doubt-{identity[:32]}.json", identity
+
+    @cached_property
+    def _identity(self) -> str:
+        case = self.case
+        device = device_of(case.classifier, case.batches[0][0]).type
+        return identity_of(*(getattr(case, f.name) for f in fields(case)), device)
 
 
-def _outcome(classifier: nn.Module, images: Images, labels: Labels) -> Tensor:
-    """(B, 2): the cross-entropy, and 1 where the prediction is right."""
-    with torch.no_grad():
-        logits = logits_of(classifier, images)
-    loss = F.cross_entropy(logits, labels, reduction="none")
-    return torch.stack([loss, (logits.argmax(dim=1) == labels).float()], dim=1)
+def _chosen(which: Sequence[str] | None, training: bool) -> list[str]:
+    """Names of checks, in the table's order."""
+    if which is None:
+        return [name for name in CHECKS if training or name != _AGAINST_TRAINING]
+    asked = list(several("which", which, "names of checks", "; write a list of one name"))
+    unknown = [name for name in asked if name not in CHECKS]
+    if unknown or not asked:
+        raise ValueError(f"which must name checks out of {list(CHECKS)}, got {unknown or asked}")
+    return [name for name in CHECKS if name in asked]
 
 
-def _loss_gradient(
-    classifier: nn.Module, images: Images, labels: Labels
-) -> tuple[Logits, Perturbation]:
-    leaf = images.requires_grad_()
-    logits = logits_of(classifier, leaf)
-    (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), leaf)
-    return logits.detach(), gradient
+def _looked_into(name: str, case: Case) -> Check:
+    doubt = CHECKS[name]
+    try:
+        return _named(name, doubt, doubt.look(case))
+    except ValueError as error:
+        # An attack that breaks down (a loss that is not finite) left the classifier untested.
+        check = Check(name, "fail", f"the check broke down: {error}", {})
+        return replace(check, follows="no number above is to be believed: the attack could not run")
 
 
-@torch.no_grad()
-def _random_search(
-    classifier: nn.Module, images: Images, labels: Labels, ball: Ball, draw: Generator
-) -> PerExample:
-    """(B,), 1 where the image stands after random squares are kept that raise the margin.
-
-    Reference: Andriushchenko et al. 2020, https://arxiv.org/abs/1912.00049
-    """
-    best = images
-    height = margin(logits_of(classifier, best), labels)
-    for query in range(_QUERIES):
-        side = 0.9 * 0.5 ** (2 * query / _QUERIES)  # of the image's: large squares first
-        push = 2 * ball.radius * ball.steepest(_random_square(images, side, draw))
-        tried = (images + ball.project(best - images + push)).clamp(0, 1)
-        reached = margin(logits_of(classifier, tried), labels)
-        better = reached > height
-        best = torch.where(better[:, None, None, None], tried, best)
-        height = torch.where(better, reached, height)
-    return (height <= 0).float()
+def _named(name: str, doubt: Doubt, check: Check) -> Check:
+    follows = doubt.follows if check.verdict == "fail" else ""
+    return replace(check, name=name, follows=follows)
 
 
-def _random_square(images: Images, side: float, draw: Generator) -> Perturbation:
-    """±1 per channel on one square per image, zero elsewhere."""
-    size, channels, rows, columns = images.shape
-
-    def within(length: int) -> Tensor:
-        width = max(1, round(side * length))
-        first = torch.rand(size, 1, generator=draw, device=images.device) * (length - width + 1)
-        place = torch.arange(length, device=images.device) - first.floor()
-        return (place >= 0) & (place < width)
-
-    square = within(rows)[:, None, :, None] & within(columns)[:, None, None, :]
-    sign = torch.rand(size, channels, 1, 1, generator=draw, device=images.device) - 0.5
-    return square * sign.sign()
-
-
-def _inward(images: Images, draw: Generator) -> Perturbation:
-    """One grey level up or down at random, but into [0, 1] at its edges."""
-    sign = (torch.rand(images.shape, generator=draw, device=images.device) - 0.5).sign()
-    sign = torch.where(images < _GREY_LEVEL, 1.0, sign)
-    return _GREY_LEVEL * torch.where(images > 1 - _GREY_LEVEL, -1.0, sign)
-
-
-def _at_edge(images: Images) -> Tensor:
-    """Where a clamp to [0, 1] in the classifier has no gradient, from torch 2.14 on."""
-    return (images == 0) | (images == 1)
-
-
-def _disagreement(slopes: Tensor) -> tuple[float, float]:
-    """How far rises and gradients are apart, as a share of both: everywhere, and at the edges.
-
-    Args:
-        slopes: (N, 4 · directions): pairs of a rise and its gradient, edges in the second half.
-    """
-    pairs = slopes.reshape(len(slopes), 2, _DIRECTIONS, 2)
-    rises, told = pairs.unbind(dim=3)
-    apart = (rises - told).norm(dim=2)
-    whole = rises.norm(dim=2) + told.norm(dim=2)
-    # Pixels that hardly matter would show rounding alone.
-    floor = 0.01 * whole[:, :1] + torch.finfo(whole.dtype).tiny
-    anywhere, at_edges = (apart / whole.maximum(floor)).median(dim=0).values.tolist()
-    return anywhere, at_edges
-
-
-def _difference(one: Logits, other: Logits) -> float:
-    """The largest distance between two answers, as a share of the answer's length."""
-    length = one.norm(dim=1).clamp_min(torch.finfo(one.dtype).tiny)
-    return float(((one - other).norm(dim=1) / length).max())
-
-
-def _branch_names(classifier: nn.Module) -> list[str]:
-    for module in classifier.modules():
-        if isinstance(module, BranchBatchNorm):
-            return list(module)
-    return []
-
-
-def _share(flags: PerExample) -> float:
-    return float(flags.float().mean())
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:.1f} points"
+def _out_of_range(
+    batches: Sequence[tuple[Images, Labels]], names: Sequence[str]
+) -> list[Check] | None:
+    """Nothing can be said about pixels that are none."""
+    pairs = [x.aminmax() for x, _ in batches]
+    low, high = min(float(p.min) for p in pairs), max(float(p.max) for p in pairs)
+    if (low >= 0 and high <= 1) or math.isnan(low):  # which is refused later
+        return None
+    seen = f"images lie in [{low:.3g}, {high:.3g}], not in [0, 1]"
+    advice = f"{seen}; put the normalisation into the classifier"
+    if low >= 0 and high > 2:
+        advice = f"{seen}; divide them by 255, and the radius with them"
+    failed = Check(_INPUTS, "fail", advice, {"low": low, "high": high})
+    return [
+        _named(name, CHECKS[name], failed) if name == _INPUTS else Check(name, "not run", seen, {})
+        for name in names
+    ]

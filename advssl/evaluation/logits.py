@@ -25,6 +25,8 @@ class NotFinite(ValueError):
 def logits_of(classifier: nn.Module, images: Images) -> Logits:
     """What ``classifier`` answers, in float32, as long as it is logits.
 
+    Of float64 images it stays what it is: there slopes are taken.
+
     They may stand as ``logits`` in an output with names, alone in a tuple or a mapping, and as
     (B, K, 1, 1).
 
@@ -36,7 +38,8 @@ def logits_of(classifier: nn.Module, images: Images) -> Logits:
     named = answer.get("logits") if isinstance(answer, Mapping) else getattr(answer, "logits", None)
     logits: Logits | None = None
     with suppress(ValueError):
-        logits = embeddings_of("", answer if named is None else named).float()
+        logits = embeddings_of("", answer if named is None else named)
+        logits = logits if images.dtype == torch.float64 else logits.float()
     if logits is None or len(logits) != len(images) or logits.shape[1] < 2:
         raise ValueError(
             f"the classifier must return logits ({len(images)}, K), in floating point and of at "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
+import ills
 import numpy as np
 import pytest
 from pictures import write_images
@@ -74,3 +75,11 @@ def short_autoattack(monkeypatch):
     full = AutoAttack._library_run
     monkeypatch.setattr(AutoAttack, "_library_run", lambda *given: cut(full(*given)))
     return cut
+
+
+@pytest.fixture(scope="module")
+def learnt():
+    """A healthy classifier of digits and images it has not seen."""
+    x, y = ills.digits()
+    model = ills.trained(ills.conv, (x[:600], y[:600]), seed=0)
+    return model, ills.split((x[1200:], y[1200:]))

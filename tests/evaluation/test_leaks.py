@@ -1,0 +1,36 @@
+"""Test images that were there in training are counted; their ease is measured against chance."""
+
+from __future__ import annotations
+
+import pytest
+from scipy.stats import fisher_exact
+
+from advssl.evaluation import leaks
+from advssl.evaluation.census import Repeats
+from advssl.evaluation.diagnostics import leaked
+
+
+@pytest.mark.parametrize(
+    ("count", "of", "verdict"),
+    [(0, 100, "pass"), (1, 100, "pass"), (2, 100, "fail"), (1, 20, "fail"), (0, 0, "pass")],
+)
+def test_more_than_one_in_a_hundred_is_a_doubt(count, of, verdict):
+    check = leaked(Repeats(count, of))
+    assert (check.name, check.verdict) == ("test images among training images", verdict)
+    assert ("take these images out" in check.follows) == (verdict == "fail")
+
+
+def test_names_some_and_counts_those_of_another_label():
+    check = leaked(Repeats(3, 9, 1, (("test/a/1.png", "train/b/7.png"),)))
+    assert check.evidence == (
+        "of 9 test images 3 (33.3 %) are training images too, 1 of them under another label: "
+        "test/a/1.png is train/b/7.png"
+    )
+    assert check.numbers["examples"] == [["test/a/1.png", "train/b/7.png"]]
+
+
+@pytest.mark.parametrize("table", [(30, 32, 20, 32), (9, 10, 90, 100), (5, 5, 0, 5), (0, 4, 0, 4)])
+def test_chance_is_fishers(table):
+    right, n, among, m = table
+    exact = fisher_exact([[right, n - right], [among, m - among]], alternative="greater").pvalue
+    assert leaks._chance(*table) == pytest.approx(exact)

@@ -112,6 +112,22 @@ FORMATS = (
 # ResNets whose names differ, and what makes them torchvision's and timm's: mostly the shortcut.
 _BLOCK = r"^(layer\d+\.\d+)\."
 _SHORTCUT: Renaming = ((_BLOCK + r"shortcut\.([01])\.", r"\1.downsample.\2."),)
+
+
+def _wide(blocks: int) -> Renaming:
+    """TRADES' names of a WideResNet with so many blocks in a stage, RobustBench's too, to ours."""
+    stages = (
+        (rf"^block{stage + 1}\.layer\.{block}\.", f"blocks.{stage * blocks + block}.")
+        for stage in range(3)
+        for block in range(blocks)
+    )
+    inside = (
+        (r"^(blocks\.\d+)\.bn([12])\.", r"\1.norm\2."),
+        (r"^(blocks\.\d+)\.convShortcut\.", r"\1.shortcut."),
+    )
+    return (*stages, *inside, (r"^conv1\.", "stem."), (r"^bn1\.", "norm."))
+
+
 NAMINGS: Mapping[str, Renaming] = MappingProxyType(
     {
         "torchvision, timm": (),
@@ -131,6 +147,10 @@ NAMINGS: Mapping[str, Renaming] = MappingProxyType(
             *((rf"^{stage + 1}\.(?=\d)", f"layer{stage}.") for stage in (1, 2, 3, 4)),
             *_SHORTCUT,
         ),
+        **{
+            f"WideResNet-{6 * blocks + 4} of TRADES and RobustBench": _wide(blocks)
+            for blocks in (4, 5, 11)
+        },
     }
 )
 
@@ -154,6 +174,7 @@ _WEIGHT_NORM: Renaming = (
 _HEAD = re.compile(
     r"(?:\w+_)?(?:fc|heads?|linear|classifiers?|logits|project(?:ion|or)s?|proj|predict(?:ion|or)s?|"
     r"prototypes?|queue|criterion|memory_bank|discriminator|critic|n_averaged)(?:_\w+|\d+)?"
+    r"|sub_block1"  # TRADES' WideResNet has it, and never runs it
 )
 
 

@@ -178,6 +178,7 @@ def _kaiming(model: nn.Module) -> None:
 
 
 ENCODERS: dict[str, Callable[..., nn.Module]] = {
+    "wrn28_10": partial(WideResNet, 28, 10),
     "wrn34_10": partial(WideResNet, 34, 10),
     "resnet20": ResNet20,
     "cnn": CNN,

@@ -28,8 +28,8 @@ def backbone(spec: str, *, in_channels: int = 3) -> nn.Module:
             residual blocks that start active, as theirs do: timm's own end in zeros. Narrower
             with a width: "cifar:resnet18:16" has stem and first stage of 16 channels, then 32, 64
             and 128; only ResNets of basic blocks (18 and 34 layers) have one. timm has no
-            "cifar:wrn34_10", "cifar:resnet20", "cifar:cnn" and "cifar:resnet18_no_identity"; see
-            :mod:`advssl.integrations.cifar`.
+            "cifar:wrn28_10", "cifar:wrn34_10", "cifar:resnet20", "cifar:cnn" and
+            "cifar:resnet18_no_identity"; see :mod:`advssl.integrations.cifar`.
         in_channels: C.
 
     Raises:

@@ -13,6 +13,8 @@ from advssl.evaluation.checkpoints import (
     NAMINGS,
     load_encoder,
 )
+from advssl.evaluation.classifiers import load_classifier
+from advssl.integrations.cifar import WideResNet
 from evaluation.layouts import (
     LAYOUTS,
     acl,
@@ -277,3 +279,66 @@ def test_other_networks_need_no_names(path):
     nn.init.normal_(theirs[3].weight)
     load_encoder(net, saved(theirs.state_dict(), path))
     assert same(net, theirs.state_dict())
+
+
+# --- names of WideResNets -------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    """Of TRADES' code, in its words."""
+
+    def __init__(self, inputs, width, stride):
+        super().__init__()
+        self.bn1, self.bn2 = nn.BatchNorm2d(inputs), nn.BatchNorm2d(width)
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.equal = inputs == width
+        if not self.equal:
+            self.convShortcut = nn.Conv2d(inputs, width, 1, stride, bias=False)
+
+    def forward(self, x):
+        out = self.bn1(x).relu()
+        if not self.equal:
+            x = out
+        out = self.conv2(self.bn2(self.conv1(out)).relu())
+        return out + (x if self.equal else self.convShortcut(x))
+
+
+class Stage(nn.Module):
+    def __init__(self, blocks, inputs, width, stride):
+        super().__init__()
+        pairs = [(inputs, stride)] + [(width, 1)] * (blocks - 1)
+        self.layer = nn.Sequential(*(Block(i, width, s) for i, s in pairs))
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+class Wide(nn.Module):
+    def __init__(self, blocks, widen):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.block1 = Stage(blocks, 16, 16 * widen, 1)
+        self.sub_block1 = Stage(blocks, 16, 16 * widen, 1)  # never runs
+        self.block2 = Stage(blocks, 16 * widen, 32 * widen, 2)
+        self.block3 = Stage(blocks, 32 * widen, 64 * widen, 2)
+        self.bn1 = nn.BatchNorm2d(64 * widen)
+        self.fc = nn.Linear(64 * widen, 3)
+
+    def forward(self, x):
+        x = self.block3(self.block2(self.block1(self.conv1(x))))
+        return self.fc(self.bn1(x).relu().mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("blocks", [4, 5])
+def test_a_wideresnet_of_trades(blocks, path):
+    torch.manual_seed(0)
+    theirs, ours = Wide(blocks, 2).eval(), WideResNet(6 * blocks + 4, 2).eval()
+    images = torch.rand(2, 3, 8, 8)
+    for norm in (m for m in theirs.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.uniform_(norm.running_var, 0.5, 1.5)
+    state = prefixed(theirs.state_dict(), "module.")
+    found = load_classifier(ours, saved({"state_dict": state}, path), classes=["a", "b", "c"])
+    with torch.no_grad():
+        torch.testing.assert_close(found.classifier(images), theirs(images), rtol=1e-4, atol=1e-4)

@@ -19,6 +19,7 @@ def parameters(model: torch.nn.Module) -> int:
 @pytest.mark.parametrize(
     ("name", "width", "with_classifier"),
     [
+        ("wrn28_10", 640, 36_479_194),  # 36.5 million
         ("wrn34_10", 640, 46_160_474),  # 46.2 million
         ("resnet20", 64, 269_722),  # 0.27 million in Table 6 of He et al. 2016
         ("cnn", 256, 1_147_978),

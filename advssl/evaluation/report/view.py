@@ -45,6 +45,7 @@ _PROBES = {
     "aff": "adversarial full finetuning",
     "own": "own head",
 }
+_NOT_ROBUST = "Not robust: no more images stand than guessing would leave."
 _STANDARD = "AutoAttack standard"  # as its settings call the field's standard set
 _WIDE = 0.05  # of an interval's half: beyond it, images are few
 
@@ -186,9 +187,10 @@ class View:
     def verdict(self) -> tuple[str, str]:
         """Fail, none, pass or not run, for all checks together, and the sentences that say so."""
         state, sentence = self._checked()
-        said = dict.fromkeys(h.said for h in self.headlines if h.state == "none")
-        if state != "fail" and said:
-            return "none", " ".join([*said, sentence])
+        weak = [headline.state for headline in self.headlines].count("none")
+        if state != "fail" and weak:
+            some = f"{weak} of {len(self.headlines)}: " if weak < len(self.headlines) else ""
+            return "none", f"{some}{_NOT_ROBUST} {sentence}"
         last = [s for s in self.report.sections if s.selected is None]
         if state == "pass" and not all(s.under_threat() for s in last):
             return "not run", f"{sentence} No attack was run: nothing here is about robustness."
@@ -293,7 +295,7 @@ def _headline(section: Section, chance: float | None) -> Headline:
         state, said = "fail", "Doubtful: a check failed."
     elif worst.value <= (chance or 0):
         state = "none"
-        said = "Not robust: no more images stand than guessing would leave."
+        said = _NOT_ROBUST
     else:
         state = "stands"
     beside = [] if worst is None else [f"clean {percent(clean.value)}"]

@@ -128,4 +128,7 @@ def _section(section: Any, seed: Any, said: Mapping[str, str]) -> Any:
         "seed": seed,
         "settings": {},  # what the preset held then is not in the record
     }
-    return {**section, "probe": probe if said else None}
+    checks = section.get("checks")
+    if isinstance(checks, list):
+        checks = [{"follows": "", **c} if isinstance(c, dict) else c for c in checks]
+    return {**section, "checks": checks, "probe": probe if said else None}

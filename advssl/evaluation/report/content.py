@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from advssl.evaluation.diagnostics import Check
+from advssl.evaluation.checks import Check
 from advssl.evaluation.records import (
     WORST,
     Measurement,
@@ -247,6 +247,7 @@ def checks_of(section: Section) -> Iterator[Check]:
                 f"{m.name} leaves {percent(m.value)} where clean accuracy is "
                 f"{percent(clean.value)}: its attack is broken, or the record is not as measured",
                 {"clean": clean.value, "left": m.value},
+                follows="Believe no robust accuracy of this attack.",
             )
 
 

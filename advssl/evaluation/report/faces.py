@@ -58,18 +58,13 @@ def terminal(report: Report) -> str:
             f"  {headline.conditions}; {headline.beside}",
             *filter(None, [headline.said and f"  {headline.said}"]),
         ]
-    lines += [f"✗ {s.label}: {c.name}: {c.evidence} {follows(c)}".rstrip() for s, c in view.doubts]
+    lines += [f"✗ {s.label}: {c.name}: {c.evidence} {c.follows}".rstrip() for s, c in view.doubts]
     state, sentence = view.verdict
     # Down and not across: names of attacks are long, and sections are few.
     down = zip(view.columns, *map(view.cells, view.rows), strict=True)
     shown = columns([("", *(row.section.label for row in view.rows)), *down])
     more = [line for table in report.tables for line in ("", str(table))]
     return "\n".join([*lines, f"{mark(state)} {sentence}", "", *shown, *more])
-
-
-def follows(check: Any) -> str:
-    """What follows for the number from a failed check."""
-    return getattr(check, "follows", "")
 
 
 def mark(state: str) -> str:
@@ -100,6 +95,6 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(md=escaped, words=text, mark=mark, follows=follows)
+    environment.filters.update(md=escaped, words=text, mark=mark)
     environment.globals.update(CHECKS=CHECKS, SETTINGS=SETTINGS)
     return environment

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from advssl.evaluation import earlier
-from advssl.evaluation.diagnostics import Check
+from advssl.evaluation.checks import Check
 from advssl.evaluation.records import check_told, opened, parsed, plain
 from advssl.evaluation.report.content import Report, Section, Table
 from advssl.types import described

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from advssl.evaluation.diagnostics import Check
+from advssl.evaluation.checks import Check
 from advssl.evaluation.records import WORST, Measurement, paired
 from advssl.evaluation.report.content import (
     Report,

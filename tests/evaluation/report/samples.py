@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from advssl.evaluation.diagnostics import Check
+from advssl.evaluation.checks import Check
 from advssl.evaluation.records import Measurement
 from advssl.evaluation.report import Report, Section, Strip, write
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from advssl.evaluation.diagnostics import Check
+from advssl.evaluation.checks import Check
 from advssl.evaluation.report import (
     VERSION,
     Table,

@@ -11,7 +11,7 @@ import pytest
 from msgspec import structs
 from msgspec.structs import replace
 
-from advssl.evaluation.diagnostics import Check
+from advssl.evaluation.checks import Check
 from advssl.evaluation.records import Probe, Threat, worst_case
 from advssl.evaluation.report import (
     Section,
@@ -132,8 +132,7 @@ class TestAnswer:
         assert "ℓ∞ 8/255, own head 95 % interval" in told
 
     def test_what_follows_from_a_failed_check_stands_with_it(self, folder):
-        check = Check("a", "fail", "seen", {})
-        object.__setattr__(check, "follows", "The number is an upper bound.")
+        check = Check("a", "fail", "seen", {}, follows="The number is an upper bound.")
         whole = report(sure(8, 3, checks=(check,)))
         page = page_of(whole, folder)
         box = page.source[page.source.index('class="doubt"') :]

@@ -310,9 +310,10 @@ def forwards(
     """
     asked = [CHECKS[name] for name in _chosen(which, training)]
     cost = Cost(ball, shape, classes, branches)
-    shared = 1 + (_PGD if any(doubt.reads_pgd for doubt in asked) else 0)
-    least, most = zip(*(doubt.forwards(cost) for doubt in asked), strict=True)
-    return shared + sum(least), shared + sum(most)
+    each = [doubt.forwards(cost) for doubt in asked]
+    read = any(doubt.reads_pgd and most for doubt, (_, most) in zip(asked, each, strict=True))
+    shared = 1 + (_PGD if read else 0)
+    return shared + sum(least for least, _ in each), shared + sum(most for _, most in each)
 
 
 def grey_radius(ball: Ball, images: Images) -> float | None:

@@ -45,6 +45,7 @@ from ills import (
     blobs,
     conv,
     conv_bn,
+    conv_gn,
     deep_mlp,
     digits,
     failing,
@@ -58,6 +59,7 @@ from torch import nn
 from advssl import L2, Linf
 from advssl.evaluation.attacks import PGD, Clean
 from advssl.evaluation.diagnostics import CHECKS, Check, doubts, forwards
+from advssl.integrations.timm import backbone
 
 # Each with the doubts that it must raise, whatever others it raises too.
 ILLS = {
@@ -156,6 +158,31 @@ HEALTHY = [
 ]
 
 
+@pytest.fixture(scope="module")
+def networks():
+    """A narrow ResNet-18 with random and with trained weights, and a shallow ViT."""
+    timm = pytest.importorskip("timm")
+
+    class Classifier(nn.Module):
+        def __init__(self, encoder):
+            super().__init__()
+            self.encoder, self.head = encoder, nn.Linear(encoder.num_features, 10)
+
+        def forward(self, images):
+            return self.head(self.encoder(images.expand(-1, 3, -1, -1)))
+
+    def resnet(classes=10):
+        del classes
+        return Classifier(backbone("cifar:resnet18:8"))
+
+    torch.manual_seed(1)
+    shape = {"img_size": 8, "patch_size": 2, "depth": 2, "num_classes": 0}
+    vit = Classifier(timm.create_model("vit_tiny_patch16_224", **shape))
+    x, y = digits()
+    learnt = trained(resnet, (x[:600], y[:600]), seed=0, epochs=2)
+    return {"resnet": resnet().eval(), "trained resnet": learnt, "vit": vit.eval()}
+
+
 class TestHealthy:
     @pytest.mark.parametrize(
         ("make", "data", "seed", "radius"),
@@ -174,6 +201,38 @@ class TestHealthy:
             checks = doubts(model, batches, ball=ball, seed=seed)
             assert [c for c in checks if c.verdict == "fail"] == []
             assert [c.name for c in checks if c.verdict == "not run"] == [BRANCHES]
+
+    @pytest.mark.parametrize("name", ["resnet", "trained resnet", "vit"])
+    @pytest.mark.parametrize("ball", [Linf(8 / 255), L2(0.5)])
+    def test_networks_of_the_field_are_not_doubted(self, networks, name, ball):
+        """Random weights too, whose kinks lie on the black of the digits."""
+        x, y = digits()
+        batches = split((x[1200:], y[1200:]), 6)
+        quick = [GRADIENTS, DETERMINISTIC, INPUTS, STEPS]
+        assert failing(doubts(networks[name], batches, ball=ball, which=quick)) == set()
+
+    @pytest.mark.heavy
+    @pytest.mark.parametrize("name", ["resnet", "trained resnet", "vit"])
+    def test_networks_of_the_field_pass_every_check(self, networks, name):
+        x, y = digits()
+        known = {"training": split((x, y), 24)}
+        assert failing(doubts(networks[name], split((x[1200:], y[1200:]), 24), **known)) == set()
+
+    @pytest.mark.parametrize("kind", ["nothing is right", "one class", "linear", "GroupNorm"])
+    def test_odd_ones_are_not_doubted(self, learnt, kind):
+        (model, ((x, y),)) = learnt
+        images, labels = digits()
+        if kind == "nothing is right":
+            y = (model(x).argmax(dim=1) + 1) % 10
+        elif kind == "linear":
+            torch.manual_seed(0)
+            model, y = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), y % 2
+        else:
+            model = trained(conv_gn, (images[:600], labels[:600]), seed=0)
+            if kind == "one class":
+                threes = labels[1200:] == 3
+                x, y = images[1200:][threes][:16], labels[1200:][threes][:16]
+        assert failing(doubts(model, [(x[:16], y[:16])])) == set()
 
     def test_where_pgd_is_weak_without_a_mask_the_gap_alone_says_so(self):
         data = blobs()

@@ -137,10 +137,20 @@ def _measured(runs: list[dict[str, Any]]) -> list[list[list[Measurement]]]:
     for run in runs:
         for entry in run["measurements"]:
             m = Measurement.from_json(json.dumps(entry))
-            place, what = m.name.split(": ")
-            if place.startswith("slf") and "best" not in place and not _small(m):
-                found.setdefault(place, {}).setdefault(what, []).append(m)
+            protocol, branch, selected, attack = _place(m)
+            if protocol == "slf" and not selected and not _small(m):
+                found.setdefault(branch, {}).setdefault(attack, []).append(m)
     return [*(list(place.values()) for place in found.values()), []][:2]
+
+
+def _place(m: Measurement) -> tuple[str, str, str, str]:
+    """Protocol, branch, how its epoch was selected, and attack; in one name before 0.2."""
+    if m.probe and m.model:
+        return m.probe.protocol, m.model.branch or "", m.probe.selected or "", m.name
+    place, _, attack = m.name.partition(": ")
+    place, _, selected = place.partition(", ")
+    protocol, _, branch = place.partition(" ")
+    return protocol, branch, selected, attack
 
 
 def _cell(found: list[Measurement]) -> str:

@@ -35,6 +35,7 @@ ORDER = [
     "sharpness",
     "integrations",
     "evaluation",
+    "options",
     "cli",
 ]
 PACKAGE = Path(advssl.__file__).parent

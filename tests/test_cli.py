@@ -7,13 +7,25 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 
 from advssl import Linf, branch_batchnorm, cli
-from advssl.evaluation import attacks, diagnostics, probes, records, report
+from advssl.evaluation import (
+    attacks,
+    measuring,
+    probes,
+    records,
+    report,
+    running,
+    training,
+)
+from advssl.evaluation.report import faces
+from advssl.integrations import timm as backbones
+from advssl.options import parse
 
 QUICK = [
     *("evaluate", "--backbone", "cifar:resnet10t", "--data", "digits", "--image-size", "8"),
@@ -28,7 +40,8 @@ def tiny(spec: str = "cifar:resnet10t") -> torch.nn.Module:
     return torch.nn.Sequential(*layers, torch.nn.Flatten())
 
 
-FIGURES = report.figures
+FIGURES = faces.figures
+MODULE = import_module("advssl.evaluation.evaluate")  # the package has the function
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,16 +49,17 @@ def small(tmp_path_factory):
     """That backbone, no figures, and a folder without a repository, whose commit may change."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("here"))
-        patch.setattr(cli, "backbone", tiny)
-        patch.setattr(report, "figures", lambda _: {})
-        patch.setattr(cli, "_RADII", (1.0, 4.0))
-        patch.setattr(cli, "_STEPS", (1, 5))
+        patch.setattr(backbones, "backbone", tiny)
+        patch.setattr("advssl.evaluation.reopened.backbone", tiny)
+        patch.setattr(faces, "figures", lambda _: {})
+        patch.setattr(MODULE, "_RADII", (1.0, 4.0))
+        patch.setattr(MODULE, "_STEPS", (1, 5))
         yield
 
 
 @pytest.fixture
 def drawn(monkeypatch):
-    monkeypatch.setattr(report, "figures", FIGURES)
+    monkeypatch.setattr(faces, "figures", FIGURES)
 
 
 def run(out, *more: str) -> dict:
@@ -57,7 +71,12 @@ def run(out, *more: str) -> dict:
 def test_writes_a_report(tmp_path, capsys):
     record = run(tmp_path, "--protocol", "slf,alf,slf")  # what is said twice is done once
     assert [s["protocol"] for s in record["sections"]] == ["slf", "slf", "alf", "alf"]
-    assert "report.html" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    plan, answers = printed[: printed.index("in all ")], printed[printed.index("in all ") :]
+    assert "digits, 10 classes" in plan
+    assert "probe slf (ascl23)" in plan
+    for said in ("slf (ascl23): clean ", "few images", "report.html"):
+        assert said in answers, said
     found = report.read(tmp_path / "record.json")
     for section in found.sections[::2]:
         names = [m.name for m in section.measurements]
@@ -86,7 +105,7 @@ def test_killed_anywhere_and_repeated_it_is_the_same_record(tmp_path, monkeypatc
     expected = run(tmp_path / "whole")
     for kill_after in (1, 4, 7):
         count = 0
-        inner = attacks.measure
+        inner = measuring.measure
 
         def killed(*args, inner=inner, **kwargs):
             nonlocal count
@@ -97,7 +116,7 @@ def test_killed_anywhere_and_repeated_it_is_the_same_record(tmp_path, monkeypatc
 
         out = tmp_path / f"killed{kill_after}"
         with monkeypatch.context() as patch:
-            patch.setattr(attacks, "measure", killed)
+            patch.setattr(measuring, "measure", killed)
             with pytest.raises(KeyboardInterrupt):
                 run(out)
         again = run(out)
@@ -111,11 +130,10 @@ def test_finished_work_is_not_done_again(tmp_path, monkeypatch):
     def forbidden(*_, **__):
         raise AssertionError("this was finished")
 
-    monkeypatch.setattr(cli.probes, "_Step", forbidden)
-    monkeypatch.setattr(diagnostics, "doubts", forbidden)
+    monkeypatch.setattr(training, "_Step", forbidden)
     monkeypatch.setattr(attacks.PGD, "_run", forbidden)
     monkeypatch.setattr(attacks.MultiTargetedPGD, "_run", forbidden)
-    monkeypatch.setattr(cli._Job, "_strip", lambda *_: None)
+    monkeypatch.setattr(running.Run, "_strip", lambda *_: None)
     run(tmp_path)
 
 
@@ -148,7 +166,8 @@ def test_all_branches_of_a_checkpoint_are_evaluated_and_doubted(tmp_path):
     file = str(branched(tmp_path / "dual.pt"))
     both = run(tmp_path / "both", "--checkpoint", file)
     told = [(s["branch"], s["selected"] is None) for s in both["sections"]]
-    assert told == [("normal", True), ("normal", False), ("pgd", True), ("pgd", False)]
+    beside = [("normal", False), ("pgd", False)]
+    assert told == [("normal", True), ("normal", False), ("pgd", True), ("pgd", False), *beside]
     normal, pgd = (s for s in both["sections"] if s["selected"] is None)
     assert normal["measurements"] != pgd["measurements"]
     for section in (normal, pgd):
@@ -156,10 +175,17 @@ def test_all_branches_of_a_checkpoint_are_evaluated_and_doubted(tmp_path):
         assert check["verdict"] != "not run"
         assert check["numbers"]["branches"] == ["normal", "pgd"]
     named = run(tmp_path / "named", "--checkpoint", file, "--bn-branch", "pgd,normal")
-    assert [s["branch"] for s in named["sections"]] == ["pgd", "pgd", "normal", "normal"]
+    assert [s["branch"] for s in named["sections"]] == [
+        "pgd",
+        "pgd",
+        "normal",
+        "normal",
+        "pgd",
+        "normal",
+    ]
     assert values(named["sections"][0]) == values(pgd)
     alone = run(tmp_path / "alone", "--checkpoint", file, "--bn-branch", "pgd")
-    assert [s["branch"] for s in alone["sections"]] == ["pgd", "pgd"]
+    assert [s["branch"] for s in alone["sections"]] == ["pgd"] * 3
     assert values(alone["sections"][0]) == values(pgd)
     with pytest.raises(SystemExit, match="no BatchNorm branch 'pdg'"):
         run(tmp_path / "wrong", "--checkpoint", file, "--bn-branch", "pdg")
@@ -176,7 +202,7 @@ def test_the_released_preset_says_what_it_selected_on(tmp_path, monkeypatch):
     for name in ("record.json", "report.md", "report.html"):
         assert "selected on test, epoch" in (tmp_path / name).read_text(encoding="utf-8"), name
     assert "released" not in QUICK
-    assert cli._parser().parse_args(["evaluate", "--backbone", "x"]).preset == "standardised"
+    assert parse(["evaluate", "--backbone", "x"]).preset is None
     honest = [
         p for name, family in probes.PRESETS.items() if name != "released" for p in family.values()
     ]
@@ -223,7 +249,10 @@ def test_reports_are_compared_image_by_image(earlier, tmp_path, capsys):
         assert row[6:8] == (expected.p_value, None)
         assert row[8] == ("yes" if expected.differs else "not shown")
     assert transfer.title in capsys.readouterr().out
-    assert [s.label for s in found.sections if s.selected is None] == ["first: slf", "other: slf"]
+    assert [s.label for s in found.sections if s.selected is None] == [
+        "first: slf (ascl23)",
+        "other: slf (ascl23)",
+    ]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert 'id="clean-against-robust"' in page
 
@@ -231,7 +260,11 @@ def test_reports_are_compared_image_by_image(earlier, tmp_path, capsys):
 def test_the_diagonal_of_the_transfer_is_what_was_measured(earlier, tmp_path):
     found = compared(earlier, tmp_path, "first", "other")
     transfer = found.tables[1]
-    assert transfer.header == ("made for", "first: slf (%)", "other: slf (%)")
+    assert transfer.header == (
+        "made for",
+        "first: slf (ascl23) (%)",
+        "other: slf (ascl23) (%)",
+    )
     attack = attacks.PGD(Linf(16 / 255), 20, 4 / 255).name
     for i, (name, *shares) in enumerate(transfer.rows):
         (section,) = (s for s in found.sections if s.label == name)
@@ -250,7 +283,7 @@ def test_seeds_of_one_encoder_are_replicates(earlier, tmp_path):
     expected = records.compare(*sides)
     assert expected.seed_interval is not None
     assert row[7] == tuple(100 * end for end in expected.seed_interval)
-    assert [s.encoder for s in found.sections[::2]] == [
+    assert [s.encoder for s in found.sections[::3]] == [
         *("first, second, seed 0", "first, second, seed 1"),
         *("other, further, seed 0", "other, further, seed 1"),
     ]
@@ -304,11 +337,11 @@ def test_what_cannot_be_compared_is_refused(earlier, tmp_path):
     refused("no report in .*nowhere", "first", "nowhere")
     refused("2 reports of 1 seeds", "first,other", "second")
     run(earlier / "fewer", "--num-images", "10")
-    refused("on the same images.*first: [0-9a-f]{16}; fewer: [0-9a-f]{16}", "first", "fewer")
+    refused("on the same images.*differ in source.fingerprint", "first", "fewer")
     run(earlier / "farther", "--eps", "8/255")
-    refused(r"one threat model, got Linf\(.*\), Linf\(.*evaluate all", "first", "farther")
+    refused("under one threat model.*differ in threat", "first", "farther")
     compared(earlier, earlier / "comparison", "first", "other")
-    refused("is of 'advssl compare .*give reports of advssl evaluate", "first", "comparison")
+    refused("is a comparison; give reports of evaluations", "first", "comparison")
 
 
 def test_is_a_command_that_explains_itself():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -11,10 +12,13 @@ import torch
 from evaluation import layouts
 from torch import nn
 
-from advssl import cli
-from advssl.evaluation import diagnostics, probes
+from advssl import Linf, options
+from advssl.evaluation import diagnostics, evaluate, loading, probes
+from advssl.evaluation.attacks import ATTACKS, attacks_of
 from advssl.evaluation.checkpoints import FORMATS
 from advssl.integrations import timm as backbones
+from advssl.options import Compared, Options, parse
+from advssl.pixels import Pixels
 
 pytest.importorskip("timm")
 
@@ -50,50 +54,59 @@ def codes(cell: str) -> list[str]:
 
 
 @pytest.fixture
-def narrow(monkeypatch):
+def narrow():
     """The names of the papers' networks, an eighth as wide: they save in no time."""
 
     def backbone(spec: str) -> nn.Module:
         return backbones.backbone(f"{spec}:8" if spec.count(":") == 1 else spec)
 
-    monkeypatch.setattr(cli, "backbone", backbone)
     return backbone
 
 
 @pytest.mark.parametrize("line", commands(PUBLISHED))
 def test_the_command_for_a_published_file_loads_its_layout(line, narrow, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    options = cli._parser().parse_args(shlex.split(line)[1:])
-    make = LAYOUTS[options.checkpoint]
-    net = narrow(options.backbone)
+    asked_for = parse(shlex.split(line)[1:])
+    make = LAYOUTS[asked_for.checkpoint]
+    net = narrow(asked_for.backbone)
     content, _, _ = make(net, net.state_dict())
     if "state_dict" in content or "model" in content:
         tensors = content.get("state_dict", content.get("model"))
         for name in [n for n in tensors if n.endswith(("normalize.mean", "normalize.std"))]:
             tensors[name] = torch.rand(3) + 0.1  # of three channels
-    torch.save(content, options.checkpoint)
+    torch.save(content, asked_for.checkpoint)
 
-    encoders, model = cli._encoders(options, cli.backbone(options.backbone))
-    asked = options.bn_branch or [None]
-    assert list(encoders) == asked
-    assert model["format"] in (options.format, "plain", "acl")
-    for i, encoder in enumerate(encoders.values()):
+    how = {k: getattr(asked_for, k) for k in ("format", "prefix", "allow_partial")}
+    read = loading.encoders(
+        asked_for.backbone,
+        narrow(asked_for.backbone),
+        asked_for.checkpoint,
+        asked_for.bn_branch,
+        Pixels(asked_for.mean, asked_for.std),
+        None,
+        say=str,
+        **how,
+    )
+    asked = asked_for.bn_branch or [None]
+    assert list(read.modules) == asked
+    assert read.model.format in (asked_for.format, "plain", "acl")
+    for i, encoder in enumerate(read.modules.values()):
         sets = {"normal": 0, "clean": 0, "pgd": 1, "adversarial": 1}
         expected = net.state_dict()
         if asked[i] is not None:
             expected = layouts.of_set(net, sets[asked[i]])
         assert layouts.same(encoder, expected)
-    has_input_layer = options.format in ("acl", "dynacl", "gsa")
-    assert (options.mean is not None) == has_input_layer
+    has_input_layer = asked_for.format in ("acl", "dynacl", "gsa")
+    assert (read.pixels.mean is not None) == has_input_layer
 
-    for name in options.protocol:
-        probes.protocol(options.preset, name)
-    assert len(cli._attacks(options.attacks, cli._ball(options))) > 1
-    assert options.num_images == 0
+    for name in asked_for.protocol:
+        probes.protocol(asked_for.preset or "advcl", name)
+    assert len(attacks_of(asked_for.attacks, Linf(asked_for.eps))) > 1
+    assert asked_for.num_images == 0
 
 
 def test_every_published_format_has_its_command():
-    found = {cli._parser().parse_args(shlex.split(c)[1:]).format for c in commands(PUBLISHED)}
+    found = {parse(shlex.split(c)[1:]).format for c in commands(PUBLISHED)}
     assert found == {"auto", *(f.name for f in FORMATS if f.branches)}
 
 
@@ -107,8 +120,7 @@ def test_published_rows_name_sections_of_the_report():
 
 @pytest.mark.parametrize("line", [*commands(EVALUATE), *commands(README)])
 def test_commands_of_the_pages_are_commands(line):
-    options = cli._parser().parse_args(shlex.split(line)[1:])
-    assert options.run in (cli.evaluate, cli.compare)
+    assert isinstance(parse(shlex.split(line)[1:]), Options | Compared)
 
 
 def test_the_formats_are_those_there_are():
@@ -140,12 +152,12 @@ def test_the_presets_are_those_there_are():
 
 
 def test_the_attacks_are_those_there_are():
-    assert list(table(EVALUATE, "name")) == list(cli.ATTACKS)
+    assert list(table(EVALUATE, "name")) == list(ATTACKS)
 
 
 def test_every_option_on_the_page_exists_and_none_is_forgotten():
     told = set(re.findall(r"`(--[a-z-]+)", EVALUATE))
-    with_arguments = cli._parser()._subparsers._group_actions[0].choices["evaluate"]._actions
+    with_arguments = options._parser()._subparsers._group_actions[0].choices["evaluate"]._actions
     real = {option for action in with_arguments for option in action.option_strings}
     assert told <= real
     # Named where the folder is, and where reports are written to.
@@ -167,8 +179,9 @@ def test_the_pages_python_runs(tmp_path, monkeypatch, capsys):
     """On a smaller network and fewer, smaller images."""
     (block,) = re.findall(r"```python\n(.*?)```", EVALUATE, flags=re.DOTALL)
     for old, new in {
-        'open_data("digits")': 'open_data("digits", image_size=8)',
-        "batches(data.test, 100)": "batches(data.test, 20)[:1]",
+        'open_data("cifar10")': 'open_data("digits", image_size=8), doubts=False, curves=False',
+        "images=200": "images=20",
+        '["pgd", "mpgd"]': '["pgd"]',
     }.items():
         assert old in block
         block = block.replace(old, new)
@@ -179,4 +192,13 @@ def test_the_pages_python_runs(tmp_path, monkeypatch, capsys):
     exec(block, {})
     printed = capsys.readouterr().out
     assert "2 tensors loaded" in printed
-    assert "pass deterministic outputs" in printed
+    assert "slf (standardised): clean " in printed
+    assert Path("report/report.html").exists()
+
+
+def test_the_functions_arguments_are_those_there_are():
+    told = {name for row in table(EVALUATE, "the command").values() for name in codes(row[0])}
+    named = {re.match(r"[a-z_]*", name)[0] for name in told}
+    real = {*inspect.signature(evaluate).parameters}
+    assert named - {"", "open_data"} <= real
+    assert real - named == {"beside", "folder", "progress", "model", "command", "say"}

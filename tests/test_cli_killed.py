@@ -9,6 +9,7 @@ import random
 import signal
 import time
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ COMMAND = [
     ),
     *("--protocol", "alf", "--attacks", "pgd,mpgd", "--num-images", "8", "--eps", "8/255"),
 ]
-AT_224 = ["--preset=plain", "--protocol=slf", "--attacks=pgd", "--num-images=2"]
+AT_224 = ["--image-size=224", "--preset=plain", "--protocol=slf", "--attacks=pgd", "--num-images=2"]
 KILLS = 4
 
 
@@ -99,8 +100,9 @@ def test_killed_at_any_moment_and_repeated_it_is_the_same_report(tmp_path):
 
 def test_photographs_of_224_pixels_in_folders_within_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_RADII", (1.0,))
-    monkeypatch.setattr(cli, "_STEPS", (1, 2))
+    module = import_module("advssl.evaluation.evaluate")
+    monkeypatch.setattr(module, "_RADII", (1.0,))
+    monkeypatch.setattr(module, "_STEPS", (1, 2))
     monkeypatch.setattr(checks, "PGD_STEPS", 4)
     monkeypatch.setattr(ascents, "STEP_COUNTS", (1, 3))
     monkeypatch.setattr(searches, "QUERIES", 10)
@@ -110,14 +112,9 @@ def test_photographs_of_224_pixels_in_folders_within_folders(tmp_path, monkeypat
     write_images(tmp_path / "images", 230, train=4, val=2)  # "val" is what ImageNet calls it
     cli.main([*COMMAND, *AT_224])
     found = report.read(tmp_path / "report" / "record.json")
-    assert found.data == {
-        "name": "folder:images",
-        "classes": 2,
-        "train": 6,
-        "validation": 2,
-        "test": 4,
-        "measured on": 2,
-    }
+    source = found.data
+    assert (source.spec, source.classes, source.image_size) == ("folder:images", 2, 224)
+    assert (source.train, source.validation, source.test, source.images) == (6, 2, 4, 2)
     clean, *hostile = found.sections[0].measurements
     assert clean.value == 1.0
     assert len(hostile) == 2

@@ -27,7 +27,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 
 import advssl
 from advssl.evaluation.datasets import InMemory
-from advssl.evaluation.records import replacing
+from advssl.evaluation.provenance import replacing
 from advssl.modes import evaluating
 
 _DEPENDED_ON = ("torchvision", "timm", "kornia", "lightly", "numpy", "pillow")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-from advssl.evaluation.data import Data
 from advssl.types import described, number, whole
+
+if TYPE_CHECKING:
+    from advssl.evaluation.data import Data
 
 Reads: TypeAlias = Literal["raw", "unit", "standard"]
 Selects: TypeAlias = Literal["validation", "test"]

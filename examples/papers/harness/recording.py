@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from advssl.evaluation import records
+from advssl.evaluation.evaluate import OWN
+from advssl.evaluation.places import without_place as without_place
+from advssl.evaluation.records import Measurement
 from harness import chain
 from harness.method import Method
 
@@ -54,12 +56,12 @@ def exported(method: Method, encoder: torch.nn.Module) -> dict[str, torch.Tensor
     return {**{k: v.cpu() for k, v in weights.items()}, **normalization}
 
 
-def table(title: str, found: Sequence[records.Measurement]) -> str:
+def table(title: str, found: Sequence[Measurement]) -> str:
     """A line for each classifier, a column for each attack."""
     rows: dict[str, dict[str, str]] = {}
     for m in found:
-        place, _, attack = m.name.partition(": ")
-        rows.setdefault(place, {})[attack] = f"{100 * m.value:.1f}"
+        of = place_of(m)
+        rows.setdefault(of.label, {})[of.attack] = f"{100 * m.value:.1f}"
     heads = list(next(iter(rows.values())))
     lines = [
         [f"{title}: accuracy (%) on {found[0].n} test images", *heads],
@@ -69,9 +71,39 @@ def table(title: str, found: Sequence[records.Measurement]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def without_place(word: str) -> str:
-    """A word of the command without where on this machine something lies."""
-    return re.sub(r"(^|[=:])/(?:.*/)?([^/]+)/?$", r"\1\2", word)
+class Place(NamedTuple):
+    """Whose number it is.
+
+    Attributes:
+        protocol: by which the classifier was made; "own" of the method's own head.
+        branch: of BatchNorm, if there are several.
+        selected: how the epoch was chosen; None for the last.
+        attack: under what.
+    """
+
+    protocol: str
+    branch: str | None
+    selected: str | None
+    attack: str
+
+    @property
+    def label(self) -> str:
+        """All but the attack."""
+        head = "own head" if self.protocol == OWN else self.protocol
+        within = " ".join(filter(None, (head, self.branch)))
+        return within if self.selected is None else f"{within}, {self.selected}"
+
+
+def place_of(m: Measurement) -> Place:
+    """From the fields; from the name, "slf pgd, best on validation: clean", before 0.2."""
+    if m.probe is not None and m.model is not None:
+        return Place(m.probe.protocol, m.model.branch, m.probe.selected, m.name)
+    place, _, attack = m.name.partition(": ")
+    place, _, selected = place.partition(", ")
+    if place == "own head":
+        return Place(OWN, None, None, attack)
+    protocol, _, branch = place.partition(" ")
+    return Place(protocol, branch or None, selected or None, attack)
 
 
 def as_json(content: Any) -> Any:

@@ -12,6 +12,7 @@ from harness.published import Row as Row
 from harness.published import ids as ids
 from harness.published import lookup as lookup
 from harness.published import tables_of as tables_of
+from harness.recording import place_of
 
 
 def render(
@@ -68,9 +69,8 @@ def _digits(value: float | None) -> int:
 
 def _key(m: Measurement) -> tuple[str, str]:
     """The protocol and the measure of what :func:`harness.chain.measured` found."""
-    place, _, _ = m.name.partition(": ")
-    place, _, other_epoch = place.partition(", ")
-    return "" if other_epoch else place.split()[0], _measure(m.settings)
+    place = place_of(m)
+    return "" if place.selected else place.protocol, _measure(m.settings)
 
 
 def _measure(settings: Mapping[str, Any]) -> str:

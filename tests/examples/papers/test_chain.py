@@ -1,18 +1,16 @@
-"""From a plan to its measurements: what is trained, what is read back, what is measured."""
+"""From a trained method to its measurements, each of which says in fields what it is of."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
 import torch
 from torch import nn
 
-from advcl import AdvCL
 from advssl import keep_branch
 from advssl.evaluation import probes
-from advssl.evaluation.data import InMemory, open_data, targets
 from harness import chain
+from harness.recording import Place, place_of
 from reproduce import METHODS
 
 from . import tiny
@@ -29,167 +27,6 @@ def silent(*_):
 def opened(wanted: chain.Plan) -> tuple[chain.Method, chain.Data]:
     data = chain.open_plan(wanted)
     return chain.build(wanted, METHODS[wanted.method], data), data
-
-
-# --- what is trained on ---------------------------------------------------------------------------
-
-
-def test_a_limit_takes_as_many_of_each_class_and_leaves_the_rest_alone():
-    whole, cut = (chain.open_plan(tiny.plan("simclr", "--limit", n)) for n in ("0", "60"))
-    assert sorted(targets(cut.train)) == sorted([*range(10)] * 6)
-    assert len(targets(whole.train)) > 1000
-    assert targets(cut.validation) == targets(whole.validation)
-    assert targets(cut.test) == targets(whole.test)
-
-
-def test_the_seed_is_of_the_weights_and_not_of_the_data():
-    one, other = (tiny.plan("simclr", "--seed", seed) for seed in "01")
-    (first, images), (second, same) = opened(one), opened(other)
-    assert images.train.indices == same.train.indices
-    assert not tiny.same(first.state_dict(), second.state_dict())
-    assert tiny.same(first.state_dict(), opened(one)[0].state_dict())
-
-
-def test_unlabelled_images_are_for_those_who_read_no_labels():
-    data = open_data("digits", image_size=8)
-    more = InMemory(torch.rand(5, 3, 8, 8), torch.full((5,), -1))
-    data = replace(data, unlabelled=more)
-    simclr, at = (opened(tiny.plan(name))[0] for name in ("simclr", "at"))
-    assert len(chain.training_images(simclr, data)) == len(targets(data.train)) + 5
-    assert chain.training_images(at, data) is data.train
-
-
-def test_presentations_are_of_whole_batches(tmp_path):
-    plan = tiny.plan("simclr", "--epochs", "2", "--batch-size", "25")
-    assert tiny.train(plan, tmp_path).told["presentations"] == 2 * 50
-
-
-def test_unlabelled_images_are_presented_too(tmp_path):
-    plan = tiny.plan("simclr")
-    data = chain.open_plan(plan)
-    more = InMemory(torch.rand(25, 3, 8, 8), torch.full((25,), -1))
-    found = chain.pretrained(plan, METHODS, replace(data, unlabelled=more), tmp_path)
-    assert found.told["presentations"] == 80
-
-
-def test_batches_that_cannot_be_are_refused_before_any_work(tmp_path):
-    plan = tiny.plan("simclr")
-    with pytest.raises(ValueError, match="batch of 61 needs as many training images, there are 60"):
-        tiny.train(replace(plan, recipe=replace(plan.recipe, batch_size=61)), tmp_path)
-    with pytest.raises(ValueError, match="batch of 20 cannot be shared equally by 3 devices"):
-        tiny.train(plan, tmp_path, devices=3)
-    assert not list(tmp_path.iterdir())
-
-
-def test_unknown_attacks_are_refused():
-    with pytest.raises(ValueError, match="attacks are pgd, pgd-l2, mpgd, aa, got fgsm"):
-        tiny.plan("simclr", "--attacks", "pgd,fgsm")
-
-
-# --- read back ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def done(tmp_path_factory):
-    """A folder with a trained GSA-RSL, and what was said of it."""
-    out = tmp_path_factory.mktemp("done")
-    return out, tiny.train(tiny.plan("gsa_rsl"), out)
-
-
-def test_what_was_trained_is_read_back(done, monkeypatch):
-    out, first = done
-    monkeypatch.setattr(chain, "pretrain", never)
-    again = tiny.train(tiny.plan("gsa_rsl", "--protocol", "alf", "--num-images", "5"), out)
-    assert again.told == first.told
-    assert tiny.same(tiny.weights(again), tiny.weights(first))
-    # The default, said aloud, is the same run.
-    said = tiny.train(tiny.plan("gsa_rsl", "--rho", str(again.method.settings.rho)), out)
-    assert tiny.same(tiny.weights(said), tiny.weights(first))
-
-
-@pytest.mark.parametrize(
-    "other", ["--rho 0.5", "--seed 1", "--limit 80", "--epochs 2", "--mode paper", "--width 3"]
-)
-def test_another_run_is_another_folder(other, done, monkeypatch):
-    monkeypatch.setattr(chain, "pretrain", never)
-    with pytest.raises(AssertionError, match="work was begun"):
-        tiny.train(tiny.plan("gsa_rsl", *other.split()), done[0])
-
-
-def changed(data, index):
-    """The same training images, one of them inverted."""
-    images = torch.stack([1 - x if i == index else x for i, (x, _) in enumerate(data.train)])
-    return replace(data, train=InMemory(images, torch.tensor(targets(data.train))))
-
-
-@pytest.mark.parametrize("index", [0, 1, 30, 59])
-def test_any_other_image_is_another_run(index):
-    plan = tiny.plan("simclr")
-    data = chain.open_plan(plan)
-    method = chain.build(plan, METHODS["simclr"], data)
-
-    def identity(images):
-        return chain._identity(plan, method, images)
-
-    assert identity(changed(data, index).train) != identity(changed(data, None).train)
-    assert identity(data.train) == identity(chain.open_plan(plan).train)
-
-
-def test_another_package_is_another_run(done, monkeypatch):
-    monkeypatch.setattr(chain, "pretrain", never)
-    monkeypatch.setattr("advssl.evaluation.identity._source", lambda: "other code")
-    with pytest.raises(AssertionError, match="work was begun"):
-        tiny.train(tiny.plan("gsa_rsl"), done[0])
-
-
-def test_a_damaged_file_is_trained_again(tmp_path):
-    first = tiny.weights(tiny.train(tiny.plan("simclr"), tmp_path))
-    (path,) = tmp_path.rglob("method.pt")
-    path.write_bytes(path.read_bytes()[:-500])
-    assert tiny.same(tiny.weights(tiny.train(tiny.plan("simclr"), tmp_path)), first)
-
-
-@pytest.fixture
-def given(monkeypatch):
-    """The methods that ``prepare`` is given, beside their features."""
-    found, prepare = [], AdvCL.prepare
-
-    def noted(self, before, features):
-        found.append(before)
-        prepare(self, before, features)
-
-    monkeypatch.setattr(AdvCL, "prepare", noted)
-    return found
-
-
-def test_the_method_of_the_clusters_is_trained_first_and_once(tmp_path, monkeypatch, given):
-    trained, pretrain = [], chain.pretrain
-
-    def noted(method, *args, **options):
-        trained.append(type(method).__name__)
-        return pretrain(method, *args, **options)
-
-    monkeypatch.setattr(chain, "pretrain", noted)
-    found = tiny.train(tiny.plan("advcl"), tmp_path)
-    tiny.train(tiny.plan("gsa_on_advcl"), tmp_path)
-    simclr = tiny.train(tiny.plan("simclr"), tmp_path)
-    assert trained == ["SimCLR", "AdvCL", "GSAOnAdvCL"]
-    assert len(given) == 2
-    assert all(tiny.same(before.state_dict(), tiny.weights(simclr)) for before in given)
-    assert found.told["before"] == {"method": "simclr", **simclr.told}
-    # The labels are k-means of its features, in the order of the training images.
-    data = chain.open_plan(tiny.plan("advcl"))
-    method = chain.build(tiny.plan("advcl"), METHODS["advcl"], data)
-    method.prepare(simclr.method, chain.features(simclr.method, data.train))
-    assert torch.equal(found.method.clusters.pseudo_labels, method.clusters.pseudo_labels)
-
-
-def test_random_weights_are_measured_without_a_trace(tmp_path):
-    plan = tiny.plan("gsa_rsl", "--epochs", "0")
-    found = tiny.train(plan, tmp_path)
-    assert tiny.same(tiny.weights(found), opened(plan)[0].state_dict())
-    assert found.told == {"presentations": 0}
-    assert not list(tmp_path.iterdir())
 
 
 # --- what is measured -----------------------------------------------------------------------------
@@ -209,66 +46,43 @@ def test_each_branch_is_a_plain_encoder():
     assert list(single) == [""]
 
 
-def test_features_are_in_order_in_eval_mode_and_on_the_methods_own_branch():
-    method, data = opened(tiny.plan("gsa_rsl"))
-    for norm in method.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            norm.running_mean.normal_(std=0.1)
-    before = {name: value.clone() for name, value in method.state_dict().items()}
-    images = torch.stack([x for x, _ in data.train])
-    encoder, other = (e.eval() for e in chain.encoders(method).values())
-    mean, std = (torch.tensor(part).view(3, 1, 1) for part in method.pixels)
-    found = chain.features(method, data.train)
-    torch.testing.assert_close(found, encoder((images - mean) / std))
-    assert not torch.allclose(found, other((images - mean) / std))
-    assert not found.requires_grad
-    assert method.training
-    assert tiny.same(method.state_dict(), before)
-
-
-def names(plan, tmp_path) -> list[str]:
+def places(plan, tmp_path) -> list[Place]:
     method, data = opened(plan)
     found = chain.measured(plan, method, data, tmp_path, silent)
     assert {m.n for m in found} == {20}
-    assert {m.seed for m in found} == {plan.seed}
+    assert {(m.seed, m.attack_seed) for m in found} == {(plan.seed, 0)}
     assert len({m.dataset for m in found}) == 1
-    return [m.name for m in found]
+    assert {m.model.backbone for m in found} == {plan.backbone}
+    return [place_of(m) for m in found]
 
 
 PGD = ["PGD-20 l_inf 0.1, step 0.025", "PGD-20 l_inf 0.1, step 0.01"]
 
 
 def test_every_branch_is_measured_after_its_last_and_its_best_epoch(tmp_path):
-    assert names(tiny.plan("gsa_rsl", "--attacks", "pgd,pgd-l2"), tmp_path) == [
-        f"slf {place}: {attack}"
+    found = places(tiny.plan("gsa_rsl", "--attacks", "pgd,pgd-l2"), tmp_path)
+    by_label = {of.label: [p.attack for p in found if p.label == of.label] for of in found}
+    best = [label for label in by_label if "best" in label]
+    assert [label.split(", epoch")[0] for label in by_label] == [
+        label
         for branch in ("adversarial", "clean")
-        for place, attacks in (
-            (branch, ["clean", *PGD, "PGD-20 l_2 0.5, step 0.05"]),
-            (f"{branch}, best on validation", ["clean", *PGD]),
-        )
-        for attack in attacks
+        for label in (f"slf {branch}", f"slf {branch}, best on validation")
     ]
+    for label, attacks in by_label.items():
+        whole = ["clean", *PGD, "PGD-20 l_2 0.5, step 0.05"]
+        assert attacks == (["clean", PGD[0]] if label in best else whole)
 
 
 def test_a_best_epoch_is_named_after_what_it_was_best_on(tmp_path, monkeypatch):
     released = probes.PRESETS["released"]["slf"]
     monkeypatch.setitem(probes.PRESETS, "released", {"slf": replace(released, epochs=1)})
     plan = replace(tiny.plan("simclr"), preset="released")
-    places = dict.fromkeys(name.split(":")[0] for name in names(plan, tmp_path))
-    assert list(places) == ["slf", "slf, best on test"]
+    found = dict.fromkeys(place.label for place in places(plan, tmp_path))
+    assert list(found) == ["slf", "slf, selected on test, epoch 1 of 1"]
 
 
 def test_a_classifier_is_measured_with_its_own_head_too(tmp_path):
     plan = replace(tiny.plan("at"), protocols=())
-    assert names(plan, tmp_path) == [f"own head: {attack}" for attack in ["clean", *PGD]]
-
-
-def test_what_is_counted_is_the_first_step(given):
-    plan = tiny.plan("advcl")
-    data = chain.open_plan(plan)
-    method, batch = chain.first_step(plan, METHODS, replace(data, unlabelled=data.train))
-    assert batch.images.shape == (20, 3, 8, 8)
-    assert batch.images.dtype == torch.float32
-    assert method.clusters.pseudo_labels.shape == (120, 1)
-    assert [type(before) for before in given] == [METHODS["simclr"]]
-    assert all(term.isfinite() for term in method(batch).values())
+    found = places(plan, tmp_path)
+    assert {place.label for place in found} == {"own head"}
+    assert [place.attack for place in found] == ["clean", *PGD]

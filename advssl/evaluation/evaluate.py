@@ -1,0 +1,468 @@
+"""Evaluate: an encoder or a classifier, and labelled images, to a report of how robust it is."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from msgspec import structs
+from torch import nn
+from torch.utils.data import Subset
+
+from advssl.balls import Ball, Linf, check_radius, grey_of, resized
+from advssl.evaluation import costs, diagnostics, plan, records, report
+from advssl.evaluation.attacks import PGD, Attack, Clean, attacks_of
+from advssl.evaluation.census import PARTS, Census, checked
+from advssl.evaluation.chosen import Chosen, balanced, nested
+from advssl.evaluation.data import Data, targets
+from advssl.evaluation.identity import classifier_fingerprint
+from advssl.evaluation.logits import class_count, device_of
+from advssl.evaluation.places import without_place
+from advssl.evaluation.progress import Progress, ignored
+from advssl.evaluation.protocols import PRESETS, Protocol, default_preset, protocol
+from advssl.evaluation.records import Measurement, Model, Probe, Source
+from advssl.evaluation.running import FIRST, Run
+from advssl.evaluation.sharing import agreed
+from advssl.pixels import Pixels
+from advssl.types import described, whole
+
+Modules: TypeAlias = Mapping[str | None, nn.Module]  # by BatchNorm branch
+Probes: TypeAlias = str | Protocol | Sequence["str | Protocol"]
+
+IMAGES, BATCH = 200, 100
+ATTACKS = ("pgd", "pgd-l2", "mpgd", "aa")
+OWN = "own"  # a classifier's own head, where else a probe is named
+_FEW = 2_000  # training images of the probe that gives it, where the one asked for takes longer
+_RADII = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # of the figure, in units of the ball's
+_STEPS = (1, 2, 5, 10, 20, 50)
+
+
+def evaluate(
+    encoder_or_classifier: nn.Module | Modules,
+    data: Data,
+    *,
+    ball: Ball = Linf(8 / 255),  # noqa: B008 (a frozen value)
+    attacks: Sequence[str | Attack] = ATTACKS,
+    probe: Probes | None = None,
+    pixels: Pixels = Pixels(),  # noqa: B008 (a frozen value)
+    images: int = IMAGES,
+    doubts: bool = True,
+    curves: bool = True,
+    beside: bool = True,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    progress: Progress = lambda *_: None,
+    budget: float | None = None,
+    attack_seed: int | None = None,
+    batch_size: int = BATCH,
+    model: Model | None = None,
+    command: str = "",
+    say: Callable[[str], None] | None = None,
+) -> report.Report:
+    """How robust is it? A classifier by each probe, attacked and doubted, as one report.
+
+    Clean accuracy comes first, then the cheap attacks, the doubts, the curves, and AutoAttack last.
+    With a ``folder`` a call that was killed and is repeated goes on where it was.
+
+    Args:
+        encoder_or_classifier: images to features (B, D), or, with ``probe="own"``, to logits over
+            the classes of ``data``; as a mapping, one for each BatchNorm branch by its name. It is
+            left as it was, and computes where it is.
+        data: to train a probe on and to measure on.
+        ball: the threat model, in pixels of [0, 1].
+        attacks: names of :data:`advssl.evaluation.attacks.ATTACKS`, or attacks. Clean accuracy is
+            always measured.
+        probe: a preset's name, whose "slf" is taken, a :class:`~advssl.evaluation.probes.Protocol`,
+            or several; "own" is a classifier's own head. By default the field's standard linear
+            finetuning for photographs, "standardised" for digits and the like.
+        pixels: what the numbers of the encoder's input mean.
+        images: how many test images are attacked at most, class-balanced, the same for every seed;
+            0 is all.
+        doubts: look into the reasons not to believe the numbers.
+        curves: accuracy against radius and against steps.
+        beside: a short section of the other probe, if its features are made once.
+        seed: of the probe and of the attacks, and by which reports are paired.
+        folder: where results are kept; None keeps none.
+        progress: called with what is done, how much of it, and of how much.
+        budget: seconds. As many images as fit are then attacked, of ``images``, or of all if that
+            was left as it is; what is left out is said. An attack's record has its own n.
+        attack_seed: of the attacks, if it is another than ``seed``.
+        batch_size: of attacked images.
+        model: what the report says of the network.
+        command: that makes the report again.
+        say: told each number as soon as it is known, in a line; before them a first answer.
+
+    Raises:
+        ValueError: before any work on what makes no sense, and what training and attacks refuse.
+    """
+    asked = Evaluation(
+        modules=modules_by_branch(encoder_or_classifier),
+        data=data,
+        ball=ball,
+        attacks=chosen_attacks(attacks, ball),
+        ways=ways(probe, data),
+        pixels=pixels,
+        images=images,
+        doubts=doubts,
+        curves=curves,
+        with_beside=beside,
+        seed=seed,
+        attack_seed=seed if attack_seed is None else attack_seed,
+        batch_size=batch_size,
+        budget=budget,
+        model=model,
+    )
+    if probe is None:
+        asked = asked.affordable(say or (lambda _: None))
+    return asked.run(folder, progress=progress, say=say, command=command)
+
+
+@dataclass(frozen=True)
+class Way:
+    """To a classifier: a protocol of a preset, or its own head."""
+
+    preset: str
+    how: Protocol | None
+
+    @property
+    def name(self) -> str:
+        """As sections are called."""
+        return OWN if self.how is None else self.how.name
+
+    @property
+    def label(self) -> str:
+        """With whose settings."""
+        return self.name if self.how is None else f"{self.name} ({self.preset})"
+
+    def record(self, selected: str | None, seed: int) -> Probe:
+        settings = {} if self.how is None else records.plain(asdict(self.how), "probe")
+        return Probe(
+            preset=self.preset, protocol=self.name, selected=selected, seed=seed, settings=settings
+        )
+
+
+def ways(probe: Probes | None, data: Data) -> tuple[Way, ...]:
+    """What a ``probe`` asks for."""
+    if probe is None:
+        probe = default_preset(data)
+    if isinstance(probe, str) or not isinstance(probe, Sequence):
+        probe = [probe]
+    found = tuple(dict.fromkeys(_way(one) for one in probe))
+    if not found:
+        raise ValueError(
+            'probe must name one at least; without, probe="own" is a classifier\'s own head'
+        )
+    return found
+
+
+def _way(probe: Any) -> Way:
+    if probe == OWN:
+        return Way(OWN, None)
+    if isinstance(probe, str):
+        return Way(probe, protocol(probe, "slf"))
+    if not isinstance(probe, Protocol):
+        raise ValueError(
+            f"probe must be a preset's name, a Protocol, or {OWN!r}, got {described(probe)}"
+        )
+    known = (name for name, family in PRESETS.items() if probe in family.values())
+    return Way(next(known, "custom"), probe)
+
+
+def chosen_attacks(asked: Sequence[str | Attack], ball: Ball) -> tuple[Attack, ...]:
+    """Those of the names, and those that are attacks themselves; clean accuracy first."""
+    if isinstance(asked, str):
+        raise ValueError(f"attacks is a list of names or attacks, got {asked!r}; write [{asked!r}]")
+    found = [
+        one
+        for name in asked
+        for one in (attacks_of([name], ball) if isinstance(name, str) else [name])
+    ]
+    return (Clean(), *(attack for attack in dict.fromkeys(found) if not isinstance(attack, Clean)))
+
+
+def modules_by_branch(given: nn.Module | Modules) -> dict[str | None, nn.Module]:
+    """One module is of no branch."""
+    found: dict[str | None, nn.Module] = (
+        dict(given) if isinstance(given, Mapping) else {None: given}
+    )
+    if not found or not all(isinstance(module, nn.Module) for module in found.values()):
+        raise ValueError(
+            "an encoder or a classifier is a torch.nn.Module, or a mapping of them by BatchNorm "
+            f"branch, got {described(given)}"
+        )
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """All that is decided before the work, see :func:`evaluate`; checked as it is made."""
+
+    modules: Modules
+    data: Data
+    ball: Ball
+    attacks: tuple[Attack, ...]
+    ways: tuple[Way, ...]
+    pixels: Pixels
+    images: int
+    doubts: bool
+    curves: bool
+    with_beside: bool
+    seed: int
+    attack_seed: int
+    batch_size: int
+    budget: float | None
+    model: Model | None
+
+    def __post_init__(self) -> None:
+        for name in ("seed", "attack_seed"):
+            whole(name, getattr(self, name), -(2**63))
+        whole("images", self.images, 0)
+        whole("batch_size", self.batch_size, 1)
+        if not len(targets(self.data.test)):
+            raise ValueError("data.test holds no image, and there is nothing to attack")
+        shape = tuple(self.data.test[0][0].shape)
+        check_radius(self.ball, shape)
+        if any(way.how is None for way in self.ways):
+            if len(self.ways) > 1:
+                raise ValueError(
+                    f"a classifier is evaluated by its {OWN} head or an encoder by probes, not both"
+                )
+            self._check_classes()
+
+    def _check_classes(self) -> None:
+        images, _ = next(iter(self.measured))
+        for module in self.classifiers.values():
+            found = class_count(module, images)
+            if found != len(self.data.classes):
+                raise ValueError(
+                    f"a classifier with its own head answers logits of the data's "
+                    f"{len(self.data.classes)} classes, this one {found}; give an encoder and a "
+                    "probe, or the data that it was trained on"
+                )
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return device_of(next(iter(self.modules.values())), torch.empty(0))
+
+    @cached_property
+    def classifiers(self) -> dict[str | None, nn.Module]:
+        """The modules, of images in [0, 1]."""
+        normalised = self.pixels.mean is not None
+        return {
+            branch: Normalised(module, self.pixels) if normalised else module
+            for branch, module in self.modules.items()
+        }
+
+    @cached_property
+    def measured(self) -> Chosen:
+        """The test images that are attacked; under a budget as many of them as fit."""
+        labels = targets(self.data.test)
+        count = len(labels)
+        if self.images and not (self.budget is not None and self.images == IMAGES):
+            count = min(self.images, count)
+        rows = balanced(labels, count)
+        if self.budget is not None:
+            rows = [rows[i] for i in nested([labels[row] for row in rows])]
+        return Chosen(self.data.test, rows, self.batch_size, self.device)
+
+    @cached_property
+    def radii(self) -> list[float]:
+        """Of the figure, to where every image can become the same grey: accuracy must be chance."""
+        grey = grey_of(self.ball, tuple(self.data.test[0][0].shape))
+        scaled = [scale * self.ball.radius for scale in _RADII]
+        return scaled if grey is None else [*(r for r in scaled if r < grey), grey]
+
+    @property
+    def points(self) -> list[tuple[str, float, PGD]]:
+        """Of both figures: which one, where on it, and what is measured there."""
+        steps = [
+            ("steps", n, PGD(self.ball, n, max(self.step, self.ball.radius / n))) for n in _STEPS
+        ]
+        return [("radius", r, PGD(resized(self.ball, r), 20, None)) for r in self.radii] + steps
+
+    @property
+    def step(self) -> float:
+        return self.ball.radius / 4
+
+    @property
+    def short(self) -> tuple[Attack, ...]:
+        """What a section beside the headline's is measured by, and the first answer."""
+        hostile = len(self.attacks) > 1
+        return (Clean(), PGD(self.ball, 20, self.step)) if hostile else (Clean(),)
+
+    @cached_property
+    def beside(self) -> Way | None:
+        """The other probe, if its features are made once."""
+        (way, *more) = self.ways
+        if (
+            not self.with_beside
+            or more
+            or way.how is None
+            or way.how.name != "slf"
+            or self.short == (Clean(),)
+        ):
+            return None
+        other = "standardised" if way.preset != "standardised" else "advcl"
+        how = protocol(other, "slf")
+        return Way(other, how) if costs.made_once(how, self.data.natural) else None
+
+    @cached_property
+    def quick(self) -> Data | None:
+        """A few training images for the first answer, if the probe asked for takes long."""
+        train = targets(self.data.train)
+        how = self.ways[0].how
+        if how is None or (costs.made_once(how, self.data.natural) and len(train) <= 2 * _FEW):
+            return None
+        rows = balanced(train, min(_FEW, len(train)))
+        nothing: Any = Subset(self.data.train, [])
+        return replace(self.data, train=Subset(self.data.train, rows), validation=nothing)
+
+    # --- what it takes ----------------------------------------------------------------------------
+
+    @cached_property
+    def forward(self) -> plan.Measured:
+        """Time and memory of a forward, measured here and now."""
+        images, _ = next(iter(self.measured))
+        return plan.measured_forward(next(iter(self.classifiers.values())), images)
+
+    def cost(self, attack: Attack, count: int = 1) -> tuple[float, float]:
+        """Seconds at least and at most, by what is known; on as many images."""
+        known = costs.forwards(attack, len(self.data.classes)) or costs.NOTHING
+        return known.least * count * self.forward.seconds, known.most * count * self.forward.seconds
+
+    @property
+    def of_doubts(self) -> costs.Range:
+        """Forwards of all doubts about one classifier."""
+        least, most = diagnostics.forwards(
+            self.ball,
+            tuple(self.data.test[0][0].shape),
+            len(self.data.classes),
+            branches=len(self.modules) if len(self.modules) > 1 else 0,
+            training=self.ways[0].how is not None,
+        )
+        return costs.Range(least, most).times(min(FIRST, self.measured.n))
+
+    @cached_property
+    def learnt(self) -> Chosen:
+        """Training images, as many as are doubted and as balanced."""
+        labels = targets(self.data.train)
+        rows = balanced(labels, min(FIRST, self.measured.n, len(labels)))
+        return Chosen(self.data.train, rows, self.batch_size, self.device)
+
+    def affordable(self, say: Callable[[str], None]) -> Evaluation:
+        """With a probe whose features are made once, where the default's would eat the budget."""
+        (way, *_), data = self.ways, self.data
+        if self.budget is None or way.how is None or costs.made_once(way.how, data.natural):
+            return self
+        train, validation = len(targets(data.train)), len(targets(data.validation))
+        needed = costs.of_probe(way.how, train, validation, data.natural) * self.forward.seconds
+        if agreed(needed) <= self.budget / 2:
+            return self
+        other = Way("standardised", protocol("standardised", "slf"))
+        say(
+            f"{way.label} would take {plan.duration(needed)} of the {plan.duration(self.budget)}: "
+            f"the probe is {other.label}"
+        )
+        return replace(self, ways=(other,))
+
+    def plan(self, folder: str | Path | None = None) -> plan.Plan:
+        """What :meth:`run` will do, and what it takes.
+
+        Raises:
+            ValueError: if it takes more memory than is at hand.
+        """
+        return plan.planned(self, folder)
+
+    # --- the work ---------------------------------------------------------------------------------
+
+    def checked(self, folder: str | Path | None = None, progress: Progress = ignored) -> Census:
+        """Every image that is used, read once: what is wrong with one is an error before the work.
+
+        With a ``folder`` it is kept there.
+        """
+        return checked(
+            self.data,
+            parts=PARTS if self.ways[0].how else ("test",),
+            measured=self.measured.rows,
+            folder=folder,
+            progress=progress,
+        )
+
+    @cached_property
+    def known(self) -> Model:
+        """What the report says of the network."""
+        module = next(iter(self.modules.values()))
+        told = self.model or Model(backbone=type(module).__name__)
+        return structs.replace(
+            told,
+            mean=self.pixels.mean,
+            std=self.pixels.std,
+            fingerprint=classifier_fingerprint(module)[:16],
+        )
+
+    def run(
+        self,
+        folder: str | Path | None = None,
+        *,
+        progress: Progress = lambda *_: None,
+        say: Callable[[str], None] | None = None,
+        command: str = "",
+    ) -> report.Report:
+        """Do it, see :func:`evaluate`."""
+        with _place(folder) as place:
+            census = self.checked(place, progress)
+            run = Run(self, place, folder is not None, census, progress, say)
+            sections = tuple(run.sections())
+        return report.Report(
+            title=f"Robustness of {self.known.backbone} on {without_place(self.data.name)}",
+            model=self.known,
+            data=self.source(sections[0].measurements[0]),
+            command=command,
+            sections=sections,
+            tables=run.tables(),
+        )
+
+    def source(self, m: Measurement) -> Source:
+        """Of what was measured."""
+        parts = {
+            part: len(targets(getattr(self.data, part))) for part in ("train", "validation", "test")
+        }
+        return Source(
+            spec=without_place(self.data.spec),
+            split="test",
+            image_size=self.data.image_size,
+            fingerprint=m.dataset,
+            images=m.n,
+            population=parts["test"],
+            classes=len(self.data.classes),
+            folders={part: without_place(place) for part, place in self.data.folders.items()},
+            **parts,
+        )
+
+
+@contextmanager
+def _place(folder: str | Path | None) -> Iterator[Path]:
+    """Where results are kept; for this call alone if nobody named a place."""
+    if folder is not None:
+        yield Path(folder)
+        return
+    with tempfile.TemporaryDirectory() as made:
+        yield Path(made)
+
+
+class Normalised(nn.Module):
+    """A module that reads images in [0, 1] and normalises them first."""
+
+    def __init__(self, module: nn.Module, pixels: Pixels) -> None:
+        super().__init__()
+        self.module, self.pixels = module, pixels
+
+    def forward(self, images: torch.Tensor) -> Any:
+        return self.module(self.pixels.of(images))

@@ -1,0 +1,265 @@
+"""Plans: what an evaluation will do and what it takes here, before any of it is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from advssl.balls import name_of
+from advssl.evaluation.costs import NOTHING, Range, forwards, of_probe, sum_of
+from advssl.evaluation.data import targets
+from advssl.evaluation.logits import borrowed, device_of
+from advssl.evaluation.places import without_place
+from advssl.evaluation.running import FIRST
+from advssl.types import Images, embeddings_of
+
+if TYPE_CHECKING:
+    from advssl.evaluation.evaluate import Evaluation
+
+_TRIED = 16  # images of the measured forward
+_PATIENCE = 0.3  # seconds of it
+
+
+class Measured(NamedTuple):
+    """What a forward takes on this machine.
+
+    Attributes:
+        seconds: of one F.
+        held: bytes that a forward and its backward to the input hold, per image.
+        layer: bytes of the largest of them.
+    """
+
+    seconds: float
+    held: int
+    layer: int
+
+
+def measured_forward(module: nn.Module, images: Images) -> Measured:
+    """Time and memory of a forward and a backward to the input, from a few of ``images``."""
+    device = device_of(module, images)
+    few = images[:_TRIED].to(device)
+    kept: list[Tensor] = []  # all of them, so that no address is used twice
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with borrowed(module, device, 0):
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            _once(module, few)
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
+        for weights in module.parameters():
+            storages.pop(weights.untyped_storage().data_ptr(), None)
+        kept.clear()
+        seconds = _timed(lambda: _once(module, few), device) / (2 * len(few))
+    sizes = [*storages.values(), few.nbytes]
+    return Measured(seconds, sum(sizes) // len(few), max(sizes) // len(few))
+
+
+def _once(module: nn.Module, images: Images) -> None:
+    images = images.clone().requires_grad_()
+    answer = module(images)
+    named = getattr(answer, "logits", None)
+    out = embeddings_of("the network", answer if named is None else named)
+    if out.requires_grad:
+        torch.autograd.grad(out.float().sum(), images, allow_unused=True)
+
+
+def _timed(work: Callable[[], None], device: torch.device) -> float:
+    """Seconds: the least of several, as other work on the machine only adds."""
+    times: list[float] = []
+    while len(times) < 2 or (sum(times) < _PATIENCE and len(times) < 20):
+        started = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def at_hand(device: torch.device) -> int | None:
+    """Bytes of memory that are free here; None where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    known = []
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        line = next(line for line in lines if line.startswith("MemAvailable"))
+        known.append(1024 * int(line.split()[1]))
+    with suppress(OSError, ValueError):  # of a container; "max" is no number
+        group = Path("/sys/fs/cgroup")
+        limit, used = (
+            int((group / name).read_text(encoding="ascii"))
+            for name in ("memory.max", "memory.current")
+        )
+        stat = (group / "memory.stat").read_text(encoding="ascii").split()
+        cache = int(stat[stat.index("inactive_file") + 1])
+        known.append(limit - used + cache)
+    return min(known) if known else None
+
+
+def in_use() -> int:
+    """Bytes of this process; 0 where nobody says."""
+    with suppress(OSError, ValueError):
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+        import resource
+
+        return int(pages) * resource.getpagesize()
+    return 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A part of an evaluation, as its plan lists it."""
+
+    what: str
+    forwards: Range | None  # None: not known
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an evaluation will do.
+
+    Attributes:
+        facts: (what, how) in lines to read: data, images, probe, threat model, attacks, results.
+        jobs: all that is done, in order, with its forwards.
+        forward: measured on this machine.
+        memory: bytes at most, of the process and on its device.
+        batch_size: of attacked images.
+    """
+
+    facts: tuple[tuple[str, str], ...]
+    jobs: tuple[Job, ...]
+    forward: Measured
+    memory: int
+    batch_size: int
+
+    @property
+    def forwards(self) -> Range:
+        """Of all jobs whose forwards are known."""
+        return sum_of(job.forwards or NOTHING for job in self.jobs)
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """At least and at most."""
+        return tuple(count * self.forward.seconds for count in self.forwards)  # type: ignore
+
+    def __str__(self) -> str:
+        unknown = [job.what for job in self.jobs if job.forwards is None]
+        low, high = map(duration, self.seconds)
+        time_ = low if low == high else f"{low} to {high}"
+        aside = f", and {', '.join(unknown)}, of which nothing is known" if unknown else ""
+        lines = [
+            *self.facts,
+            *((job.what, _forwards(job.forwards)) for job in self.jobs),
+            ("in all", f"{_forwards(self.forwards)}: about {time_} here{aside}"),
+            ("memory", f"about {size(self.memory)} in batches of {self.batch_size}"),
+        ]
+        width = max(len(name) for name, _ in lines)
+        return "\n".join(f"{name.ljust(width)}  {text}" for name, text in lines)
+
+
+def check_memory(
+    forward: Measured, batch_size: int, device: torch.device, there: int | None = None
+) -> int:
+    """Bytes that attacks in such batches take, or a ValueError with the batch that fits."""
+    there = at_hand(device) if there is None else there
+    needed = forward.held * batch_size
+    if there is not None and needed > there:
+        fits = there // max(forward.held, 1)
+        advice = f"take a batch size of {fits}" if fits else "take a smaller network or image size"
+        raise ValueError(
+            f"attacks on {batch_size} images at once take about {size(needed)} of memory and "
+            f"{size(there)} are at hand; {advice} (--batch-size)"
+        )
+    return needed
+
+
+def duration(seconds: float) -> str:
+    """As people say it."""
+    if seconds < 100:
+        return f"{max(seconds, 1):.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.0f} h" if seconds < 72 * 3600 else f"{seconds / 86400:.0f} days"
+
+
+def size(count: int) -> str:
+    """Bytes, as people say it."""
+    return f"{count / 2**30:.1f} GB" if count >= 2**29 else f"{max(1, count >> 20)} MB"
+
+
+def _forwards(count: Range | None) -> str:
+    if count is None:
+        return "as many forwards as it takes"
+    low, high = map(_short, count)
+    return f"{low} F" if low == high else f"{low} to {high} F"
+
+
+def _short(count: int) -> str:
+    for power, unit in ((10**9, "billion"), (10**6, "million"), (10**3, "thousand")):
+        if count >= power:
+            return f"{count / power:.3g} {unit}"
+    return str(count)
+
+
+def planned(asked: Evaluation, folder: str | Path | None = None) -> Plan:
+    """What an evaluation will do, in which order.
+
+    Raises:
+        ValueError: if it takes more memory than is at hand.
+    """
+    data, n, classes = asked.data, asked.measured.n, len(asked.data.classes)
+    train, validation, test = (len(targets(p)) for p in (data.train, data.validation, data.test))
+    memory = check_memory(asked.forward, asked.batch_size, asked.device)
+    jobs, branches = list[Job](), len(asked.modules)
+    some, short = min(n, FIRST), sum_of(forwards(a, classes) or NOTHING for a in asked.short)
+
+    def add(what: str, count: Range | None, times: int = branches) -> None:
+        jobs.append(Job(what, None if count is None else count.times(times)))
+
+    if asked.quick is not None:
+        few = 2 * len(targets(asked.quick.train))
+        add("first answer", Range(few, few).plus(short.times(some)), 1)
+    for way in [*asked.ways, *([asked.beside] if asked.beside else [])]:
+        beside = way is asked.beside
+        if way.how is not None:
+            cost = of_probe(way.how, train, validation, data.natural)
+            add(f"probe {way.label}", Range(cost, cost))
+        if beside:
+            add("its accuracy", short, n * branches)
+            continue
+        for attack in asked.attacks:
+            add(attack.name, forwards(attack, classes), n * branches)
+        if asked.doubts:
+            add("doubts", asked.of_doubts)
+        if asked.curves:
+            points = [forwards(attack, classes) or NOTHING for _, _, attack in asked.points]
+            add(f"figures, {len(points)} points", sum_of(points), n * branches)
+        if way.how is not None and validation:
+            add("its best epoch", short, n * branches)
+    shape = " x ".join(map(str, data.test[0][0].shape[1:]))
+    facts = [
+        ("data", f"{without_place(data.name)}, {classes} classes"),
+        ("", f"{train:,} images to train on, {validation:,} to validate on, {test:,} to test on"),
+        ("images", f"{shape} pixels{data.size_because and ': '}{data.size_because}"),
+        ("threat model", f"{name_of(asked.ball)}, radius {_levels(asked.ball.radius)} of [0, 1]"),
+        ("attacked", f"{n:,} of the test images, class-balanced" if n < test else "all of them"),
+        ("branches", ", ".join(filter(None, asked.modules))),
+        ("results", "nowhere" if folder is None else str(folder)),
+    ]
+    facts = [fact for fact in facts if fact[1]]
+    return Plan(tuple(facts), tuple(jobs), asked.forward, memory + in_use(), asked.batch_size)
+
+
+def _levels(radius: float) -> str:
+    levels = radius * 255
+    return f"{levels:.3g}/255" if abs(levels - round(levels, 1)) < 1e-6 else f"{radius:.4g}"

@@ -1,0 +1,95 @@
+"""Plans: all that a chain's numbers depend on, as a value; its data, and its method untrained."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch.utils.data import Subset
+
+from advssl.evaluation import attacks
+from advssl.evaluation.batches import class_balanced
+from advssl.evaluation.data import Data, open_data, targets
+from advssl.integrations.timm import backbone
+from harness.method import Method
+from harness.schedules import Recipe
+from harness.settings import Settings
+
+ATTACKS = tuple(name for name in attacks.ATTACKS if name != "clean")  # which is always measured
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a chain's numbers depend on.
+
+    Attributes:
+        method: a name of ``methods.METHODS``.
+        mode: "released" or "paper", which differ where the code and the text do.
+        flags: settings of the method that differ from its mode's.
+        data: as ``advssl.evaluation.data.open_data`` reads it.
+        image_size: H = W; None is the data's own.
+        limit: how many training images are used, class-balanced; None is all.
+        backbone: as ``advssl.integrations.timm.backbone`` reads it.
+        recipe: the schedule.
+        seed: of the weights, the order, the views and the attacks; the split is always the same.
+        precision: of pretraining; evaluation is float32.
+        protocols: of ``preset``, each trained on the frozen or copied encoder.
+        preset: of :mod:`advssl.evaluation.probes`.
+        attacked: of ``ATTACKS``, beside clean accuracy.
+        num_images: class-balanced test images that are attacked; 0 is all.
+        branches: "own" measures the branch that the method names, "all" every one it names.
+    """
+
+    method: str
+    mode: str
+    flags: Mapping[str, Any]
+    data: str
+    image_size: int | None
+    limit: int | None
+    backbone: str
+    recipe: Recipe
+    seed: int = 0
+    precision: str = "32-true"
+    protocols: tuple[str, ...] = ("slf",)
+    preset: str = "standardised"
+    attacked: tuple[str, ...] = ("pgd",)
+    num_images: int = 0
+    branches: str = "all"
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.attacked if name not in ATTACKS]
+        if unknown:
+            raise ValueError(f"attacks are {', '.join(ATTACKS)}, got {', '.join(unknown)}")
+
+
+def open_plan(plan: Plan) -> Data:
+    """The plan's data, its training part cut to ``limit`` images."""
+    data = open_data(plan.data, image_size=plan.image_size)  # one split for all seeds
+    if plan.limit is None or plan.limit >= len(targets(data.train)):
+        return data
+    rows = class_balanced(torch.tensor(targets(data.train)), plan.limit, seed=0)
+    return replace(data, train=Subset(data.train, rows.tolist()))
+
+
+def build(plan: Plan, method: type[Method], data: Data) -> Method:
+    """The plan's method at its random start."""
+    torch.manual_seed(plan.seed)
+    size = data.train[0][0].shape[-1]
+    settings = method.settings_type.of(plan.mode, **plan.flags)
+    built = method(backbone(plan.backbone), data, size, settings)
+    return built.to(memory_format=torch.channels_last)
+
+
+def before(plan: Plan, method: Method) -> Plan:
+    """Of the method that is trained first: with those of the flags that any method has."""
+    shared = {f.name: plan.flags[f.name] for f in fields(Settings) if f.name in plan.flags}
+    return replace(plan, method=method.after or plan.method, flags=shared)
+
+
+def digest(content: Any) -> str:
+    """Ten letters for plain JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]

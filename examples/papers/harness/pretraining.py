@@ -1,0 +1,191 @@
+"""Pretraining: a plan to its method, trained, read back where it was trained before."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader
+
+from advssl import ClusterFitHead, evaluating, on_branch
+from advssl.evaluation import records
+from advssl.evaluation.data import Data
+from advssl.evaluation.identity import dataset_fingerprint, identity_of, keep, kept
+from advssl.evaluation.sharing import device_here
+from advssl.types import embeddings_of
+from harness.data import Batch, Loader, pixels
+from harness.method import Method
+from harness.plans import Plan, before, build, digest
+from harness.training import pretrain
+
+
+class Pretrained(NamedTuple):
+    """A method at the end of its schedule, and what that took.
+
+    Attributes:
+        method: with its weights.
+        told: presentations (of images, over all epochs), seconds, commit and machine of the
+            training, as plain JSON; with "before", the same of the method that gave its clusters.
+    """
+
+    method: Method
+    told: dict[str, Any]
+
+
+def pretrained(
+    plan: Plan,
+    methods: Mapping[str, type[Method]],
+    data: Data,
+    out: Path,
+    *,
+    memory_gb: float = 4.0,
+    **options: Any,
+) -> Pretrained | None:
+    """The plan's method, trained: read from ``out`` if it was trained before, else trained there.
+
+    Pseudo-labels come from another method's encoder, which is trained first with the same plan.
+
+    Args:
+        plan: what to train.
+        methods: classes by name.
+        data: the plan's, see :func:`open_plan`.
+        out: folder of everything that runs leave.
+        memory_gb: larger training sets are streamed.
+        options: of :func:`harness.training.pretrain`: devices, deadline and the like.
+
+    Returns:
+        None if the deadline passed before the end.
+
+    Raises:
+        ValueError: if an epoch has no whole batch, a batch no equal share for each device, or a
+            cluster no image.
+    """
+    method = build(plan, methods[plan.method], data)
+    images = training_images(method, data)
+    steps = steps_per_epoch(plan, images, options.get("devices", 1))
+    most = max(
+        (max(m.num_clusters) for m in method.modules() if isinstance(m, ClusterFitHead)), default=0
+    )
+    if most > len(images):
+        raise ValueError(
+            f"{most} clusters need as many training images, there are {len(images)}; take more "
+            "with --limit, or fewer clusters with --supervision"
+        )
+    told: dict[str, Any] = {"presentations": plan.recipe.epochs * steps * plan.recipe.batch_size}
+    if plan.recipe.epochs == 0:
+        return Pretrained(method, told)
+    identity = _identity(plan, method, images)
+    folder = out / "work" / f"{plan.method}-{digest(identity)}"
+    trained = folder / "method.pt"
+    there = kept(trained, digest(identity))
+    if there is not None:
+        method.load_state_dict(there["weights"])
+        return Pretrained(method, there["told"])
+    if method.after is not None:  # labels of the plan's own images
+        found = pretrained(before(plan, method), methods, data, out, memory_gb=memory_gb, **options)
+        if found is None:
+            return None
+        told["before"] = {"method": method.after, **found.told}
+        method.prepare(found.method, features(found.method, images))
+    seconds = pretrain(
+        method,
+        plan.recipe,
+        partial(_loader, images, plan, memory_gb),
+        steps,
+        folder=folder,
+        identity=identity,
+        name=f"pretraining {plan.method}, seed {plan.seed}",
+        seed=plan.seed,
+        precision=plan.precision,
+        **options,
+    )
+    if seconds is None:
+        return None
+    told |= {"seconds": round(seconds, 1), "commit": records.commit(), "machine": records.machine()}
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        keep(trained, digest(identity), {"weights": method.state_dict(), "told": told})
+    return Pretrained(method, told)
+
+
+def training_images(method: Method, data: Data) -> Any:
+    """Those a method is pretrained on: unlabelled ones too, unless it reads labels."""
+    if data.unlabelled is None or method.labelled:
+        return data.train
+    return ConcatDataset([data.train, data.unlabelled])
+
+
+def steps_per_epoch(plan: Plan, images: Any, devices: int = 1) -> int:
+    """Whole batches in an epoch, or a ValueError if there is none."""
+    size = plan.recipe.batch_size
+    if size > len(images):
+        raise ValueError(
+            f"a batch of {size} needs as many training images, there are {len(images)}; "
+            "take a smaller --batch-size"
+        )
+    if size % devices:
+        raise ValueError(f"a batch of {size} cannot be shared equally by {devices} devices")
+    return len(images) // size
+
+
+def _identity(plan: Plan, method: Method, images: Any) -> dict[str, Any]:
+    """What the pretrained weights depend on, as plain JSON: code and packages included."""
+    told = asdict(plan)
+    for key in ("flags", "protocols", "preset", "attacked", "num_images", "branches"):
+        del told[key]
+    told |= {
+        "settings": asdict(method.settings),
+        "images": [len(images), dataset_fingerprint(images)],
+        "code": identity_of([path.read_bytes() for path in _files(method)]),
+    }
+    return json.loads(json.dumps(told))
+
+
+def _files(method: Method) -> list[Path]:
+    """Of the harness and of the method's classes."""
+    here = Path(__file__).parent
+    own = {Path(inspect.getfile(kind)) for kind in type(method).__mro__[:-1]}
+    return sorted({*here.glob("*.py"), *(path for path in own if here.parent in path.parents)})
+
+
+def first_step(plan: Plan, methods: Mapping[str, type[Method]], data: Data) -> tuple[Method, Batch]:
+    """A method and its first batch, to count and time what a step costs.
+
+    What it is prepared with is noise, so it is good for nothing else.
+    """
+    method = build(plan, methods[plan.method], data)
+    images = training_images(method, data)
+    if method.after is not None:
+        earlier = build(before(plan, method), methods[method.after], data)
+        method.prepare(earlier, torch.randn(len(images), 8))
+    batch = next(iter(_loader(images, plan, 0.0, 0, 1)))
+    return method, batch._replace(images=pixels(batch.images))
+
+
+def features(method: Method, images: Any) -> Tensor:
+    """The measured encoder's features (N, D) of a training set, in its order, on its own branch."""
+    (encoder, branches), device = method.measured(), device_here()
+    own = on_branch(encoder, branches[0]) if branches else nullcontext()
+    method.to(device)
+    with torch.no_grad(), evaluating(method), own:
+        answers = (encoder(method.normalized(x.to(device))) for x, _ in DataLoader(images, 256))
+        return torch.cat([embeddings_of("the encoder", answer).cpu() for answer in answers])
+
+
+def _loader(images: Any, plan: Plan, memory_gb: float, rank: int, world_size: int) -> Loader:
+    return Loader(
+        images,
+        plan.recipe.batch_size // world_size,
+        seed=plan.seed,
+        memory_gb=memory_gb,
+        rank=rank,
+        world_size=world_size,
+    )

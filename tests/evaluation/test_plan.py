@@ -1,0 +1,150 @@
+"""A plan says what will be done and what it takes; what does not fit is refused with what does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from advssl import Linf
+from advssl.evaluation import attacks, costs, plan
+from advssl.evaluation.data import open_data
+from advssl.evaluation.evaluate import Evaluation, chosen_attacks, ways
+from advssl.pixels import Pixels
+
+BALL = Linf(8 / 255)
+
+
+class Held(nn.Module):
+    """Whose backward to its input holds two tensors of 8 x 8 floats per image and channel."""
+
+    def forward(self, images):
+        return images.sin().exp().flatten(1)
+
+
+def asked(**more) -> Evaluation:
+    data = open_data("digits", image_size=8)
+    fields = {
+        "modules": {None: nn.Sequential(nn.Flatten(), nn.Linear(192, 16))},
+        "data": data,
+        "ball": BALL,
+        "attacks": chosen_attacks(["pgd", "aa"], BALL),
+        "ways": ways("standardised", data),
+        "pixels": Pixels(),
+        "images": 200,
+        "doubts": True,
+        "curves": True,
+        "with_beside": True,
+        "seed": 0,
+        "attack_seed": 0,
+        "batch_size": 100,
+        "budget": None,
+        "model": None,
+    }
+    return Evaluation(**{**fields, **more})
+
+
+def test_memory_is_what_a_backward_holds():
+    found = plan.measured_forward(Held(), torch.rand(4, 3, 8, 8))
+    one = 4 * 3 * 8 * 8
+    assert 2 * one <= found.held <= 4 * one
+    assert found.layer == one
+    assert found.seconds > 0
+
+
+def test_more_memory_than_at_hand_is_an_error_with_the_batch_that_fits():
+    forward = plan.Measured(0.1, 10 * 2**20, 2**20)
+    cpu = torch.device("cpu")
+    assert plan.check_memory(forward, 10, cpu, there=100 * 2**20) == 100 * 2**20
+    with pytest.raises(ValueError, match="take a batch size of 10"):
+        plan.check_memory(forward, 11, cpu, there=100 * 2**20)
+    with pytest.raises(ValueError, match="smaller network"):
+        plan.check_memory(forward, 11, cpu, there=2**20)
+
+
+def test_memory_at_hand_is_known_here():
+    there = plan.at_hand(torch.device("cpu"))
+    assert there is None or there > 2**20
+    assert plan.in_use() == 0 or plan.in_use() > 2**24
+
+
+def test_all_work_is_in_it_once():
+    found = asked().plan("report")
+    whats = [job.what for job in found.jobs]
+    assert whats[:4] == [
+        "probe slf (standardised)",
+        "clean",
+        *(a.name for a in attacks.ATTACKS["pgd"].of(BALL)),
+    ]
+    assert whats[4].startswith("AutoAttack")
+    assert whats[5:] == [
+        "doubts",
+        "figures, 13 points",
+        "its best epoch",
+        "probe slf (advcl)",
+        "its accuracy",
+    ]
+    clean, pgd = (next(j for j in found.jobs if j.what.startswith(w)) for w in ("clean", "PGD-20"))
+    assert clean.forwards == (200, 200)
+    assert pgd.forwards == (200 * 42, 200 * 42)
+    assert found.forwards == costs.sum_of(job.forwards for job in found.jobs)
+    assert found.seconds == tuple(n * found.forward.seconds for n in found.forwards)
+    text = str(found)
+    for said in (
+        "digits, 10 classes",
+        "8 x 8 pixels",
+        "linf, radius 8/255",
+        "200 of the test",
+        "GB",
+    ):
+        assert said in text, said
+    assert all(len(line) < 110 for line in text.splitlines())
+
+
+def test_what_was_not_asked_for_is_not_in_it():
+    found = asked(attacks=chosen_attacks(["clean"], BALL), doubts=False, curves=False).plan()
+    assert [job.what for job in found.jobs] == [
+        "probe slf (standardised)",
+        "clean",
+        "its best epoch",
+    ]
+    assert ("results", "nowhere") in found.facts
+
+
+def test_an_attack_by_others_is_named_as_not_known():
+    class Mine:
+        name, settings, ball = "mine", {}, None
+
+        def __call__(self, _, images, *__, **___):
+            return images
+
+    found = asked(attacks=(attacks.Clean(), Mine())).plan()
+    assert "and mine, of which nothing is known" in str(found)
+
+
+def test_the_time_is_that_of_a_forward_on_this_machine(monkeypatch):
+    monkeypatch.setattr(plan, "_timed", lambda *_: 3.2)
+    found = plan.measured_forward(Held(), torch.rand(20, 3, 8, 8))
+    assert found.seconds == pytest.approx(3.2 / (2 * 16))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.2, "1 s"), (45, "45 s"), (600, "10 min"), (7200, "2 h"), (10**6, "12 days")],
+)
+def test_times_as_people_say_them(seconds, said):
+    assert plan.duration(seconds) == said
+
+
+def test_a_budget_that_the_default_probe_would_eat_takes_the_other(monkeypatch):
+    said = []
+    photographs = open_data("digits", image_size=8)
+    object.__setattr__(photographs, "natural", True)
+    monkeypatch.setattr(plan, "_timed", lambda *_: 1.0)
+    cheap = asked(data=photographs, ways=ways(None, photographs), budget=60.0)
+    assert cheap.ways[0].preset == "advcl"
+    assert cheap.affordable(said.append).ways[0].preset == "standardised"
+    assert "the probe is slf (standardised)" in said[0]
+    rich = asked(data=photographs, ways=ways(None, photographs), budget=1e7)
+    assert rich.affordable(said.append) is rich
+    assert asked().affordable(said.append).ways == asked().ways

@@ -1,0 +1,98 @@
+"""Words become options that are checked; help fits a screen and waits for no import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+
+from advssl.balls import BALLS
+from advssl.evaluation.attacks import ATTACKS
+from advssl.evaluation.protocols import PRESETS
+from advssl.options import Compared, Options, parse
+
+FEWEST = ["evaluate", "--backbone", "timm:x"]
+
+
+def test_defaults_are_those_that_help_names():
+    asked = parse(FEWEST)
+    assert isinstance(asked, Options)
+    assert (asked.data, asked.protocol, asked.preset) == ("digits", ["slf"], None)
+    assert (asked.norm, asked.eps, asked.seed) == ("linf", 8 / 255, 0)
+    assert (asked.out, asked.batch_size, asked.budget) == ("report", 100, None)
+    assert set(asked.attacks) == {*ATTACKS}
+    assert asked.more
+    assert not parse([*FEWEST, "--attacks", "clean"]).more
+    for word, value in (("--doubts", True), ("--no-doubts", False)):
+        assert parse([*FEWEST, word]).doubts is value
+    assert parse([*FEWEST, "--no-figures"]).figures is False
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("20min", 1200), ("1.5h", 5400)])
+def test_a_budget_is_a_time(text, seconds):
+    assert parse([*FEWEST, "--budget", text]).budget == seconds
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--budget", "20"], "20min"),
+        (["--budget", "0s"], "20min"),
+        (["--budget", "-1h"], "20min|argument"),
+        (["--protocol", "own,slf"], "goes with no probe"),
+        (["--protocol", "own", "--preset", "advcl"], "--protocol own has none"),
+        (["--batch-size", "0"], "whole number from 1"),
+        (["--bn-branch", "pgd"], "give --checkpoint"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(words, message):
+    with pytest.raises(ValueError, match=message):
+        parse([*FEWEST, *words])
+
+
+def test_a_folder_that_says_what_it_holds_needs_no_backbone(tmp_path):
+    words = ["evaluate", "--protocol", "own", "--checkpoint", str(tmp_path)]
+    assert parse(words).backbone is None
+    with pytest.raises(ValueError, match="required: --backbone"):
+        parse(["evaluate", "--protocol", "own"])
+
+
+def test_a_comparison():
+    asked = parse(["compare", "a,b", "c"])
+    assert asked == Compared([["a", "b"], ["c"]], None, "comparison")
+    assert {f.name for f in fields(Compared)} == {"reports", "data", "out"}
+
+
+@pytest.fixture(scope="module")
+def shown() -> str:
+    code = (
+        "import sys, time; before = time.process_time()\n"
+        "from advssl.cli import main\n"
+        "try: main(['evaluate', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print('torch' in sys.modules, time.process_time() - before)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    return ran.stdout
+
+
+def test_help_fits_a_screen_and_imports_no_torch(shown):
+    *lines, last = shown.splitlines()
+    imported, seconds = last.split()
+    assert imported == "False"
+    assert float(seconds) < 1
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 100
+
+
+def test_help_names_what_there_is(shown):
+    text = " ".join(shown.split())
+    for names in (ATTACKS, BALLS):
+        for name in names:
+            assert name in text, name
+    for name in [*PRESETS["advcl"], "own"]:
+        assert name in text, name

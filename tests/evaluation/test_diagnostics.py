@@ -391,6 +391,7 @@ class TestTheWhole:
         (check,) = doubts(model, batches, which=[TRAINING])
         assert (check.verdict, check.evidence) == ("not run", "no training images were given")
 
+    @pytest.mark.heavy
     @pytest.mark.parametrize("mask", [nn.Identity, Quantised, Randomised])
     def test_neither_order_nor_batches_tell(self, learnt, mask):
         model = learnt[0] if mask is nn.Identity else mask(learnt[0])

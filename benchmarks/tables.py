@@ -11,7 +11,7 @@ import runpy
 from functools import partial
 from math import sqrt
 from pathlib import Path
-from statistics import fmean, quantiles, stdev
+from statistics import fmean, mode, quantiles, stdev
 from typing import Any
 
 from msgspec import structs
@@ -80,6 +80,8 @@ _COMPARED = {
         ("GSA-RSL, ResNet-18", "GSA-RSL"),
         ("AdvCL", "AdvCL + GSA"),
         ("AdvCL + GSA, as GSA reads AdvCL", "AdvCL + GSA"),
+        ("ACL-DS", "ACL-A2A"),
+        ("ACL-DS", "ACL-A2S"),
         ("SimCLR + adversarial view", "SimCLR + adversarial view, weak second view"),
         ("ACL-DS", "ACL-DS, weak second view"),
         ("AdvCL", "AdvCL, weak second view"),
@@ -160,11 +162,12 @@ def _cell(found: list[Measurement]) -> str:
 
 
 _OTHER = "The other branch is the method's second BatchNorm. "
-_MINUTES = "Minutes are of pretraining on one core, beside other work. "
+_MINUTES = "Minutes are of pretraining on one core, beside other work that may have held it up. "
 
 
 def _under(record: dict[str, Any], probes: list[str], columns: str) -> str:
     run = record["runs"][-1]
+    presentations = mode(r["presentations"] for r in record["runs"])
     plan, machine = run["plan"], run["machine"]
     seeds = sorted({r["plan"]["seed"] for r in record["runs"]})
     precisions = {r["plan"]["precision"] for r in record["runs"]}
@@ -173,7 +176,7 @@ def _under(record: dict[str, Any], probes: list[str], columns: str) -> str:
     n = run["measurements"][0]["n"]
     spread = f"mean ± standard deviation over seeds {seeds}" if len(seeds) > 1 else "one seed"
     return (
-        f"{plan['backbone']} at {plan['image_size']} pixels, {run['presentations']:,} image "
+        f"{plan['backbone']} at {plan['image_size']} pixels, {presentations:,} image "
         f"presentations each, {precision}, linear probe on the frozen encoder (`{probes[0]}`, last "
         f"epoch), {spread}; {n:,} test images, ℓ∞ radius {run['settings']['radius']:.3g}, PGD "
         f"with steps of a quarter of it, multi-targeted PGD-20 on the first seed alone. {columns}"

@@ -22,8 +22,8 @@ from advssl.evaluation.checkpoints import load_encoder
 from advssl.evaluation.classifiers import load_classifier
 from advssl.evaluation.records import Measurement
 from advssl.integrations.timm import backbone
-from harness import chain, cost, tables
-from harness.recording import exported
+from harness import chain, cost, pretraining, tables
+from harness.recording import exported, place_of
 from harness.settings import Settings
 from reproduce import METHODS, PRESETS, dry_run, given, main, parse, plan_of
 
@@ -94,10 +94,10 @@ def test_a_chain_leaves_a_record_and_its_encoders(name, chains):
     found = [Measurement.from_json(json.dumps(m)) for m in record["measurements"]]
     for m in found:
         assert (m.n, len(m.correct), m.seed) == (20, 20, 0)
-    places = list(dict.fromkeys(m.name.partition(": ")[0] for m in found))
+    places = list(dict.fromkeys(place_of(m).label.partition(", epoch")[0] for m in found))
     last = CHAINS[name]
     assert places == [p for place in last for p in (place, f"{place}, best on validation")]
-    assert sum(m.name.endswith(": clean") for m in found) == len(places)
+    assert sum(m.name == "clean" for m in found) == len(places)
     plan = tiny.plan(name)
     assert record["plan"] == json.loads(json.dumps(asdict(plan)))
     assert record["presentations"] == 60
@@ -143,13 +143,13 @@ def test_a_command_that_is_repeated_reads_all_of_it_back(chains, monkeypatch, ca
     capsys.readouterr()
     folder, _ = record_in(out, "advcl")
     written = (folder / "record.json").read_bytes()
-    monkeypatch.setattr(chain, "pretrain", never)
+    monkeypatch.setattr(pretraining, "pretrain", never)
     monkeypatch.setattr("advssl.evaluation.measuring._attacked", never)
     monkeypatch.setattr("advssl.evaluation.training.Training._train", never)
     main(tiny.words("advcl", "--out", str(out)))
     assert (folder / "record.json").read_bytes() == written
     said = capsys.readouterr().out
-    assert "| slf pgd, best on validation |" in said
+    assert "| slf pgd, best on validation, epoch " in said
     assert said.endswith(f"record.json and the encoders are in {folder}\n")
 
 
@@ -246,7 +246,7 @@ def test_the_list_has_every_method_with_its_tables_and_every_preset(capsys):
 
 def test_a_dry_run_says_what_it_would_do_and_does_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(chain, "pretrain", never)
+    monkeypatch.setattr(pretraining, "pretrain", never)
     small = ("--epochs", "4", "--batch-size", "15")
     main(tiny.words("advcl", *small, "--dry-run", "--out", str(tmp_path / "out")))
     assert not list(tmp_path.iterdir())
@@ -291,9 +291,10 @@ def test_a_table_shows_ours_beside_the_papers_and_what_cannot_be_had(tmp_path, c
     main(["--table", "advcl-5", *tiny.SMALL, "--out", str(tmp_path)])
     said = capsys.readouterr().out
     _, record = record_in(tmp_path, "advcl")
-    found = {m["name"]: 100 * m["value"] for m in record["measurements"]}
+    of = [Measurement.from_plain(m) for m in record["measurements"]]
+    found = {place_of(m)[1:]: 100 * m.value for m in of}
     ours = [
-        f"{found[f'slf pgd: {attack}']:.1f}" for attack in ("PGD-20 l_inf 0.1, step 0.025", "clean")
+        f"{found['pgd', None, attack]:.1f}" for attack in ("PGD-20 l_inf 0.1, step 0.025", "clean")
     ]
     assert re.search(
         r"^\| CIFAR-10 SimCLR, 10 \| slf \| released \| "
@@ -459,7 +460,7 @@ WRONG = {
 @pytest.mark.parametrize("words", WRONG)
 def test_what_cannot_be_is_refused_before_any_work(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(chain, "pretrain", never)
+    monkeypatch.setattr(pretraining, "pretrain", never)
     code, said = refused(capsys, *words.split())
     assert code in (1, 2)
     assert said.startswith("reproduce.py: ")
@@ -468,7 +469,7 @@ def test_what_cannot_be_is_refused_before_any_work(words, tmp_path, monkeypatch,
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(chain, "pretrain", never)
+    monkeypatch.setattr(pretraining, "pretrain", never)
     (tmp_path / "file").write_text("")
     code, said = refused(capsys, *tiny.words("simclr", "--out", str(tmp_path / "file" / "runs")))
     assert (code, "Not a directory" in said) == (1, True)
@@ -511,7 +512,8 @@ def check_terminal(done: subprocess.CompletedProcess[str], place: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     title, _, *rows = done.stdout.strip().splitlines()
     assert title.startswith("| SimCLR: accuracy (%) on 20 test images | clean | PGD-20 l_inf 0.1")
-    assert [row.split(" | ")[0] for row in rows[:2]] == ["| slf", "| slf, best on validation"]
+    places = [row.split(" | ")[0].partition(", epoch")[0] for row in rows[:2]]
+    assert places == ["| slf", "| slf, best on validation"]
     (folder,) = (place / "runs" / "papers").glob("simclr-*")
     there = f"record.json and the encoders are in {folder.relative_to(place)}"
     assert rows[2:] == ["", there]

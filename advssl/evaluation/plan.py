@@ -227,7 +227,7 @@ def planned(asked: Evaluation, folder: str | Path | None = None) -> Plan:
         jobs.append(Job(what, None if count is None else count.times(times)))
 
     if asked.quick is not None:
-        few = 2 * len(targets(asked.quick.train))
+        few = len(targets(asked.quick.train))
         add("first answer", Range(few, few).plus(short.times(some)), 1)
     for way in [*asked.ways, *([asked.beside] if asked.beside else [])]:
         beside = way is asked.beside

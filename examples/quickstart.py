@@ -41,13 +41,13 @@ from kornia.augmentation import RandomAffine, RandomBrightness, RandomContrast
 from lightly.models.modules import SimCLRProjectionHead
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from pyautoattack import AutoAttack
 from rich.progress import BarColumn, Progress, SpinnerColumn, TimeElapsedColumn
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
 from advssl import (
     AdversarialViewGenerator,
@@ -57,6 +57,9 @@ from advssl import (
     MultiViewNTXentLoss,
     SAMWrapper,
 )
+from advssl.evaluation import evaluate
+from advssl.evaluation.attacks import PGD, AutoAttack
+from advssl.evaluation.data import Data, InMemory
 
 EMBEDDING = 64  # width of what the projection head returns
 AUTOATTACK_FORWARDS = 8_000  # about how many it takes on a robust classifier, for the progress bar
@@ -285,35 +288,31 @@ def measure(
 ) -> dict[str, Any]:
     """Clean, PGD and AutoAttack accuracy of one classifier on the test images."""
 
-    def accuracy(images: Tensor, labels: Tensor) -> float:
-        return float((classifier(images).argmax(1) == labels).double().mean())
-
-    images, labels = data.test, data.test_labels
-    some = class_balanced(labels, e.autoattack_images) if e.autoattack_images else None
-    reached: dict[str, Any] = {"clean": accuracy(images, labels), "curve": []}
     hook = classifier.register_forward_hook(report.tick)
-    with report.phase("PGD", len(e.radii) * (e.pgd_steps + 1)):
-        for radius in e.radii:
-            hard = AdversarialViewGenerator(Linf(radius), e.pgd_steps)(
-                images,
-                lambda v: F.cross_entropy(classifier(v), labels),
-                freeze=classifier,
-                generator=torch.Generator().manual_seed(seed),
-            )
-            reached["curve"].append(accuracy(hard, labels))
-            if radius == e.radius:
-                reached["pgd"] = reached["curve"][-1]
-                if some is not None:  # AutoAttack should find no fewer errors on the same images
-                    reached["pgd_same_images"] = accuracy(hard[some], labels[some])
-    if some is not None:
-        images, labels = images[some].contiguous(), labels[some]
-        attack = AutoAttack(classifier, eps=e.radius, seed=seed, device=images.device)
-        # It seeds torch's global generator.
-        with report.phase("AutoAttack", AUTOATTACK_FORWARDS), torch.random.fork_rng():
-            hard, _ = attack.run_standard_evaluation(images, labels, batch_size=len(images))
-        reached["autoattack"] = accuracy(hard, labels)
+    asked = {"ball": Linf(e.radius), "probe": "own", "doubts": False, "curves": False, "seed": seed}
+    radii = [PGD(Linf(radius), e.pgd_steps, None) for radius in e.radii]
+    with report.phase("PGD", len(radii) * (e.pgd_steps + 3)):
+        found = evaluate(classifier, labelled(data), attacks=radii, images=0, **asked)
+    clean, *curve = (m.value for m in found.sections[0].measurements)
+    at_radius = e.radii.index(e.radius)
+    reached: dict[str, Any] = {"clean": clean, "curve": curve, "pgd": curve[at_radius]}
+    if e.autoattack_images:
+        some = class_balanced(data.test_labels, e.autoattack_images)
+        few = data._replace(test=data.test[some], test_labels=data.test_labels[some])
+        attacks = [radii[at_radius], AutoAttack(Linf(e.radius))]  # which finds no fewer errors
+        with report.phase("AutoAttack", AUTOATTACK_FORWARDS):
+            found = evaluate(classifier, labelled(few), attacks=attacks, images=0, **asked)
+        _, pgd, autoattack = (m.value for m in found.sections[0].measurements)
+        reached |= {"pgd_same_images": pgd, "autoattack": autoattack}
     hook.remove()
     return reached
+
+
+def labelled(data: Digits) -> Data:
+    """As an evaluation reads it; nothing is selected here."""
+    train, test = InMemory(data.train, data.train_labels), InMemory(data.test, data.test_labels)
+    names = tuple(map(str, range(10)))
+    return Data("digits", names, train, validation=Subset(train, []), test=test, natural=False)
 
 
 def start_worker(queue: Queue[Any]) -> None:

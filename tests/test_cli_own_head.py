@@ -16,7 +16,7 @@ package = pytest.importorskip("pyautoattack")
 pytest.importorskip("timm")
 
 FILE = Path(package.__file__).parent / "examples" / "model_test.pt"
-NAMES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
 @pytest.mark.skipif(not FILE.exists(), reason="this pyautoattack comes without its example")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import Subset
 
 from advssl.balls import Ball, Linf, check_radius, grey_of, resized
-from advssl.evaluation import costs, diagnostics, plan, records, report
+from advssl.evaluation import costs, diagnostics, plan, report
 from advssl.evaluation.attacks import PGD, Attack, Clean, attacks_of
 from advssl.evaluation.census import PARTS, Census, checked
 from advssl.evaluation.chosen import Chosen, balanced, nested
@@ -25,19 +25,21 @@ from advssl.evaluation.identity import classifier_fingerprint
 from advssl.evaluation.logits import class_count, device_of
 from advssl.evaluation.places import without_place
 from advssl.evaluation.progress import Progress, ignored
-from advssl.evaluation.protocols import PRESETS, Protocol, default_preset, protocol
-from advssl.evaluation.records import Measurement, Model, Probe, Source
+from advssl.evaluation.protocols import protocol
+from advssl.evaluation.records import Measurement, Model, Source
 from advssl.evaluation.running import FIRST, Run
 from advssl.evaluation.sharing import agreed
+from advssl.evaluation.ways import OWN as OWN
+from advssl.evaluation.ways import Probes as Probes
+from advssl.evaluation.ways import Way as Way
+from advssl.evaluation.ways import ways as ways
 from advssl.pixels import Pixels
 from advssl.types import described, whole
 
 Modules: TypeAlias = Mapping[str | None, nn.Module]  # by BatchNorm branch
-Probes: TypeAlias = str | Protocol | Sequence["str | Protocol"]
 
 IMAGES, BATCH = 200, 100
 ATTACKS = ("pgd", "pgd-l2", "mpgd", "aa")
-OWN = "own"  # a classifier's own head, where else a probe is named
 _FEW = 2_000  # training images of the probe that gives it, where the one asked for takes longer
 _RADII = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # of the figure, in units of the ball's
 _STEPS = (1, 2, 5, 10, 20, 50)
@@ -121,57 +123,6 @@ def evaluate(
     if probe is None:
         asked = asked.affordable(say or (lambda _: None))
     return asked.run(folder, progress=progress, say=say, command=command)
-
-
-@dataclass(frozen=True)
-class Way:
-    """To a classifier: a protocol of a preset, or its own head."""
-
-    preset: str
-    how: Protocol | None
-
-    @property
-    def name(self) -> str:
-        """As sections are called."""
-        return OWN if self.how is None else self.how.name
-
-    @property
-    def label(self) -> str:
-        """With whose settings."""
-        return self.name if self.how is None else f"{self.name} ({self.preset})"
-
-    def record(self, selected: str | None, seed: int) -> Probe:
-        settings = {} if self.how is None else records.plain(asdict(self.how), "probe")
-        return Probe(
-            preset=self.preset, protocol=self.name, selected=selected, seed=seed, settings=settings
-        )
-
-
-def ways(probe: Probes | None, data: Data) -> tuple[Way, ...]:
-    """What a ``probe`` asks for."""
-    if probe is None:
-        probe = default_preset(data)
-    if isinstance(probe, str) or not isinstance(probe, Sequence):
-        probe = [probe]
-    found = tuple(dict.fromkeys(_way(one) for one in probe))
-    if not found:
-        raise ValueError(
-            'probe must name one at least; without, probe="own" is a classifier\'s own head'
-        )
-    return found
-
-
-def _way(probe: Any) -> Way:
-    if probe == OWN:
-        return Way(OWN, None)
-    if isinstance(probe, str):
-        return Way(probe, protocol(probe, "slf"))
-    if not isinstance(probe, Protocol):
-        raise ValueError(
-            f"probe must be a preset's name, a Protocol, or {OWN!r}, got {described(probe)}"
-        )
-    known = (name for name, family in PRESETS.items() if probe in family.values())
-    return Way(next(known, "custom"), probe)
 
 
 def chosen_attacks(asked: Sequence[str | Attack], ball: Ball) -> tuple[Attack, ...]:
@@ -328,14 +279,15 @@ class Evaluation:
 
     @cached_property
     def forward(self) -> plan.Measured:
-        """Time and memory of a forward, measured here and now."""
+        """Time and memory of a forward, measured here and now, the same on all processes."""
         images, _ = next(iter(self.measured))
-        return plan.measured_forward(next(iter(self.classifiers.values())), images)
+        found = plan.measured_forward(next(iter(self.classifiers.values())), images)
+        return found._replace(seconds=agreed(found.seconds))
 
-    def cost(self, attack: Attack, count: int = 1) -> tuple[float, float]:
-        """Seconds at least and at most, by what is known; on as many images."""
+    def cost(self, attack: Attack) -> tuple[float, float]:
+        """Seconds per image at least and at most, by what is known."""
         known = costs.forwards(attack, len(self.data.classes)) or costs.NOTHING
-        return known.least * count * self.forward.seconds, known.most * count * self.forward.seconds
+        return known.least * self.forward.seconds, known.most * self.forward.seconds
 
     @property
     def of_doubts(self) -> costs.Range:
@@ -363,7 +315,7 @@ class Evaluation:
             return self
         train, validation = len(targets(data.train)), len(targets(data.validation))
         needed = costs.of_probe(way.how, train, validation, data.natural) * self.forward.seconds
-        if agreed(needed) <= self.budget / 2:
+        if needed <= self.budget / 2:
             return self
         other = Way("standardised", protocol("standardised", "slf"))
         say(
@@ -400,12 +352,9 @@ class Evaluation:
         """What the report says of the network."""
         module = next(iter(self.modules.values()))
         told = self.model or Model(backbone=type(module).__name__)
-        return structs.replace(
-            told,
-            mean=self.pixels.mean,
-            std=self.pixels.std,
-            fingerprint=classifier_fingerprint(module)[:16],
-        )
+        if self.pixels.mean is not None:  # a classifier may know its own
+            told = structs.replace(told, mean=self.pixels.mean, std=self.pixels.std)
+        return structs.replace(told, fingerprint=classifier_fingerprint(module)[:16])
 
     def run(
         self,

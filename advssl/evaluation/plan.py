@@ -24,6 +24,7 @@ from advssl.types import Images, embeddings_of
 if TYPE_CHECKING:
     from advssl.evaluation.evaluate import Evaluation
 
+_IN_FLIGHT = 1.5  # a backward holds gradients beside what the forward left
 _TRIED = 16  # images of the measured forward
 _PATIENCE = 0.3  # seconds of it
 
@@ -172,9 +173,9 @@ def check_memory(
 ) -> int:
     """Bytes that attacks in such batches take, or a ValueError with the batch that fits."""
     there = at_hand(device) if there is None else there
-    needed = forward.held * batch_size
+    needed = int(_IN_FLIGHT * forward.held * batch_size)
     if there is not None and needed > there:
-        fits = there // max(forward.held, 1)
+        fits = int(there / (_IN_FLIGHT * max(forward.held, 1)))
         advice = f"take a batch size of {fits}" if fits else "take a smaller network or image size"
         raise ValueError(
             f"attacks on {batch_size} images at once take about {size(needed)} of memory and "

@@ -24,10 +24,11 @@ from advssl.evaluation.progress import Progress
 from advssl.evaluation.protocols import protocol
 from advssl.evaluation.records import Measurement, replacing, wilson
 from advssl.evaluation.sharing import agreed
+from advssl.evaluation.ways import Way
 from advssl.types import Images
 
 if TYPE_CHECKING:
-    from advssl.evaluation.evaluate import Evaluation, Way
+    from advssl.evaluation.evaluate import Evaluation
 
 _STRIP = 8  # images shown
 FIRST = 128  # images of the first answer
@@ -81,7 +82,7 @@ class Run:
         asked: what for.
         folder: where results are kept.
         census: of the data.
-        stays: the folder is somebody's, and a classifier's weights are kept in it too.
+        stays: the folder is somebody's, and a probe's weights are kept in it too.
         progress: see :func:`~advssl.evaluation.evaluate.evaluate`.
         say: likewise.
     """
@@ -168,7 +169,7 @@ class Run:
     def _first_answer(self, few: Data) -> None:
         """Of a quick probe on a few training images, on the first branch: said, not recorded."""
         asked = self.asked
-        way = type(asked.ways[0])("standardised", protocol("standardised", "slf"))
+        way = Way("standardised", protocol("standardised", "slf"))
         branch = next(iter(asked.modules))
         classifier = self._finetuned(few, way, branch).last
         count = len(targets(few.train))
@@ -215,7 +216,7 @@ class Run:
             by_radius=by_radius,
             by_steps=by_steps,
             strip=self._strip(place.classifier) if quick else None,
-            classifier=self._kept(place.classifier) if self.stays else None,
+            classifier=self._kept(place.classifier) if self.stays and way.how else None,
             probe=way.record(None, asked.seed),
         )
         more = [m for m in done.values() if m.n > least]

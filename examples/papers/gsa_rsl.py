@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,8 +44,7 @@ class GSARSL(Method):
     recipe = Recipe(500, 512, WarmupCosine(0.5, 10, floor=1e-8, per_epoch="start"))
     probe, pixels, strong_as = "gsa", IMAGENET, {"blur_p": 0.5}
     released_network = "resnet18_no_identity"
-    ours = (
-        *GSA.ours,
+    recipe_ours: ClassVar[tuple[str, ...]] = (  # whatever the step
         "Warm-up is linear over ten epochs; the release's is over nine, and the first iteration of "
         "each is at the cosine's full rate.",
         "The last incomplete batch of an epoch is left out; the release trains on it.",
@@ -54,6 +53,7 @@ class GSARSL(Method):
         "the adversarial one, and keeps the epoch that is best on test images under PGD.",
         "AutoAttack is its authors' at the same radius as PGD; the release's is torchattacks'.",
     )
+    ours: ClassVar[tuple[str, ...]] = (*GSA.ours, *recipe_ours)
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args, clamp_start=False)

@@ -32,6 +32,7 @@ class Method(nn.Module):
         data: what it is trained on; decides the kind of augmentation and the number of classes.
         size: H = W of the views.
         settings: an instance of ``settings_type``.
+        reach: how far the attack goes, of the radius that the settings name and that is measured.
         attack: what the attack is told beside the settings: ``start``, ``clamp_start``.
     """
 
@@ -48,7 +49,14 @@ class Method(nn.Module):
     after: str | None = None  # the method that is trained before, for ``prepare``
 
     def __init__(
-        self, encoder: nn.Module, data: Data, size: int, settings: Settings, **attack: Any
+        self,
+        encoder: nn.Module,
+        data: Data,
+        size: int,
+        settings: Settings,
+        *,
+        reach: float = 1.0,
+        **attack: Any,
     ) -> None:
         super().__init__()
         s = self.settings = settings
@@ -56,7 +64,8 @@ class Method(nn.Module):
         self.width = cast(int, encoder.num_features)
         self.strong = augmentation("strong", data, size, **self.strong_as)
         self.weak = augmentation("weak", data, size)
-        ball, step_size = Linf(s.radius), s.relative_step * s.radius
+        ball = Linf(reach * s.radius)
+        step_size = s.relative_step * ball.radius
         self.adversary = AdversarialViewGenerator(ball, s.steps, step_size, **attack)
 
     def step(self, images: Tensor, labels: Tensor, index: Tensor) -> Terms:

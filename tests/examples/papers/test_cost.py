@@ -24,6 +24,8 @@ LEAST = {
     "supcon": 2 * 3,  # 6
     "at": 10 * 2 + 3,  # 23
     "trades": 1 + 10 * 2 + 2 * 3,  # 27
+    "rocl": 1 + 7 * 2 + 3 * 3,  # 24
+    "clae": 1 + 2 + 3 * 3,  # 12
     "acl": 2 * 5 * 2 + 4 * 3,  # 32
     "advcl": 2 * 5 * 2 + 5 * 3,  # 35
     "gsa_rsl": 1 + 7 * 2 + 3 * 3 + (2 * 2 + 2 * 3),  # 34
@@ -32,6 +34,7 @@ LEAST = {
     "gsa_on_advcl": 3 + 2 * 7 * 2 + 6 * 3 + (2 * 2 + 2 * 3),  # 59: with pseudo-labels
     "gsa_acl": 2 * 7 * 2 + 4 * 3 + (2 * 2 + 2 * 3),  # 50
 }
+LEAST |= {"rocl_gsa": LEAST["rocl"], "clae_gsa": LEAST["rocl"]}
 # What is asked for on top, as documented.
 MORE = [
     ("simclr", {"adversarial": True}, 5 * 2 + 3 * 3),
@@ -77,6 +80,8 @@ def test_the_page_of_costs_has_these():
         "SimCLR, SupCon": LEAST["simclr"],
         "AT": LEAST["at"],
         "TRADES": LEAST["trades"],
+        "RoCL": LEAST["rocl"],
+        "CLAE": LEAST["clae"],
         "ACL (DS)": LEAST["acl"],
         "AdvCL": LEAST["advcl"],
         "GSA-RSL": LEAST["gsa_rsl"],

@@ -19,6 +19,7 @@ from advssl import evaluating, on_branch
 from advssl.branches import BranchBatchNorm
 from advssl.evaluation.data import Data
 from ascl_local import ASCL
+from clae import CLAE, CLAEGSA
 from extended import ACLGSA, AdvCLGSA, GSAOnAdvCL
 from gsa_rsl import GSARSL
 from harness import chain
@@ -26,6 +27,7 @@ from harness.data import Batch, Loader, pixels
 from harness.method import IMAGENET, Method, total
 from harness.optimizers import step_apart
 from reproduce import METHODS
+from rocl import RoCL
 from simclr import SimCLR
 from supcon import SupCon
 from supervised import AT, TRADES
@@ -51,7 +53,13 @@ STEPS = {
 }
 EVERY_STEP = pytest.mark.parametrize("step", STEPS)
 ATTACKED = [name for name in STEPS if name not in ("simclr", "supcon")]
-IN_TRAIN_MODE = (SimCLR, AT, ASCL, AdvCL)  # their attack; that of a method with GSA's terms is not
+IN_TRAIN_MODE = (
+    SimCLR,
+    AT,
+    ASCL,
+    AdvCL,
+    CLAE,
+)  # their attack; that of a method with GSA's terms is not
 
 
 class Small(nn.Module):
@@ -216,6 +224,8 @@ def test_a_step_s_terms_are_finite_and_reach_every_parameter(step):
 def test_an_attack_gives_back_all_it_borrowed_and_finds_higher_views_in_ball_and_box(step):
     of, flags = STEPS[step]
     method, modes = build(of, **flags), []
+    radius = method.adversary.ball.radius
+    assert radius == (0.015 if of is CLAE else RADIUS)
 
     def watched(attack, views, height):
         before = state_of(method)
@@ -226,7 +236,7 @@ def test_an_attack_gives_back_all_it_borrowed_and_finds_higher_views_in_ball_and
             assert height(*ends) > height(*given)
         method.load_state_dict(before[0])  # a look in train mode moves statistics
         for start, end in zip(given, ends, strict=True):
-            assert RADIUS / 2 < (end - start).abs().max() <= RADIUS + 1e-9
+            assert radius / 2 < (end - start).abs().max() <= radius + 1e-9
             assert end.min() >= 0
             assert end.max() <= 1
             assert not end.requires_grad
@@ -249,7 +259,7 @@ def test_after_an_exception_the_next_step_is_as_if_it_had_not_been(step):
 
     def broken(attack, views, height):
         begun.append(attack)
-        left = [2]
+        left = [min(2, method.settings.steps)]
 
         def raises(*moved):
             left[0] -= 1
@@ -295,6 +305,10 @@ PASSES = {
     "trades": (TRADES, {}, {"": 2}),
     "ascl": (ASCL, {}, {"": 2}),
     "ascl, exact": (ASCL, {"exact_bn": True}, {"": 10 + 1 + 2}),
+    "rocl": (RoCL, {}, {"": 1}),
+    "clae": (CLAE, {}, {"clean": 2, "adversarial": 1}),
+    "clae, exact": (CLAE, {"exact_bn": True}, {"clean": 2, "adversarial": 3}),
+    "clae_gsa": (CLAEGSA, {}, {"clean": 1, "adversarial": 1}),
     "acl": (ACL, {}, {"clean": 1, "adversarial": 1}),
     "acl, a2a": (ACL, {"kind": "a2a"}, {"adversarial": 1}),
     "acl, a2s": (ACL, {"kind": "a2s"}, {"clean": 1, "adversarial": 1}),
@@ -424,11 +438,11 @@ def test_adversarial_batchnorm_learns_where_gradients_start_as_none(name):
 
 # --- the attack's start ---------------------------------------------------------------------------
 
-INSIDE = {"simclr, attacked", "at", "at, natural", "ascl_local", "ascl_local, mlp"}
+INSIDE = {"simclr, attacked", "at", "at, natural", "ascl_local", "ascl_local, mlp", "rocl", "clae"}
 
 
 @pytest.mark.parametrize("step", ATTACKED)
-def test_only_bui_et_al_s_attack_starts_in_the_box(step):
+def test_which_attacks_start_in_the_box(step):
     """RoCL's and ASCL's do; ACL's, AdvCL's and GSA-RSL's first gradient may be outside of it."""
     of, flags = STEPS[step]
     starts = []

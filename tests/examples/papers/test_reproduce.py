@@ -385,7 +385,8 @@ def test_the_network_is_the_releases_or_the_texts(name, preset):
     told = {mode: [name, "--preset", preset, "--mode", mode] for mode in ("released", "paper")}
     found = {mode: plan_of(name, parse(words), {}).backbone for mode, words in told.items()}
     assert found["paper"] == PRESETS[preset].backbone
-    own = "resnet18_no_identity" if name in ("gsa_rsl", "gsa_advcl") else "resnet18"
+    theirs = ("gsa_rsl", "gsa_advcl", "rocl_gsa", "clae_gsa")
+    own = "resnet18_no_identity" if name in theirs else "resnet18"
     assert found["released"] == PRESETS[preset].backbone.replace("resnet18", own)
     asked = plan_of(name, parse([*told["released"], "--backbone", "cifar:resnet34"]), {})
     assert asked.backbone == "cifar:resnet34"

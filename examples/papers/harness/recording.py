@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from advssl.evaluation import records
+from advssl.evaluation import identity
 from advssl.evaluation.evaluate import OWN
 from advssl.evaluation.places import without_place as without_place
 from advssl.evaluation.records import Measurement
@@ -23,22 +23,16 @@ def kept(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     A command that is repeated reads its results back: when, where and how fast they were found
     stays what it was.
     """
-    if path.exists():
-        known = json.loads(path.read_text(encoding="utf-8"))
-        if _result(known) == _result(record):
-            return known
-    with records.replacing(path) as part:
-        part.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return record
-
-
-def _result(record: Mapping[str, Any]) -> Any:
     measurements = [
         [m[key] for key in ("name", "correct", "seed", "settings", "dataset")]
         for m in record["measurements"]
     ]
     same = ("kind", "plan", "settings", "presentations", "pretraining")
-    return [*(record.get(key) for key in same), measurements]
+    found = identity.fingerprint_of(as_json([*(record.get(key) for key in same), measurements]))
+    known = identity.kept(path, found)
+    if known is None:
+        identity.keep(path, found, record)
+    return known or record
 
 
 def exported(method: Method, encoder: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from damage import DAMAGES
 from PIL import Image
 
 from advcl import VIEWS
@@ -23,7 +24,7 @@ from advssl.evaluation.classifiers import load_classifier
 from advssl.evaluation.records import Measurement
 from advssl.integrations.timm import backbone
 from harness import chain, cost, pretraining, tables
-from harness.recording import exported, place_of
+from harness.recording import exported, kept, place_of
 from harness.settings import Settings
 from reproduce import METHODS, PRESETS, dry_run, given, main, parse, plan_of
 
@@ -162,6 +163,17 @@ def test_a_record_of_other_results_is_replaced(chains):
     assert again["presentations"] == 60
     assert again["commit"] != "old"
     assert again["seconds"]["pretraining"] == record["seconds"]["pretraining"]
+
+
+@pytest.mark.parametrize("damage", sorted({*DAMAGES} - {"swapped"}))  # it has no neighbour
+def test_a_damaged_record_is_written_again(damage, tmp_path):
+    path, record = tmp_path / "record.json", {"kind": "a", "commit": "first", "measurements": []}
+    assert kept(path, record) == record
+    assert kept(path, {**record, "commit": "later"}) == record
+    DAMAGES[damage](path)
+    later = {**record, "commit": "later"}
+    assert kept(path, later) == later
+    assert kept(path, record) == later
 
 
 @pytest.mark.parametrize("name", ["simclr", "gsa_rsl"])

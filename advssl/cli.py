@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from advssl.balls import Ball
     from advssl.evaluation.evaluate import Evaluation
 
-# One split whatever --seed is: what an encoder was pretrained on never becomes a test image.
-_DATA_SEED = 0
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; a mistake in what was asked for ends it with one line, before any work."""
@@ -87,7 +84,6 @@ def prepared(options: Options) -> tuple[Evaluation, list[str]]:
     data = open_data(
         options.data,
         image_size=options.image_size,
-        seed=_DATA_SEED,
         train=options.train,
         validation=options.val,
         test=options.test,
@@ -99,15 +95,12 @@ def prepared(options: Options) -> tuple[Evaluation, list[str]]:
         )
     _check_radius(ball, tuple(data.test[0][0].shape))
     file = {k: getattr(options, k) for k in ("format", "prefix", "allow_partial")}
-    found = (loading.classifiers if own else loading.encoders)(
-        options.backbone,
-        network,
-        options.checkpoint,
-        options.bn_branch,
-        pixels,
-        data,
-        say=lambda told: read.append(str(told)),
-        **file,
+    given = options.backbone, network, options.checkpoint, options.bn_branch, pixels
+    tell = lambda told: read.append(str(told))  # noqa: E731
+    found = (
+        loading.classifiers(*given, data, say=tell, **file)
+        if own
+        else loading.encoders(*given, say=tell, **file)
     )
     preset = options.preset or default_preset(data)
     asked = Evaluation(

@@ -83,7 +83,6 @@ def test_the_command_for_a_published_file_loads_its_layout(line, narrow, tmp_pat
         asked_for.checkpoint,
         asked_for.bn_branch,
         Pixels(asked_for.mean, asked_for.std),
-        None,
         say=str,
         **how,
     )

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from advssl.attacks import AdversarialViewGenerator
-from advssl.balls import L2, Ball, Linf, grey_of, resized
+from advssl.balls import Ball, grey_of, resized
 from advssl.branches import BranchBatchNorm, on_branch
 from advssl.evaluation.attacks import AutoAttack, MultiTargetedPGD
 from advssl.evaluation.checks import (
@@ -153,7 +153,7 @@ def gap(case: Case) -> Check:
     without any mask. Its number is not to be believed then either.
     """
     attack: Known = MultiTargetedPGD(case.ball, case.pgd.steps, step_size=None)
-    if case.autoattack and isinstance(case.ball, Linf | L2):
+    if case.autoattack and AutoAttack.knows(case.ball):
         attack = AutoAttack(case.ball, class_count(case.classifier, case.batches[0][0]))
     stronger = case.standing(attack)
     missing = share_of(case.under_pgd & ~stronger)

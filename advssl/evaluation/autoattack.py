@@ -64,10 +64,15 @@ class AutoAttack(Search):
     _FEW_CLASSES: ClassVar[tuple[str, ...]] = ("apgd-ce", "fab", "square")
 
     def __post_init__(self) -> None:
-        if type(self.ball) not in self._NORMS:
+        if not self.knows(self.ball):
             raise ValueError(f"AutoAttack knows Linf and L2, got {self.ball!r}; use PGD for others")
         if self.classes is not None:
             exchanged(self, classes=whole("classes", self.classes, 2))
+
+    @classmethod
+    def knows(cls, ball: Ball) -> bool:
+        """Whether the library attacks in such a ball."""
+        return type(ball) in cls._NORMS
 
     @property
     def is_standard(self) -> bool:

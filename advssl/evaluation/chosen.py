@@ -12,6 +12,7 @@ from advssl.evaluation.attacks import class_balanced
 from advssl.evaluation.data import batches, targets
 from advssl.types import Images, Labels, whole
 
+BATCH = 100  # images attacked at once
 _IN_MEMORY = 2**30  # bytes; more are read again each time
 # One choice of images whatever the seed is: reports of several seeds are paired by image.
 _SEED = 0
@@ -83,6 +84,25 @@ class Chosen:
     def labels(self) -> list[int]:
         known = targets(self.dataset)
         return [known[i] for i in self.rows]
+
+
+def attacked(
+    dataset: Any, count: int, size: int, device: torch.device | None, *, drawn: bool = False
+) -> Chosen:
+    """The images that an evaluation attacks, class-balanced: what a comparison finds again.
+
+    Args:
+        dataset: the test images.
+        count: how many at most; 0 is all.
+        size: of a batch.
+        device: where they go.
+        drawn: in the order of their choice, of which every beginning is class-balanced too, and not
+            in that of the dataset.
+    """
+    labels = targets(dataset)
+    count = min(count or len(labels), len(labels))
+    rows = nested(labels)[:count] if drawn else balanced(labels, count)
+    return Chosen(dataset, rows, size, device)
 
 
 def balanced(labels: Sequence[int], count: int) -> list[int]:

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from advssl.evaluation.attacks import PGD, AutoAttack, Clean, MultiTargetedPGD
+from advssl.evaluation.autoattack import MOST_TARGETS
 from advssl.evaluation.protocols import Protocol
 
-_TARGETS = 9  # of multi-targeted attacks, at most
 _ITERATIONS, _QUERIES = 100, 5_000  # of AutoAttack standard's ascents and of its Square
 
 
@@ -34,7 +34,7 @@ NOTHING = Range(0, 0)
 
 def forwards(attack: Any, classes: int) -> Range | None:
     """What an attack costs per image; None of one that is not ours."""
-    targets = min(_TARGETS, classes - 1)
+    targets = min(MOST_TARGETS, classes - 1)
     if isinstance(attack, Clean):
         return Range(1, 1)
     if isinstance(attack, PGD):
@@ -42,7 +42,7 @@ def forwards(attack: Any, classes: int) -> Range | None:
         return Range(1 + climb, 1 + climb * attack.restarts)
     if isinstance(attack, MultiTargetedPGD):
         climb = 2 * attack.steps + 1
-        return Range(1 + climb, 1 + climb * min(attack.targets or _TARGETS, targets))
+        return Range(1 + climb, 1 + climb * min(attack.targets or MOST_TARGETS, targets))
     if isinstance(attack, AutoAttack):
         ascent = 2 * _ITERATIONS + 3
         # FAB: a forward and a backward to two logits in each step, and two forwards around it.

@@ -27,6 +27,9 @@ from advssl.types import whole
 Part: TypeAlias = Literal["train", "validation", "test"]
 _NAMES = ("digits", "cifar10", "cifar100", "stl10", "folder")
 _FLOAT = 4  # bytes
+# One split whatever a training's seed is: what an encoder was pretrained on never becomes a test
+# image.
+SPLIT = 0
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def open_data(
     spec: str,
     *,
     image_size: int | None = None,
-    seed: int = 0,
+    seed: int = SPLIT,
     train: str | None = None,
     validation: str | None = None,
     test: str | None = None,

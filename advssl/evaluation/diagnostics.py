@@ -111,6 +111,13 @@ _STRONGER = (
 _INPUTS = "gradient is the slope, inputs in range"
 _AGAINST_TRAINING = "test images against training images"
 _LEAKED = "test images among training images"
+_CHOSEN = "validation images among other images"
+_TWICE = "test images that stand twice"
+_OVERLAPS = {  # what a census counts, by the doubt that it raises
+    _LEAKED: ("test in train",),
+    _CHOSEN: ("validation in test", "validation in train"),
+    _TWICE: ("test",),
+}
 
 CHECKS: dict[str, Doubt] = {
     "accuracy against radius": Doubt(
@@ -194,16 +201,32 @@ CHECKS: dict[str, Doubt] = {
     ),
 }
 
-# With what is asked of the data, by :func:`leaked`: all that the documentation lists.
+
+def _of_data(asks: str, fails: str, follows: str) -> Doubt:
+    look = lambda _: not_run("it is asked of the data, not of a classifier")  # noqa: E731
+    return Doubt(asks, fails, follows, look, _same(0))
+
+
+# With what is asked of the data, by :func:`overlaps`: all that the documentation lists.
 DOUBTS: dict[str, Doubt] = {
     **CHECKS,
-    _LEAKED: Doubt(
+    _LEAKED: _of_data(
         asks="is no test image a training image?",
         fails="more than 1 % of the test images are training images, pixel by pixel",
         follows="all numbers above are too high by up to that share; take these images out of one "
         "of the parts, and train again if they were learnt from",
-        look=lambda _: not_run("it is asked of the data, not of a classifier"),
-        forwards=_same(0),
+    ),
+    _CHOSEN: _of_data(
+        asks="are epochs chosen by images that are neither learnt from nor tested on?",
+        fails="more than 1 % of the validation images are training or test images, pixel by pixel",
+        follows="the numbers of the best epoch are too high, or it is not the best: take those of "
+        "the last one, or take these images out of one of the parts",
+    ),
+    _TWICE: _of_data(
+        asks="is each test image there once?",
+        fails="more than 1 % of the test images stand there twice, pixel by pixel",
+        follows="the intervals above are too narrow, as images count that say nothing new; take "
+        "the second ones out",
     ),
 }
 
@@ -284,7 +307,20 @@ def leaked(found: Repeats) -> Check:
         found: how many are, and of how many test images, as
             :func:`~advssl.evaluation.census.checked` counts: its ``repeats["test in train"]``.
     """
-    return _named(_LEAKED, DOUBTS[_LEAKED], repeated(found))
+    return _named(_LEAKED, DOUBTS[_LEAKED], repeated({"test in train": found}))
+
+
+def overlaps(repeats: Mapping[str, Repeats]) -> list[Check]:
+    """Whether images are there again where they must not be: doubts about the data.
+
+    Args:
+        repeats: a :class:`~advssl.evaluation.census.Census`'s. Of no image nothing is asked.
+    """
+    found = {
+        name: {where: repeats[where] for where in places if where in repeats and repeats[where].of}
+        for name, places in _OVERLAPS.items()
+    }
+    return [_named(name, DOUBTS[name], repeated(some)) for name, some in found.items() if some]
 
 
 def forwards(

@@ -114,6 +114,7 @@ def _source(data: Any, clean: Mapping[str, Any], said: Mapping[str, str]) -> Any
         "population": data["test"],
         **{name: data[name] for name in ("classes", "train", "validation", "test")},
         "folders": {name: said[name] for name in ("train", "val", "test") if name in said},
+        "order": "stored",
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,18 +15,20 @@ from msgspec import structs
 from torch import nn
 from torch.utils.data import Subset
 
-from advssl.balls import Ball, Linf, check_radius, grey_of, resized
+from advssl.balls import Ball, Linf, check_radius, grey_of, name_of, resized
 from advssl.evaluation import costs, diagnostics, plan, report
-from advssl.evaluation.attacks import PGD, Attack, Clean, attacks_of
+from advssl.evaluation.attacks import PGD, Attack, AutoAttack, Clean, attacks_of
 from advssl.evaluation.census import PARTS, Census, checked
-from advssl.evaluation.chosen import Chosen, balanced, nested
+from advssl.evaluation.chosen import BATCH as BATCH
+from advssl.evaluation.chosen import Chosen, attacked, balanced
 from advssl.evaluation.data import Data, targets
 from advssl.evaluation.identity import classifier_fingerprint
 from advssl.evaluation.logits import class_count, device_of
+from advssl.evaluation.measuring import threat_of
 from advssl.evaluation.places import without_place
 from advssl.evaluation.progress import Progress, ignored
 from advssl.evaluation.protocols import protocol
-from advssl.evaluation.records import Measurement, Model, Source
+from advssl.evaluation.records import Measurement, Model, Source, Threat
 from advssl.evaluation.running import FIRST, Run
 from advssl.evaluation.sharing import agreed
 from advssl.evaluation.ways import OWN as OWN
@@ -38,7 +40,7 @@ from advssl.types import described, whole
 
 Modules: TypeAlias = Mapping[str | None, nn.Module]  # by BatchNorm branch
 
-IMAGES, BATCH = 200, 100
+IMAGES = 200
 ATTACKS = ("pgd", "pgd-l2", "mpgd", "aa")
 _FEW = 2_000  # training images of the probe that gives it, where the one asked for takes longer
 _RADII = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # of the figure, in units of the ball's
@@ -126,15 +128,23 @@ def evaluate(
 
 
 def chosen_attacks(asked: Sequence[str | Attack], ball: Ball) -> tuple[Attack, ...]:
-    """Those of the names, and those that are attacks themselves; clean accuracy first."""
+    """Those of the names, and those that are attacks themselves.
+
+    Clean accuracy is first, then come the attacks of the threat model, of which the worst case is.
+    All names together are all attacks that there are for the ball: of a user's, no AutoAttack.
+    """
     if isinstance(asked, str):
         raise ValueError(f"attacks is a list of names or attacks, got {asked!r}; write [{asked!r}]")
+    every = {*ATTACKS} <= {name for name in asked if isinstance(name, str)}
     found = [
         one
         for name in asked
+        if name != "aa" or not every or AutoAttack.knows(ball)
         for one in (attacks_of([name], ball) if isinstance(name, str) else [name])
     ]
-    return (Clean(), *(attack for attack in dict.fromkeys(found) if not isinstance(attack, Clean)))
+    hostile = [attack for attack in dict.fromkeys(found) if not isinstance(attack, Clean)]
+    threat = Threat(name_of(ball), ball.radius)
+    return (Clean(), *sorted(hostile, key=lambda attack: threat_of(attack) != threat))
 
 
 def modules_by_branch(given: nn.Module | Modules) -> dict[str | None, nn.Module]:
@@ -214,14 +224,9 @@ class Evaluation:
     @cached_property
     def measured(self) -> Chosen:
         """The test images that are attacked; under a budget as many of them as fit."""
-        labels = targets(self.data.test)
-        count = len(labels)
-        if self.images and not (self.budget is not None and self.images == IMAGES):
-            count = min(self.images, count)
-        rows = balanced(labels, count)
-        if self.budget is not None:
-            rows = [rows[i] for i in nested([labels[row] for row in rows])]
-        return Chosen(self.data.test, rows, self.batch_size, self.device)
+        within = self.budget is not None
+        count = 0 if within and self.images == IMAGES else self.images
+        return attacked(self.data.test, count, self.batch_size, self.device, drawn=within)
 
     @cached_property
     def radii(self) -> list[float]:
@@ -232,11 +237,16 @@ class Evaluation:
 
     @property
     def points(self) -> list[tuple[str, float, PGD]]:
-        """Of both figures: which one, where on it, and what is measured there."""
-        steps = [
+        """Of both figures: which one, where on it, and what is measured there.
+
+        Of a ball that cannot be resized there is no figure of radii.
+        """
+        steps: list[tuple[str, float, PGD]] = [
             ("steps", n, PGD(self.ball, n, max(self.step, self.ball.radius / n))) for n in _STEPS
         ]
-        return [("radius", r, PGD(resized(self.ball, r), 20, None)) for r in self.radii] + steps
+        with suppress(ValueError):
+            return [("radius", r, PGD(resized(self.ball, r), 20, None)) for r in self.radii] + steps
+        return steps
 
     @property
     def step(self) -> float:
@@ -339,10 +349,12 @@ class Evaluation:
 
         With a ``folder`` it is kept there.
         """
+        chosen_by = {way.how.selects for way in self.ways if way.how}
+        used = {"train", "test", *chosen_by} if chosen_by else {"test"}
         return checked(
             self.data,
-            parts=PARTS if self.ways[0].how else ("test",),
-            measured=self.measured.rows,
+            parts=[part for part in PARTS if part in used],
+            measured=None if "test" in chosen_by else self.measured.rows,
             folder=folder,
             progress=progress,
         )
@@ -392,6 +404,7 @@ class Evaluation:
             population=parts["test"],
             classes=len(self.data.classes),
             folders={part: without_place(place) for part, place in self.data.folders.items()},
+            order="stored" if self.budget is None else "drawn",
             **parts,
         )
 

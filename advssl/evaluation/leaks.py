@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from math import comb
 
@@ -13,12 +14,24 @@ _LEAKED = 0.01
 # Healthy: training images are the easier ones. By chance alone one healthy classifier in ten
 # thousand has test images so much easier.
 _CHANCE = 1e-4
+_IMAGES = {"train": "training", "validation": "validation", "test": "test"}
 
 
-def repeated(found: Repeats) -> Check:
-    """Whether test images are among the training images, pixel by pixel."""
-    share = found.count / max(1, found.of)
-    evidence = f"of {found.of} test images {found.count} ({percent(share)}) are training images too"
+def repeated(found: Mapping[str, Repeats]) -> Check:
+    """Whether images are there again, pixel by pixel.
+
+    Args:
+        found: by a census's words: "test in train", or "test" of those that stand there twice.
+    """
+    check = max((_repeated(*one) for one in found.items()), key=lambda c: c.numbers["share"])
+    evidence = "; ".join(_repeated(*one).evidence for one in found.items())
+    return replace(check, evidence=evidence)
+
+
+def _repeated(where: str, found: Repeats) -> Check:
+    share, (part, _, other) = found.count / max(1, found.of), where.partition(" in ")
+    again = f"are {_IMAGES[other]} images too" if other else "stand there twice"
+    evidence = f"of {found.of} {_IMAGES[part]} images {found.count} ({percent(share)}) {again}"
     if found.other_class:
         evidence += f", {found.other_class} of them under another label"
     if found.examples:
@@ -26,6 +39,7 @@ def repeated(found: Repeats) -> Check:
     return answer(
         share > _LEAKED,
         evidence,
+        share=share,
         count=found.count,
         of=found.of,
         other_class=found.other_class,

@@ -42,7 +42,6 @@ def encoders(
     checkpoint: str | None,
     branches: Sequence[str] | None,
     pixels: Pixels,
-    _: Data,
     *,
     say: Callable[[Any], None] = print,
     **how: Any,

@@ -149,7 +149,7 @@ def measure(
         dataset=until[count - 1],
         commit=commit(),
         machine=machine(),
-        threat=_threat(attack),
+        threat=threat_of(attack),
         attack_seed=seed,
         versions=versions(),
     )
@@ -219,7 +219,8 @@ def transfer(
     return frame.rename_axis(index="source", columns="target")
 
 
-def _threat(attack: Attack) -> Threat | None:
+def threat_of(attack: Attack) -> Threat | None:
+    """What an attack may do to an image; None of one that does not say."""
     ball = getattr(attack, "ball", None)
     return Threat(name_of(ball), ball.radius) if isinstance(ball, Ball) else None
 

@@ -44,6 +44,15 @@ def on_all_ranks(work: Callable[[], Found]) -> list[Found]:
     return [one for one, _ in everyone]
 
 
+def of_first_rank(value: Found) -> Found:
+    """What rank 0 has, on every rank: plain data, and tensors on the CPU."""
+    if world_size() == 1:
+        return value
+    held = [value]
+    dist.broadcast_object_list(held, src=0)
+    return held[0]
+
+
 def check_alone(classifier: nn.Module) -> None:
     """Raise if forwards of ``classifier`` wait for other ranks, which have other batches."""
     kinds = {type(module).__name__ for module in classifier.modules()} & _WAITING

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -100,6 +100,8 @@ class Source(_Fields, frozen=True, kw_only=True):
         train: how many images a probe is trained on.
         validation: how many its epochs are chosen by.
         test: how many there are in the test part.
+        order: of the images: "stored", as in the test part, or "drawn", see
+            :func:`advssl.evaluation.chosen.measured`.
         folders: names of folders that do not follow from ``spec``, by part.
     """
 
@@ -114,6 +116,7 @@ class Source(_Fields, frozen=True, kw_only=True):
     validation: int
     test: int
     folders: dict[str, str] = {}
+    order: Literal["stored", "drawn"] = "stored"
 
     def _check(self) -> None:
         for name in ("images", "population", "classes"):

@@ -10,21 +10,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from advssl.balls import BALLS, Ball
+from advssl.balls import BALLS, Ball, name_of
 from advssl.evaluation import measuring, report
 from advssl.evaluation.attacks import PGD
-from advssl.evaluation.chosen import Chosen, balanced
-from advssl.evaluation.data import open_data, targets
+from advssl.evaluation.chosen import BATCH, Chosen, attacked
+from advssl.evaluation.data import open_data
 from advssl.evaluation.identity import classifier_fingerprint
 from advssl.evaluation.linear import Classifier
 from advssl.evaluation.progress import Progress
-from advssl.evaluation.records import Fingerprint, Source, Threat
+from advssl.evaluation.records import Fingerprint, Source
 from advssl.evaluation.sharing import device_here
 from advssl.integrations.timm import backbone
 from advssl.types import see
-
-_BATCH = 100
-_SPLIT = 0  # the seed of every evaluation's
 
 
 @dataclass(frozen=True)
@@ -107,8 +104,9 @@ def transfer(earlier: Mapping[str, Earlier], spec: str | None, progress: Progres
             for section in one.written.sections
             if section.classifier
         }
-        threat = _threat(first)
-        ball: Ball = BALLS[threat.norm](threat.radius)
+        if not classifiers:
+            raise ValueError("no report has a classifier that a probe made")
+        ball = _ball(first)
         attack = PGD(ball, 20, ball.radius / 4)
         images = _measured_on(first, spec)
     except (ValueError, OSError) as error:
@@ -124,13 +122,20 @@ def transfer(earlier: Mapping[str, Earlier], spec: str | None, progress: Progres
     )
 
 
-def _threat(one: Earlier) -> Threat:
-    """The report's: that of its first attack."""
+def _ball(one: Earlier) -> Ball:
+    """The report's threat model: that of its first attack."""
     threats = (m.threat for section in one.written.sections for m in section.measurements)
-    found = next((threat for threat in threats if threat is not None), None)
-    if found is None or found.norm not in BALLS:
-        raise ValueError(f"{one.folder} names no threat model of {', '.join(BALLS)}")
-    return found
+    threat = next((threat for threat in threats if threat is not None), None)
+    if threat is None:
+        raise ValueError(f"{one.folder} names no threat model")
+    for name, make in BALLS.items():
+        ball = make(threat.radius)
+        if threat.norm in (name, name_of(ball)):
+            return ball
+    raise ValueError(
+        f"{one.folder} is of the threat model {threat.norm!r}, and advssl.balls.BALLS has "
+        f"{', '.join(BALLS)}; put your ball there, under its name"
+    )
 
 
 def _measured_on(one: Earlier, spec: str | None) -> Chosen:
@@ -141,13 +146,12 @@ def _measured_on(one: Earlier, spec: str | None) -> Chosen:
     data = open_data(
         spec or source.spec,
         image_size=source.image_size,
-        seed=_SPLIT,
         train=source.folders.get("train"),
         validation=source.folders.get("validation"),
         test=source.folders.get("test"),
     )
-    rows = balanced(targets(data.test), source.images)
-    images = Chosen(data.test, rows, _BATCH, device_here())
+    drawn = source.order == "drawn"
+    images = attacked(data.test, source.images, BATCH, device_here(), drawn=drawn)
     seen = Fingerprint()
     for batch in images:
         seen.update(*batch)

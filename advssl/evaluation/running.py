@@ -99,12 +99,11 @@ class Run:
         self.asked, self.folder, self.stays, self.census = asked, folder, stays, census
         self.progress, self.say = progress, say or (lambda _: None)
         self.heard = say is not None
-        self.clock = Clock(asked.budget)
         self.left_out: list[str] = []
 
     def sections(self) -> Iterator[report.Section]:
         """Of every way and every branch, then the probe that stands beside."""
-        asked, whole = self.asked, self.clock
+        asked, clock = self.asked, Clock(self.asked.budget)
         if self.heard and asked.quick is not None:
             self._first_answer(asked.quick)
         parts = len(asked.ways) * len(asked.modules)
@@ -112,11 +111,10 @@ class Run:
             found = {branch: self._found(way, branch) for branch in asked.modules}
             last = {branch: classifier for branch, (classifier, _) in found.items()}
             for branch, (_, best) in found.items():
-                self.clock, parts = whole.until(1 / parts), parts - 1
-                yield from self._of_last(last, way, branch)
+                part, parts = clock.until(1 / parts), parts - 1
+                yield from self._of_last(last, way, branch, part)
                 if best is not None:
                     yield self._short(*best, way, branch)
-        self.clock = whole
         if asked.beside is not None:
             for branch in asked.modules:
                 classifier, _ = self._found(asked.beside, branch)
@@ -183,24 +181,28 @@ class Run:
         return ", ".join(f"{m.name} {shown(m)}" for m in found) + f" of {images.n} images"
 
     def _of_last(
-        self, classifiers: Mapping[str | None, nn.Module], way: Way, branch: str | None
+        self,
+        classifiers: Mapping[str | None, nn.Module],
+        way: Way,
+        branch: str | None,
+        clock: Clock,
     ) -> Iterator[report.Section]:
         asked = self.asked
         place = _Place(classifiers[branch], way, branch, None, self._telling(way, branch))
-        if self.heard and not self.clock.runs and asked.measured.n > FIRST:
+        if self.heard and not clock.runs and asked.measured.n > FIRST:
             first = self._said(place, asked.measured.balanced(FIRST))
             self.say(f"{place.label}: {first}; all of them follow")
         quick = [a for a in asked.attacks if not isinstance(a, AutoAttack | Clean)]
         clean = self._told(place, Clean(), asked.measured)
         found: dict[Attack, Measurement | None] = {Clean(): clean}
-        within = self.clock.until(_ATTACKS)
+        within = clock.until(_ATTACKS)
         for i, attack in enumerate(quick):
             found[attack] = self._grown(place, attack, within.until(1 / (len(quick) - i)))
-        checks = self._checks(classifiers, place)
-        by_radius, by_steps = self._curves(place, clean)
+        checks = self._checks(classifiers, place, clock)
+        by_radius, by_steps = self._curves(place, clean, clock)
         for attack in asked.attacks:
             if isinstance(attack, AutoAttack):
-                found[attack] = self._grown(place, attack, self.clock)
+                found[attack] = self._grown(place, attack, clock)
         done = {a: m for a in asked.attacks if (m := found.get(a)) is not None}
         # All on the images of the fewest, read where they are kept: else there is no worst case.
         least = min(m.n for m in done.values())
@@ -236,7 +238,7 @@ class Run:
         chosen = None if way is self.asked.beside else selected
         place = _Place(classifier, way, branch, chosen, self._telling(way, branch))
         images = self.asked.measured
-        if self.clock.runs:
+        if self.asked.budget is not None:
             images = images.first(max(FIRST, images.size))
         return report.Section(
             protocol=way.name,
@@ -299,14 +301,15 @@ class Run:
         self.say(f"{place.label}: no time for {what}")
 
     def _checks(
-        self, classifiers: Mapping[str | None, nn.Module], place: _Place
+        self, classifiers: Mapping[str | None, nn.Module], place: _Place, clock: Clock
     ) -> list[diagnostics.Check]:
         asked = self.asked
         if not asked.doubts:
             return []
-        if self.clock.until(_DOUBTS).left() < asked.of_doubts.least * asked.forward.seconds:
+        overlaps = diagnostics.overlaps(self.census.repeats)
+        if clock.until(_DOUBTS).left() < asked.of_doubts.least * asked.forward.seconds:
             self._skip(place, "the doubts")
-            return []
+            return [check for check in overlaps if check.verdict == "fail"]
         branches = {name: c for name, c in classifiers.items() if name and len(classifiers) > 1}
         checks = diagnostics.doubts(
             place.classifier,
@@ -317,25 +320,21 @@ class Run:
             folder=self.folder / "doubts",
             progress=place.progress,
         )
+        checks += overlaps
         for check in checks:
             if check.verdict == "fail":
                 self.say(f"{place.label}: doubt: {check.name}: {check.evidence}")
-        return [*checks, *self._leaked()]
+        return checks
 
-    def _leaked(self) -> list[diagnostics.Check]:
-        """Whether test images are among those that the probe was trained on."""
-        repeats = self.census.repeats.get("test in train")
-        return [diagnostics.leaked(repeats)] if repeats else []
-
-    def _curves(self, place: _Place, clean: Measurement) -> tuple[Any, Any]:
+    def _curves(self, place: _Place, clean: Measurement, clock: Clock) -> tuple[Any, Any]:
         asked = self.asked
         if not asked.curves:
             return (), ()
         images = asked.measured
-        if self.clock.runs:
+        if clock.runs:
             images = images.first(max(FIRST, images.size))
             cost = images.n * sum(asked.cost(attack)[0] for _, _, attack in asked.points)
-            if self.clock.until(_CURVES).left() < cost:
+            if clock.until(_CURVES).left() < cost:
                 self._skip(place, "the curves")
                 return (), ()
         at_zero = (

@@ -9,6 +9,11 @@ from contextlib import contextmanager
 import torch
 from torch import distributed
 
+from advssl.distributed import rank
+from advssl.evaluation.ranks import of_first_rank as agreed
+
+__all__ = ["agreed", "device_here", "joined"]
+
 
 def device_here() -> torch.device:
     """The GPU of this process if there is one, else the CPU."""
@@ -20,27 +25,15 @@ def device_here() -> torch.device:
 @contextmanager
 def joined() -> Iterator[bool]:
     """Inside the block the processes that torchrun started are a group; whether this one speaks."""
-    started = "WORLD_SIZE" in os.environ and not _grouped()
+    there = distributed.is_available() and distributed.is_initialized()
+    started = "WORLD_SIZE" in os.environ and not there
     if started:
         # Objects go over the CPU whatever the network computes on.
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         )
     try:
-        yield not _grouped() or distributed.get_rank() == 0
+        yield rank() == 0
     finally:
         if started:
             distributed.destroy_process_group()
-
-
-def agreed(answer: float) -> float:
-    """The first process's, on all: otherwise some would go on alone."""
-    if not _grouped():
-        return answer
-    told = [answer]
-    distributed.broadcast_object_list(told, src=0)
-    return told[0]
-
-
-def _grouped() -> bool:
-    return distributed.is_available() and distributed.is_initialized()

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -27,6 +26,7 @@ from advssl.evaluation.linear import Classifier, accuracy, logits_from
 from advssl.evaluation.logits import NotFinite, logits_of
 from advssl.evaluation.progress import Progress
 from advssl.evaluation.protocols import Protocol
+from advssl.evaluation.ranks import of_first_rank as of_first_rank
 from advssl.modes import (
     copied,
     evaluating,
@@ -219,15 +219,6 @@ class Training:
         """Of the parts that are read: every file of them is, so once."""
         used = ["train", "validation", *(["test"] if self.how.selects == "test" else [])]
         return {part: dataset_fingerprint(getattr(self.data, part)) for part in used}
-
-
-def of_first_rank(value: Any) -> Any:
-    """What rank 0 has, in every process: plain data, and tensors on the CPU."""
-    if world_size() == 1:
-        return value
-    held = [value]
-    dist.broadcast_object_list(held, src=0)
-    return held[0]
 
 
 @contextmanager

@@ -44,6 +44,17 @@ def test_all_of_them_keep_their_order(labels):
     assert balanced(labels, len(labels)) == list(range(len(labels)))
 
 
+@given(LABELS, st.integers(0, 70))
+def test_the_attacked_images_are_found_again_by_their_number_and_order(labels, count):
+    images = dataset(labels)
+    stored = chosen.attacked(images, count, 4, None)
+    assert stored.rows == balanced(labels, min(count or 70, len(labels)))
+    drawn = chosen.attacked(images, count, 4, None, drawn=True)
+    assert sorted(drawn.rows) == stored.rows
+    for n in range(1, drawn.n + 1):  # what a budget left
+        assert drawn.first(n).rows == chosen.attacked(images, n, 4, None, drawn=True).rows
+
+
 def test_batches_are_of_the_rows_in_their_order():
     labels = [0, 1] * 5
     images = Chosen(Subset(dataset(labels), range(1, 10)), [8, 0, 3, 5, 1], 2)

@@ -16,6 +16,7 @@ import advssl.evaluation
 from advssl import L2, Linf
 from advssl.evaluation import attacks, diagnostics, evaluate, probes, report
 from advssl.evaluation.data import InMemory, open_data
+from advssl.evaluation.evaluate import Evaluation, ways
 from advssl.evaluation.protocols import protocol
 from advssl.evaluation.records import Model, Threat
 from advssl.pixels import Pixels
@@ -207,9 +208,83 @@ def test_attacks_of_ones_own_and_twice_named(data):
     )
     assert [m.name for m in found.sections[0].measurements] == [
         "clean",
-        mine.name,
         *(a.name for a in attacks.ATTACKS["pgd"].of(BALL)),
+        mine.name,  # of another threat model, and so after those of the worst case
     ]
+
+
+def test_the_worst_case_is_of_all_attacks_of_the_threat_model_whatever_their_order(data):
+    found = evaluate(
+        classifier(),
+        data,
+        ball=BALL,
+        attacks=["pgd-l2", "mpgd", "aa", "pgd"],
+        probe="own",
+        images=10,
+        doubts=False,
+        curves=False,
+    )
+    (section,) = found.sections
+    clean, *hostile, l2 = section.measurements
+    assert l2.threat == Threat("l2", 0.5)
+    assert len(hostile) == 4
+    assert section.threat == Threat("linf", BALL.radius)
+    every = zip(*(m.correct for m in hostile), strict=True)
+    assert section.worst.correct == tuple(map(all, every))
+    assert {m.n for m in hostile} == {clean.n}
+
+
+class Mine:
+    """A ball with what an attack needs and no more: the sides of a cube, as Linf's."""
+
+    radius = 0.1
+    sample, steepest, project = Linf.sample, Linf.steepest, Linf.project
+
+
+def test_a_ball_of_ones_own(data):
+    found = evaluate(classifier(), data, ball=Mine(), probe="own", images=10)
+    (section,) = found.sections
+    assert section.threat == Threat("mine", 0.1)
+    same = evaluate(classifier(), data, ball=Linf(0.1), attacks=["pgd"], probe="own", images=10)
+    for ours, theirs in zip(
+        section.measurements[1:3], same.sections[0].measurements[1:], strict=True
+    ):
+        assert ours.correct == theirs.correct
+    assert not any("AutoAttack" in m.name for m in section.measurements)
+    assert len(section.by_steps) == 1  # and no radius but this is known
+    assert section.by_radius == ((0.0, section.clean.value),)
+    assert report.terminal(found)
+    with pytest.raises(ValueError, match="AutoAttack knows Linf and L2"):
+        evaluate(classifier(), data, ball=Mine(), attacks=["aa"], probe="own")
+
+
+def test_what_is_read_is_what_is_used(data):
+    plain = Evaluation(
+        modules={None: encoder()},
+        data=data,
+        ball=BALL,
+        attacks=(attacks.Clean(),),
+        ways=ways("advcl", data),
+        pixels=Pixels(),
+        images=20,
+        doubts=True,
+        curves=False,
+        with_beside=False,
+        seed=0,
+        attack_seed=0,
+        batch_size=10,
+        budget=None,
+        model=None,
+    )
+    everything = {"train", "validation", "test"}
+    for probe, parts in (
+        ("advcl", everything),
+        ("released", {"train", "test"}),  # its epoch is chosen on the test images, on all of them
+        (["released", "advcl"], everything),
+    ):
+        census = replace(plain, ways=ways(probe, data)).checked()
+        assert {*census.counts} == parts
+        assert census.repeats["test"].of == (20 if probe == "advcl" else 500)
 
 
 def test_the_first_answer_comes_first_and_is_a_part_of_the_rest(data, monkeypatch):

@@ -7,7 +7,7 @@ from scipy.stats import fisher_exact
 
 from advssl.evaluation import leaks
 from advssl.evaluation.census import Repeats
-from advssl.evaluation.diagnostics import leaked
+from advssl.evaluation.diagnostics import DOUBTS, leaked, overlaps
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,33 @@ def test_names_some_and_counts_those_of_another_label():
         "test/a/1.png is train/b/7.png"
     )
     assert check.numbers["examples"] == [["test/a/1.png", "train/b/7.png"]]
+
+
+@pytest.mark.parametrize(
+    ("where", "fails"),
+    [
+        ("test in train", ["test images among training images"]),
+        ("validation in test", ["validation images among other images"]),
+        ("validation in train", ["validation images among other images"]),
+        ("test", ["test images that stand twice"]),
+        ("train", []),
+        ("validation", []),
+    ],
+)
+def test_every_overlap_that_makes_a_number_wrong_is_a_doubt(where, fails):
+    places = ("test in train", "validation in test", "validation in train")
+    none = {place: Repeats(0, 50) for place in (*places, "train", "validation", "test")}
+    found = overlaps({**none, where: Repeats(7, 50, 0, (("a", "b"),))})
+    assert [check.name for check in found] == list(DOUBTS)[-3:]
+    assert [check.name for check in found if check.verdict == "fail"] == fails
+    for check in found:
+        assert check.follows == (DOUBTS[check.name].follows if check.name in fails else "")
+        assert ("7 (14.0 %)" in check.evidence) == (check.name in fails)
+
+
+def test_of_what_was_not_read_nothing_is_asked():
+    assert overlaps({"test": Repeats(0, 0)}) == []
+    assert [check.name for check in overlaps({"test": Repeats(0, 9)})] == [list(DOUBTS)[-1]]
 
 
 @pytest.mark.parametrize("table", [(30, 32, 20, 32), (9, 10, 90, 100), (5, 5, 0, 5), (0, 4, 0, 4)])

@@ -8,10 +8,8 @@ from torch import nn
 
 from advssl import branch_batchnorm
 from advssl.evaluation import loading
-from advssl.evaluation.data import open_data
 from advssl.pixels import Pixels
 
-DATA = open_data("digits", image_size=8)
 HOW = {"format": "auto", "prefix": None, "allow_partial": False}
 HALF = Pixels((0.5,) * 3, (0.5,) * 3)
 
@@ -24,11 +22,11 @@ def net() -> nn.Module:
 
 def test_without_a_file_it_is_the_network_itself():
     network = net()
-    found = loading.encoders("a net", network, None, None, HALF, DATA, **HOW)
+    found = loading.encoders("a net", network, None, None, HALF, **HOW)
     assert found.modules == {None: network}
     assert (found.pixels, found.model.backbone, found.model.checkpoint) == (HALF, "a net", None)
     with pytest.raises(ValueError, match="backbone by name"):
-        loading.encoders(None, None, None, None, HALF, DATA, **HOW)
+        loading.encoders(None, None, None, None, HALF, **HOW)
 
 
 def test_every_branch_of_a_file_or_those_that_are_named(tmp_path):
@@ -37,14 +35,14 @@ def test_every_branch_of_a_file_or_those_that_are_named(tmp_path):
     torch.save(both.state_dict(), tmp_path / "both.pt")
     said = []
     file = str(tmp_path / "both.pt")
-    found = loading.encoders("a net", net(), file, None, Pixels(), DATA, say=said.append, **HOW)
+    found = loading.encoders("a net", net(), file, None, Pixels(), say=said.append, **HOW)
     assert list(found.modules) == ["normal", "pgd"]
     assert [m[1].bias[0].item() for m in found.modules.values()] == [0.0, 0.5]
     assert (found.model.checkpoint, len(said)) == ("both.pt", 2)
-    named = loading.encoders("a net", net(), file, ["pgd"], Pixels(), DATA, say=said.append, **HOW)
+    named = loading.encoders("a net", net(), file, ["pgd"], Pixels(), say=said.append, **HOW)
     assert list(named.modules) == ["pgd"]
     with pytest.raises(ValueError, match="no BatchNorm branch 'pdg'"):
-        loading.encoders("a net", net(), file, ["pdg"], Pixels(), DATA, **HOW)
+        loading.encoders("a net", net(), file, ["pdg"], Pixels(), **HOW)
 
 
 def test_the_files_own_normalisation_is_read_where_none_is_given(tmp_path):
@@ -53,6 +51,6 @@ def test_the_files_own_normalisation_is_read_where_none_is_given(tmp_path):
     torch.save(state, tmp_path / "e.pt")
     for given, expected in ((Pixels(), Pixels((0.25,) * 3, (0.125,) * 3)), (HALF, HALF)):
         found = loading.encoders(
-            "a net", net(), str(tmp_path / "e.pt"), None, given, DATA, say=str, **HOW
+            "a net", net(), str(tmp_path / "e.pt"), None, given, say=str, **HOW
         )
         assert found.pixels == expected

@@ -11,23 +11,9 @@ from advssl import keep_branch
 from advssl.evaluation import probes
 from harness import chain
 from harness.recording import Place, place_of
-from reproduce import METHODS
 
 from . import tiny
-
-
-def never(*_, **__):
-    raise AssertionError("work was begun")
-
-
-def silent(*_):
-    """No progress."""
-
-
-def opened(wanted: chain.Plan) -> tuple[chain.Method, chain.Data]:
-    data = chain.open_plan(wanted)
-    return chain.build(wanted, METHODS[wanted.method], data), data
-
+from .tiny import opened, silent
 
 # --- what is measured -----------------------------------------------------------------------------
 

@@ -14,20 +14,7 @@ from harness import chain, pretraining
 from reproduce import METHODS
 
 from . import tiny
-
-
-def never(*_, **__):
-    raise AssertionError("work was begun")
-
-
-def silent(*_):
-    """No progress."""
-
-
-def opened(wanted: chain.Plan) -> tuple[chain.Method, chain.Data]:
-    data = chain.open_plan(wanted)
-    return chain.build(wanted, METHODS[wanted.method], data), data
-
+from .tiny import never, opened
 
 # --- what is trained on ---------------------------------------------------------------------------
 

@@ -29,12 +29,9 @@ from harness.settings import Settings
 from reproduce import METHODS, PRESETS, dry_run, given, main, parse, plan_of
 
 from . import tiny
+from .tiny import never
 
 REPRODUCE = Path(chain.__file__).parents[1] / "reproduce.py"
-
-
-def never(*_, **__):
-    raise AssertionError("work was begun")
 
 
 def refused(capsys, *words: str) -> tuple[int, str]:

@@ -25,6 +25,7 @@ from reproduce import METHODS
 from simclr import SimCLR
 
 from . import tiny
+from .tiny import never
 
 PAPERS = Path(tiny.chain.__file__).parents[1]
 
@@ -189,10 +190,6 @@ def test_a_kill_while_the_checkpoint_is_written_leaves_the_one_before(tmp_path, 
 
 
 # --- what is refused ------------------------------------------------------------------------------
-
-
-def never(*_):
-    raise AssertionError("work was begun")
 
 
 def again(path: Path, identity: dict) -> None:

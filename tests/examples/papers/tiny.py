@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -28,6 +28,20 @@ def words(name: str, *more: str) -> list[str]:
 def plan(name: str, *more: str) -> chain.Plan:
     options = parse(words(name, *more))
     return plan_of(name, options, given(options, METHODS[name]))
+
+
+def opened(wanted: chain.Plan) -> tuple[chain.Method, chain.Data]:
+    """A plan's method, not yet trained, and its data."""
+    data = chain.open_plan(wanted)
+    return chain.build(wanted, METHODS[wanted.method], data), data
+
+
+def never(*_: Any, **__: Any) -> NoReturn:
+    raise AssertionError("work was begun")
+
+
+def silent(*_: Any) -> None:
+    """No progress."""
 
 
 def train(wanted: chain.Plan, out: Path, **options: Any) -> chain.Pretrained | None:

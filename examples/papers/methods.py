@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from acl import ACL
+from adr import ADR
 from advcl import AdvCL
 from ascl_local import ASCL
+from ascl_pretrain import ASCLPretrain
 from clae import CLAE, CLAEGSA
 from extended import ACLGSA, AdvCLGSA, GSAOnAdvCL
 from gsa_rsl import GSARSL
@@ -12,19 +14,22 @@ from harness.method import Method
 from rocl import RoCL, RoCLGSA
 from simclr import SimCLR
 from supcon import SupCon
-from supervised import AT, TRADES
+from supervised import AT, TRADES, Natural
 
 METHODS: dict[str, type[Method]] = {
     "simclr": SimCLR,
     "supcon": SupCon,
+    "natural": Natural,
     "at": AT,
     "trades": TRADES,
     "rocl": RoCL,
     "clae": CLAE,
+    "adr": ADR,
     "acl": ACL,
     "advcl": AdvCL,
     "gsa_rsl": GSARSL,
     "ascl_local": ASCL,
+    "ascl_pretrain": ASCLPretrain,
     "gsa_advcl": AdvCLGSA,
     "gsa_on_advcl": GSAOnAdvCL,
     "gsa_acl": ACLGSA,

@@ -1,4 +1,4 @@
-"""Adversarial training with labels: AT and TRADES, what label-free robustness is measured against.
+"""Training with labels, natural and adversarial: what label-free robustness is measured against.
 
 AT: Madry et al. 2018, https://arxiv.org/abs/1706.06083, Eq. 2.1. TRADES: Zhang et al. 2019,
 https://arxiv.org/abs/1901.08573, Eq. 5.
@@ -47,6 +47,20 @@ class Classifying(Method):
         return nn.Sequential(self.encoder, self.head)
 
 
+# How Bui et al.'s release trains, with an attack and without.
+_BUI = Recipe(120, 128, Steps(0.1, (100, 105, 110), 120), weight_decay=5e-4)
+
+
+class Natural(Classifying):
+    """No attack at all."""
+
+    title, paper = "natural training", "cross-entropy on clean images"
+    recipe = _BUI
+
+    def step(self, images: Tensor, labels: Tensor, index: Tensor) -> Terms:
+        return {"natural": F.cross_entropy(self.embed(self.weak(images)), labels)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class ATSettings(Settings):
     steps: int = setting(10, "of the attack")
@@ -57,8 +71,7 @@ class AT(Classifying):
     title, paper = "AT", "Madry et al. 2018"
     settings: ATSettings
     settings_type = ATSettings
-    # How Bui et al.'s release trains it.
-    recipe = Recipe(120, 128, Steps(0.1, (100, 105, 110), 120), weight_decay=5e-4)
+    recipe = _BUI
     ours = (
         "BatchNorm statistics are those of the training pass; in the release of Bui et al. also of "
         "the attack's, of clean images of weight 0 and of two logging passes (exact_bn=True).",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, ClassVar, TypeAlias, cast
 
 import torch
@@ -67,6 +68,9 @@ class Method(nn.Module):
         ball = Linf(reach * s.radius)
         step_size = s.relative_step * ball.radius
         self.adversary = AdversarialViewGenerator(ball, s.steps, step_size, **attack)
+        self.with_steps: Callable[[int], AdversarialViewGenerator] = partial(
+            AdversarialViewGenerator, ball, step_size=step_size, **attack
+        )
 
     def step(self, images: Tensor, labels: Tensor, index: Tensor) -> Terms:
         """The terms of one step. Images (B, 3, H, W) in [0, 1]; labels and dataset index (B,)."""
@@ -104,11 +108,20 @@ class Method(nn.Module):
         view: Tensor = (self.strong if self.settings.second_view == "strong" else self.weak)(images)
         return view
 
-    def attack(self, views: Tensor | Sequence[Tensor], height: Callable[..., Tensor]) -> Any:
-        """The views near ``views`` at which ``height`` is high. The mode is the caller's choice."""
+    def attack(
+        self,
+        views: Tensor | Sequence[Tensor],
+        height: Callable[..., Tensor],
+        steps: int | None = None,
+    ) -> Any:
+        """The views near ``views`` at which ``height`` is high. The mode is the caller's choice.
+
+        ``steps`` are the settings', unless a method has attacks of different lengths.
+        """
+        adversary = self.adversary if steps is None else self.with_steps(steps)
         moving = self.settings.exact_bn and self.training
         views = views if isinstance(views, Tensor) else tuple(views)
-        return self.adversary(views, height, freeze=() if moving else self)
+        return adversary(views, height, freeze=() if moving else self)
 
     def encode(self, views: Any, branch: str | None = None, then: nn.Module | None = None) -> Any:
         """Features of a view, on a BatchNorm branch; of several, in one forward, a tuple."""

@@ -22,14 +22,17 @@ PHOTOS = Data("photos", tuple("0123456789"), None, None, None, natural=True)
 LEAST = {
     "simclr": 2 * 3,  # 6
     "supcon": 2 * 3,  # 6
+    "natural": 3,
     "at": 10 * 2 + 3,  # 23
     "trades": 1 + 10 * 2 + 2 * 3,  # 27
     "rocl": 1 + 7 * 2 + 3 * 3,  # 24
     "clae": 1 + 2 + 3 * 3,  # 12
+    "adr": 10 * 2 + 1 + 3,  # 24: nothing is learned from the clean image
     "acl": 2 * 5 * 2 + 4 * 3,  # 32
     "advcl": 2 * 5 * 2 + 5 * 3,  # 35
     "gsa_rsl": 1 + 7 * 2 + 3 * 3 + (2 * 2 + 2 * 3),  # 34
     "ascl_local": 10 * 2 + 2 * 3,  # 26
+    "ascl_pretrain": 10 * 2 + (2 + 1) * 5 * 2 + 6 * 3,  # 68
     "gsa_advcl": 3 + 7 * 2 + 5 * 3 + (2 * 2 + 2 * 3),  # 42
     "gsa_on_advcl": 3 + 2 * 7 * 2 + 6 * 3 + (2 * 2 + 2 * 3),  # 59: with pseudo-labels
     "gsa_acl": 2 * 7 * 2 + 4 * 3 + (2 * 2 + 2 * 3),  # 50
@@ -42,6 +45,12 @@ MORE = [
     ("at", {"natural": 1.0}, 10 * 2 + 2 * 3),
     ("at", {"exact_bn": True}, 10 * 2 + 2 + 3),  # what the release forwards for BatchNorm alone
     ("ascl_local", {"exact_bn": True}, 10 * 2 + 1 + 2 * 3),
+    ("adr", {"natural": 1.0}, 10 * 2 + 2 * 3),
+    ("ascl_pretrain", {"steps": 10}, 10 * 2 + (2 + 1) * 10 * 2 + 6 * 3),  # 98
+    ("ascl_pretrain", {"supervised": 0.0}, 10 * 2 + 2 * 5 * 2 + 3 * 3),
+    ("ascl_pretrain", {"supervised": 0.0, "self_supervised": 0.0}, 23),  # AT
+    ("ascl_pretrain", {"generation": "label-based"}, 10 * 2 + 2 * 5 * 2 + 5 * 3),
+    ("ascl_pretrain", {"generation": "label-free"}, (1 + 2) * 5 * 2 + 5 * 3),
     ("acl", {"kind": "a2a"}, 2 * 5 * 2 + 2 * 3),
     ("acl", {"kind": "a2s"}, 1 + 5 * 2 + 2 * 3),
     ("advcl", {"exact_bn": True}, 5 * (3 + 2 * 2) + 5 * 3),  # the release's 50 F
@@ -75,18 +84,20 @@ def test_what_is_asked_for_costs_what_is_documented(name, flags, cost):
 
 def test_the_page_of_costs_has_these():
     page = (Path(__file__).parents[3] / "docs" / "costs.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| ([\w ,+()-]+?) \| \d+ F \| (\d+) F \|$", page, re.MULTILINE))
+    rows = dict(re.findall(r"^\| ([\w ,+()-]+?) \| (?:\d+ F|–) \| (\d+) F \|$", page, re.MULTILINE))
     assert {title: int(cost) for title, cost in rows.items()} == {
         "SimCLR, SupCon": LEAST["simclr"],
         "AT": LEAST["at"],
         "TRADES": LEAST["trades"],
         "RoCL": LEAST["rocl"],
         "CLAE": LEAST["clae"],
+        "ADR": LEAST["adr"],
         "ACL (DS)": LEAST["acl"],
         "AdvCL": LEAST["advcl"],
         "GSA-RSL": LEAST["gsa_rsl"],
         "AdvCL + GSA": LEAST["gsa_advcl"],
         "supervised ASCL": LEAST["ascl_local"],
+        "ASCL-2023": LEAST["ascl_pretrain"],
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from contextlib import ExitStack
 from dataclasses import fields
+from functools import partial
 from math import log
 from types import SimpleNamespace
 
@@ -14,11 +15,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from acl import ACL
+from adr import ADR
 from advcl import VIEWS, AdvCL
 from advssl import evaluating, on_branch
 from advssl.branches import BranchBatchNorm
 from advssl.evaluation.data import Data
 from ascl_local import ASCL
+from ascl_pretrain import ASCLPretrain
 from clae import CLAE, CLAEGSA
 from extended import ACLGSA, AdvCLGSA, GSAOnAdvCL
 from gsa_rsl import GSARSL
@@ -30,7 +33,7 @@ from reproduce import METHODS
 from rocl import RoCL
 from simclr import SimCLR
 from supcon import SupCon
-from supervised import AT, TRADES
+from supervised import AT, TRADES, Natural
 
 PHOTOS = Data("photos", tuple("abcd"), None, None, None, natural=True)
 SIZE, COUNT, RADIUS, WIDTH = 8, 6, 8 / 255, 5
@@ -42,6 +45,10 @@ STEPS = {
     "advcl": (AdvCL, {"supervision": "simclr-10"}),
     "simclr, attacked": (SimCLR, {"adversarial": True}),
     "at, natural": (AT, {"natural": 1.0}),
+    "adr, all": (ADR, {"natural": 1.0, "global_smooth": 1.0}),
+    "ascl_pretrain, one": (ASCLPretrain, {"batchnorms": "one"}),
+    "ascl_pretrain, label-based": (ASCLPretrain, {"generation": "label-based"}),
+    "ascl_pretrain, label-free": (ASCLPretrain, {"generation": "label-free"}),
     "acl, a2a": (ACL, {"kind": "a2a"}),
     "acl, a2s": (ACL, {"kind": "a2s"}),
     "advcl, two attacked": (AdvCL, {"views": "t1d,t2d,t1,t2", "supervision": "none"}),
@@ -52,13 +59,15 @@ STEPS = {
     "gsa_acl, 4-step": (ACLGSA, {"order": "4-step"}),
 }
 EVERY_STEP = pytest.mark.parametrize("step", STEPS)
-ATTACKED = [name for name in STEPS if name not in ("simclr", "supcon")]
+ATTACKED = [name for name in STEPS if name not in ("simclr", "supcon", "natural")]
 IN_TRAIN_MODE = (
     SimCLR,
     AT,
     ASCL,
     AdvCL,
     CLAE,
+    ADR,
+    ASCLPretrain,
 )  # their attack; that of a method with GSA's terms is not
 
 
@@ -118,14 +127,17 @@ def run(method: Method, while_attacked=None) -> SimpleNamespace:
     attack, encode, forwarded, searching = method.attack, method.encode, [], []
     record = SimpleNamespace(drawn=[], given=[], found=[])
 
-    def spy_attack(views, height):
+    def spy_attack(views, height, **more):
         searching.append(views)
-        found = while_attacked(attack, views, height) if while_attacked else attack(views, height)
+        found = (while_attacked or attack_as_told)(partial(attack, **more), views, height)
         searching.clear()
         given = (views,) if isinstance(views, torch.Tensor) else tuple(views)
         record.given.append(given)
         record.found.append((found,) if isinstance(found, torch.Tensor) else found)
         return found
+
+    def attack_as_told(attack, views, height):
+        return attack(views, height)
 
     def spy_encode(views, branch=None, then=None):
         out = encode(views, branch, then)
@@ -309,6 +321,16 @@ PASSES = {
     "clae": (CLAE, {}, {"clean": 2, "adversarial": 1}),
     "clae, exact": (CLAE, {"exact_bn": True}, {"clean": 2, "adversarial": 3}),
     "clae_gsa": (CLAEGSA, {}, {"clean": 1, "adversarial": 1}),
+    "natural": (Natural, {}, {"": 1}),
+    "adr": (ADR, {}, {"": 2}),
+    "adr, exact": (ADR, {"exact_bn": True}, {"": 10 + 2}),
+    "ascl_pretrain": (ASCLPretrain, {}, {"clean": 1, "adversarial": 3}),
+    "ascl_pretrain, one": (ASCLPretrain, {"batchnorms": "one"}, {"": 4}),
+    "ascl_pretrain, label-based": (
+        ASCLPretrain,
+        {"generation": "label-based"},
+        {"clean": 1, "adversarial": 2},
+    ),
     "acl": (ACL, {}, {"clean": 1, "adversarial": 1}),
     "acl, a2a": (ACL, {"kind": "a2a"}, {"adversarial": 1}),
     "acl, a2s": (ACL, {"kind": "a2s"}, {"clean": 1, "adversarial": 1}),
@@ -586,6 +608,12 @@ def test_a_base_temperature_of_seven_hundredths_is_a_factor():
 
 
 # --- AT, TRADES -----------------------------------------------------------------------------------
+
+
+def test_natural_training():
+    r = run(build(Natural))
+    close(r.terms["natural"], F.cross_entropy(r.seen(r.drawn[0]), a_batch().labels))
+    assert (r.terms.keys(), r.found) == ({"natural"}, [])
 
 
 def test_at():

@@ -44,7 +44,7 @@ class ACL(Method):
         super().__init__(*args, clamp_start=False)
         self.head = projection(self.width, self.width, self.width, layers=3, batchnorm="all")
         for module in (self.encoder, self.head):
-            branch_batchnorm(module, self.measured()[1])
+            branch_batchnorm(module, self.branches)
         self.contrast = MultiViewNTXentLoss(self.settings.temperature, gather_distributed=True)
 
     def step(self, images: Tensor, labels: Tensor, index: Tensor) -> Terms:
@@ -65,6 +65,21 @@ class ACL(Method):
         clean = self.contrast(*self.embed((t1, t2), "clean"))
         return {"clean": 0.5 * clean, "adversarial": 0.5 * adversarial}
 
+    @property
+    def branches(self) -> tuple[str, ...]:
+        return ("adversarial",) if self.settings.kind == "a2a" else ("adversarial", "clean")
+
     def measured(self) -> tuple[nn.Module, tuple[str, ...]]:
-        branches = ("adversarial",) if self.settings.kind == "a2a" else ("adversarial", "clean")
-        return self.encoder, branches
+        return self.encoder, self.branches
+
+    # --- what ACL's followers, and terms on top of any of them, are told apart by -----------------
+
+    weights: tuple[float, float] = (0.5, 0.5)  # of the clean and of the adversarial term
+
+    def pair(self, views: Any, branch: str, seen: Any = None) -> Any:
+        """Two views embedded, again if they were ``seen``: those that are to learn, at least."""
+        return self.embed(views, branch)
+
+    def beside(self, images: Tensor, z: Any, z_hard: Any) -> Terms:
+        """Further terms, of embedded pairs of clean and of attacked views."""
+        return {}

@@ -1,7 +1,7 @@
-"""The terms of GSA-RSL on top of another method: AdvCL, in two readings, and ACL.
+"""The terms of GSA-RSL on top of AdvCL, in two readings: the paper's Table 1.
 
-The paper's Table 1 adds them to AdvCL and its Table 2 to ACL. What is new against the host's step
-says gsa.
+What is new against the host's step says gsa. On top of ACL and its followers, the paper's Table 2,
+they are in ``extended_acl.py``.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from acl import ACL, ACLSettings
 from advcl import AdvCL, AdvCLSettings, Labels
 from advssl import evaluating
+from extended_acl import ACLGSA as ACLGSA
+from extended_acl import SAM
 from gsa import GSA, GSASettings
 from gsa_rsl import GSARSL
 from harness.method import IMAGENET, Terms, total
 from harness.settings import setting
-
-SAM = "the text does not say; 0.05 is SAM's own"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,50 +99,3 @@ class AdvCLGSA(GSAOnAdvCL):
     released_network = GSARSL.released_network
     head_as = {"of_unit": True}  # and no BatchNorm
     ours = (AdvCL.ours[1], *GSARSL.ours)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ACLGSASettings(GSASettings, ACLSettings):
-    kind: Literal["ds"] = setting("ds", "which views are attacked: Table 2's")
-    benign_weight: float = setting(1.0, "λ_benign: ours, neither text nor release says", short=0.5)
-    rho: float = setting(0.5, "how far SAM looks: ours", paper=0.05, why=SAM, short=0.05)
-
-
-class ACLGSA(ACL):
-    """The clean term of ACL's dual stream is made flat."""
-
-    title, paper = "ACL + GSA", "GSA-RSL, on top of Jiang et al. 2020"
-    settings: ACLGSASettings
-    settings_type = ACLGSASettings
-    ours = (*ACL.ours, *GSA.ours)
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.gsa = GSA(self.width, self.settings, self.encoder, self.head)
-
-    def step(self, images: Tensor, labels: Tensor, index: Tensor) -> Terms:
-        gsa, pair = self.gsa, (self.strong(images), self.second(images))
-        clean = partial(self.embed, pair, "clean")
-
-        def height(*views: Tensor, blind: bool = False) -> Tensor:  # of GSA-RSL, Eq. 18
-            z = self.embed(views, "adversarial")
-            return self.contrast(*z) + (0 if blind else gsa.height(torch.cat(z)))
-
-        with evaluating(self), torch.no_grad():
-            if gsa.between:
-                blind = self.attack(pair, partial(height, blind=True))
-                gsa.learn(torch.cat(clean()), torch.cat(self.embed(blind, "adversarial")))
-            hard = self.attack(pair, height)
-
-        z, z_hard = clean(), self.embed(hard, "adversarial")
-        both, both_hard = torch.cat(z), torch.cat(z_hard)
-        if not gsa.between:
-            gsa.learn(both, both_hard)
-        return {
-            "clean": 0.5 * gsa.flat(lambda: self.contrast(*clean()), self.contrast(*z)),
-            "adversarial": 0.5 * self.contrast(*z_hard),
-            **gsa.aligned(both, both_hard),
-        }
-
-    def optimizers(self) -> dict[str, tuple[Optimizer, float]]:
-        return self.gsa.own

@@ -5,10 +5,13 @@ from __future__ import annotations
 from acl import ACL
 from adr import ADR
 from advcl import AdvCL
+from air import ACLAIR, DynAIR
 from ascl_local import ASCL
 from ascl_pretrain import ASCLPretrain
 from clae import CLAE, CLAEGSA
-from extended import ACLGSA, AdvCLGSA, GSAOnAdvCL
+from dynacl import DynACL
+from extended import AdvCLGSA, GSAOnAdvCL
+from extended_acl import ACLAIRGSA, ACLGSA, DynACLGSA, DynAIRGSA
 from gsa_rsl import GSARSL
 from harness.method import Method
 from rocl import RoCL, RoCLGSA
@@ -26,6 +29,9 @@ METHODS: dict[str, type[Method]] = {
     "clae": CLAE,
     "adr": ADR,
     "acl": ACL,
+    "dynacl": DynACL,
+    "acl_air": ACLAIR,
+    "dyn_air": DynAIR,
     "advcl": AdvCL,
     "gsa_rsl": GSARSL,
     "ascl_local": ASCL,
@@ -33,6 +39,9 @@ METHODS: dict[str, type[Method]] = {
     "gsa_advcl": AdvCLGSA,
     "gsa_on_advcl": GSAOnAdvCL,
     "gsa_acl": ACLGSA,
+    "gsa_dynacl": DynACLGSA,
+    "gsa_acl_air": ACLAIRGSA,
+    "gsa_dyn_air": DynAIRGSA,
     "rocl_gsa": RoCLGSA,
     "clae_gsa": CLAEGSA,
 }

@@ -78,6 +78,17 @@ class Gentle(Augmentation):
             f"light={self.light}"
         )
 
+    def at(self, strength: float) -> Gentle:
+        """The same, weaker: at 0 images stay as they are."""
+        low, high = self.scale
+        return Gentle(
+            self.size,
+            degrees=strength * self.degrees,
+            shift=strength * self.shift,
+            scale=(1 - (1 - low) * strength, 1 + (high - 1) * strength),
+            light=strength * self.light,
+        )
+
     def _augmented(self, images: Tensor) -> Tensor:
         angle = uniform(images, -self.degrees, self.degrees)
         magnification = uniform(images, *self.scale)

@@ -26,6 +26,10 @@ class Augmentation(nn.Module):
             augmented = augmented.contiguous(memory_format=torch.channels_last)
         return augmented
 
+    def at(self, strength: float) -> Augmentation:
+        """The same, weaker: from hardly anything at 0 to itself at 1."""
+        raise NotImplementedError(f"{type(self).__name__} has one strength")
+
     def _augmented(self, images: Tensor) -> Tensor:
         raise NotImplementedError
 

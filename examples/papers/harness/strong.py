@@ -53,6 +53,22 @@ class Strong(Augmentation):
         settings = ", ".join(f"{name}={getattr(self, name)}" for name in names)
         return f"{self.size}, {settings}, interpolation={self.interpolation!r}"
 
+    def at(self, strength: float) -> Strong:
+        """The same, weaker: at 0 flips are all that is left."""
+        low, high = self.scale
+        light, contrast, saturation, hue = (strength * most for most in self.jitter)
+        return Strong(
+            self.size,
+            scale=(high - (high - low) * strength, high),
+            ratio=self.ratio,
+            jitter=(light, contrast, saturation, hue),
+            jitter_p=strength * self.jitter_p,
+            gray_p=strength * self.gray_p,
+            flip_p=self.flip_p,
+            blur_p=strength * self.blur_p,
+            interpolation=self.interpolation,
+        )
+
     def _augmented(self, images: Tensor) -> Tensor:
         box = crop_boxes(images, self.scale, self.ratio)
         flipped = chosen(images, self.flip_p)
@@ -88,10 +104,8 @@ class Strong(Augmentation):
 
 
 def dynamic(size: int, strength: float, **settings: Any) -> Strong:
-    """DynACL's augmentation: from flips alone at strength 0 to ACL's at 1.
+    """DynACL's augmentation: from flips alone at strength 0 to ACL's at 1, or to ``settings``.
 
     Reference: Luo et al. 2023, https://arxiv.org/abs/2303.01289
     """
-    s = strength
-    scaled = {"scale": (1 - 0.9 * s, 1.0), "jitter": (0.4 * s, 0.4 * s, 0.4 * s, 0.1 * s)}
-    return Strong(size, **{**scaled, "jitter_p": 0.8 * s, "gray_p": 0.2 * s, **settings})
+    return Strong(size, **{"scale": (0.1, 1.0), **settings}).at(strength)

@@ -296,6 +296,19 @@ def test_strength_goes_from_flips_to_acls():
     assert half.scale == pytest.approx((0.55, 1.0))
     assert (half.jitter, half.jitter_p, half.gray_p) == ((0.2, 0.2, 0.2, 0.05), 0.4, 0.1)
     assert (half.flip_p, half.interpolation) == (0.5, "bicubic")
+    assert repr(Strong(8, blur_p=0.4).at(1.0)) == repr(Strong(8, blur_p=0.4))
+    assert Strong(8, blur_p=0.4).at(0.5).blur_p == 0.2
+
+
+def test_what_digits_have_goes_to_nothing():
+    images = torch.rand(5, 3, 8, 8)
+    torch.testing.assert_close(Gentle(8).at(0.0)(images), images, rtol=0, atol=1e-5)
+    assert repr(Gentle(8).at(1.0)) == repr(Gentle(8))
+    half = Gentle(8, degrees=10, scale=(0.9, 1.2)).at(0.5)
+    assert (half.degrees, half.shift, half.light) == pytest.approx((5, 0.05, 0.2))
+    assert half.scale == pytest.approx((0.95, 1.1))
+    with pytest.raises(NotImplementedError, match="Weak has one strength"):
+        Weak(8).at(0.5)
 
 
 def test_photographs_and_digits_have_their_own():

@@ -14,8 +14,8 @@ from . import tiny
 TWO_STEPS = ("--limit", "40")
 
 
-# Those of advcl are trained twice over, with the method whose clusters they take. The others have no
-# state that one of the rest has not.
+# Those of advcl are trained twice over, with the method whose clusters they take. The others have
+# no state that one of the rest has not.
 LONG = {n for n in METHODS if "advcl" in n or n.endswith("_gsa") or n.startswith("gsa_d")}
 LONG |= {"gsa_acl_air", "natural", "adr", "ascl_pretrain"}
 

@@ -80,6 +80,8 @@ def run(plan: Plan, options: argparse.Namespace, command: str) -> dict[str, Any]
     method, told = trained
     started = time.perf_counter()
     with attacks.progress_bars() as progress:
+        if plan.plus:
+            chain.improve(plan, method, data, options.out, progress)
         found = chain.measured(plan, method, data, options.out, progress)
     record = {
         "kind": "advssl chain",

@@ -85,7 +85,7 @@ class Gentle(Augmentation):
             self.size,
             degrees=strength * self.degrees,
             shift=strength * self.shift,
-            scale=(1 - (1 - low) * strength, 1 + (high - 1) * strength),
+            scale=(low + (1 - low) * (1 - strength), high + (1 - high) * (1 - strength)),
             light=strength * self.light,
         )
 

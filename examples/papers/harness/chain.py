@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,34 @@ from harness.pretraining import first_step as first_step
 from harness.pretraining import pretrained as pretrained
 from harness.pretraining import steps_per_epoch as steps_per_epoch
 from harness.pretraining import training_images as training_images
+from plus import FINETUNING, PROBING, plus_plus
 
 
 def encoders(method: Method, branches: str = "all") -> dict[str, nn.Module]:
     """Plain encoders to measure, by BatchNorm branch; "" where there is only one BatchNorm."""
-    encoder, names = method.measured()
+    encoder, names = (method.better, ()) if method.better else method.measured()
     if not names:
         return {"": copied(encoder)}
     return {name: keep_branch(encoder, name) for name in names[: None if branches == "all" else 1]}
+
+
+def improve(plan: Plan, method: Method, data: Data, out: Path, progress: Progress) -> None:
+    """Finetune the encoder on its own clusters, which are those of its clean BatchNorm."""
+    by_branch, batch = encoders(method), plan.recipe.batch_size
+    own, *_ = by_branch.values()
+    method.better = plus_plus(
+        own,
+        training_images(method, data),
+        clustered=next((by_branch[n] for n in ("clean", "normal") if n in by_branch), None),
+        natural=data.natural,
+        ball=Linf(method.settings.radius),
+        pixels=Pixels(*(method.pixels or ())),
+        probing=replace(PROBING, batch_size=batch),
+        finetuning=replace(FINETUNING, batch_size=batch),
+        seed=plan.seed,
+        folder=out / "work",
+        progress=progress,
+    )
 
 
 def measured(

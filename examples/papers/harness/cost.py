@@ -16,6 +16,7 @@ from harness import chain
 from harness.chain import Plan
 from harness.data import Batch
 from harness.method import Method, total
+from plus import FINETUNING
 
 # To see what a step costs, of a batch that would take longer than that:
 _FEW, _PATIENCE = 16, 10.0  # images, seconds
@@ -98,6 +99,11 @@ def foreseen(plan: Plan, methods: Mapping[str, type[Method]]) -> str:
     lines += [f"neither as released nor as in the paper: {line}" for line in method.ours]
     if method.after:
         lines.append(f"before it: {method.after}, for its clusters (not in what follows)")
+    if plan.plus:
+        lines.append(
+            f"after it: DynACL++, {FINETUNING.epochs} epochs of TRADES on its own clusters, 27 F "
+            "per image and step (not in what follows)"
+        )
     lines += [
         f"cost: {forwards:.1f} F per image and step, F one forward through the encoder",
         f"time: {steps} steps of {seconds:.2f} s, {steps * seconds / 60:.1f} minutes of "

@@ -62,6 +62,7 @@ class Method(nn.Module):
         super().__init__()
         s = self.settings = settings
         self.encoder, self.head = encoder, cast(nn.Module, nn.Identity())
+        self.better: nn.Module | None = None  # after ``plus.py``, and then it is what is measured
         self.width = cast(int, encoder.num_features)
         self.strong = augmentation("strong", data, size, **self.strong_as)
         self.weak = augmentation("weak", data, size)

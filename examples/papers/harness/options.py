@@ -46,6 +46,7 @@ def parse(
     add("--image-size", type=_at_least(1))
     add("--limit", type=_at_least(0), help="training images, class-balanced; 0 is all")
     add("--memory-gb", type=float, default=4.0, help="larger training sets are streamed")
+    add("--plus", action="store_true", help="before that, finetune on its own clusters (DynACL++)")
     add("--protocol", default="slf", help="slf, alf, aff, fsf, several with commas")
     add(
         "--probe",

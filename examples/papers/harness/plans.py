@@ -42,6 +42,7 @@ class Plan:
         attacked: of ``ATTACKS``, beside clean accuracy.
         num_images: class-balanced test images that are attacked; 0 is all.
         branches: "own" measures the branch that the method names, "all" every one it names.
+        plus: whether the encoder is finetuned on its own clusters before it is measured (DynACL++).
     """
 
     method: str
@@ -59,6 +60,7 @@ class Plan:
     attacked: tuple[str, ...] = ("pgd",)
     num_images: int = 0
     branches: str = "all"
+    plus: bool = False
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.attacked if name not in ATTACKS]

@@ -88,6 +88,7 @@ def plan_of(
         preset=options.probe or preset.probe or method.probe,
         attacked=tuple(word for word in options.attacks.split(",") if word),
         num_images=preset.num_images if options.num_images is None else options.num_images,
+        plus=options.plus,
     )
     of.of(plan.mode, **plan.flags)  # wrong ones are refused before any work
     for protocol in plan.protocols:

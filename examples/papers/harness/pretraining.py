@@ -139,7 +139,7 @@ def steps_per_epoch(plan: Plan, images: Any, devices: int = 1) -> int:
 def _identity(plan: Plan, method: Method, images: Any) -> dict[str, Any]:
     """What the pretrained weights depend on, as plain JSON: code and packages included."""
     told = asdict(plan)
-    for key in ("flags", "protocols", "preset", "attacked", "num_images", "branches"):
+    for key in ("flags", "protocols", "preset", "attacked", "num_images", "branches", "plus"):
         del told[key]
     told |= {
         "settings": asdict(method.settings),

@@ -59,7 +59,7 @@ class Strong(Augmentation):
         light, contrast, saturation, hue = (strength * most for most in self.jitter)
         return Strong(
             self.size,
-            scale=(high - (high - low) * strength, high),
+            scale=(low + (high - low) * (1 - strength), high),
             ratio=self.ratio,
             jitter=(light, contrast, saturation, hue),
             jitter_p=strength * self.jitter_p,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,19 @@ import torch.multiprocessing as mp
 
 WORLD = 2
 
+# A process of its own whose imports are paid once in a run of the suite.
+_FORKED = os.name == "posix"
+PROCESSES = multiprocessing.get_context("forkserver" if _FORKED else "spawn")
+if _FORKED:
+    PROCESSES.set_forkserver_preload(
+        ["pytest", "pytorch_lightning", "advssl.cli", "timm", "matplotlib.figure"]
+    )
+
 
 def on_two_ranks(work: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
     """``work(rank, *args)`` on both ranks; ``work`` stands at the top of its module."""
-    mp.spawn(_rank, (work, str(folder), args), nprocs=WORLD)
+    method = PROCESSES.get_start_method()
+    mp.start_processes(_rank, (work, str(folder), args), nprocs=WORLD, start_method=method)
     return [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in range(WORLD)]
 
 

@@ -15,12 +15,15 @@ import torch
 
 from advssl import Linf, branch_batchnorm, cli
 from advssl.evaluation import (
+    ascents,
     attacks,
+    checks,
     measuring,
     probes,
     records,
     report,
     running,
+    searches,
     training,
 )
 from advssl.evaluation.report import faces
@@ -31,6 +34,7 @@ QUICK = [
     *("evaluate", "--backbone", "cifar:resnet10t", "--data", "digits", "--image-size", "8"),
     *("--preset", "ascl23", "--num-images", "20", "--attacks", "pgd,mpgd", "--eps", "16/255"),
 ]
+BARE = ("--no-doubts", "--no-figures")  # where only the answers matter
 
 
 def tiny(spec: str = "cifar:resnet10t") -> torch.nn.Module:
@@ -54,6 +58,9 @@ def small(tmp_path_factory):
         patch.setattr(faces, "figures", lambda _: {})
         patch.setattr(MODULE, "_RADII", (1.0, 4.0))
         patch.setattr(MODULE, "_STEPS", (1, 5))
+        patch.setattr(checks, "PGD_STEPS", 4)
+        patch.setattr(ascents, "STEP_COUNTS", (1, 3))
+        patch.setattr(searches, "QUERIES", 10)
         yield
 
 
@@ -103,7 +110,7 @@ def test_writes_a_report(tmp_path, capsys):
 
 def test_killed_anywhere_and_repeated_it_is_the_same_record(tmp_path, monkeypatch):
     expected = run(tmp_path / "whole")
-    for kill_after in (1, 4, 7):
+    for kill_after in (1, 5):
         count = 0
         inner = measuring.measure
 
@@ -140,13 +147,13 @@ def test_finished_work_is_not_done_again(tmp_path, monkeypatch):
 def test_a_checkpoint_is_read_and_its_input_normalised(tmp_path):
     torch.manual_seed(7)
     torch.save(tiny().state_dict(), tmp_path / "encoder.pt")
-    plain = run(tmp_path / "plain", "--checkpoint", str(tmp_path / "encoder.pt"))
+    plain = run(tmp_path / "plain", "--checkpoint", str(tmp_path / "encoder.pt"), *BARE)
     assert plain["model"]["checkpoint"] == "encoder.pt"
     assert plain["model"]["format"] == "plain"
     scaled = run(
         tmp_path / "scaled",
         *("--checkpoint", str(tmp_path / "encoder.pt"), "--mean", "0.5,0.5,0.5"),
-        *("--std", "0.25,0.25,0.25"),
+        *("--std", "0.25,0.25,0.25", *BARE),
     )
     assert scaled["model"]["mean"] == [0.5, 0.5, 0.5]
     assert scaled["sections"] != plain["sections"]
@@ -174,7 +181,7 @@ def test_all_branches_of_a_checkpoint_are_evaluated_and_doubted(tmp_path):
         (check,) = (c for c in section["checks"] if c["name"] == "BatchNorm branches")
         assert check["verdict"] != "not run"
         assert check["numbers"]["branches"] == ["normal", "pgd"]
-    named = run(tmp_path / "named", "--checkpoint", file, "--bn-branch", "pgd,normal")
+    named = run(tmp_path / "named", "--checkpoint", file, "--bn-branch", "pgd,normal", *BARE)
     assert [s["branch"] for s in named["sections"]] == [
         "pgd",
         "pgd",
@@ -184,7 +191,7 @@ def test_all_branches_of_a_checkpoint_are_evaluated_and_doubted(tmp_path):
         "normal",
     ]
     assert values(named["sections"][0]) == values(pgd)
-    alone = run(tmp_path / "alone", "--checkpoint", file, "--bn-branch", "pgd")
+    alone = run(tmp_path / "alone", "--checkpoint", file, "--bn-branch", "pgd", *BARE)
     assert [s["branch"] for s in alone["sections"]] == ["pgd"] * 3
     assert values(alone["sections"][0]) == values(pgd)
     with pytest.raises(SystemExit, match="no BatchNorm branch 'pdg'"):
@@ -198,7 +205,7 @@ def values(section: dict) -> dict:
 def test_the_released_preset_says_what_it_selected_on(tmp_path, monkeypatch):
     short = replace(probes.protocol("released", "slf"), epochs=2)
     monkeypatch.setitem(probes.PRESETS["released"], "slf", short)
-    run(tmp_path, "--preset", "released")
+    run(tmp_path, "--preset", "released", *BARE)
     for name in ("record.json", "report.md", "report.html"):
         assert "selected on test, epoch" in (tmp_path / name).read_text(encoding="utf-8"), name
     assert "released" not in QUICK
@@ -224,7 +231,7 @@ def earlier(tmp_path_factory):
         "other": ("--checkpoint", str(place / "other.pt")),
         "further": ("--checkpoint", str(place / "other.pt"), "--seed", "1"),
     }.items():
-        run(place / name, *more)
+        run(place / name, *more, *BARE)
     return place
 
 
@@ -336,9 +343,9 @@ def test_what_cannot_be_compared_is_refused(earlier, tmp_path):
     refused("needs reports of two encoders or more", "first")
     refused("no report in .*nowhere", "first", "nowhere")
     refused("2 reports of 1 seeds", "first,other", "second")
-    run(earlier / "fewer", "--num-images", "10")
+    run(earlier / "fewer", "--num-images", "10", *BARE)
     refused("on the same images.*differ in source.fingerprint", "first", "fewer")
-    run(earlier / "farther", "--eps", "8/255")
+    run(earlier / "farther", "--eps", "8/255", *BARE)
     refused("under one threat model.*differ in threat", "first", "farther")
     compared(earlier, earlier / "comparison", "first", "other")
     refused("is a comparison; give reports of evaluations", "first", "comparison")

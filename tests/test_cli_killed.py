@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from ranks import PROCESSES
 
 from advssl import cli
 from advssl.evaluation import ascents, checks, report, searches
@@ -36,7 +36,8 @@ COMMAND = [
     *("--protocol", "alf", "--attacks", "pgd,mpgd", "--num-images", "8", "--eps", "8/255"),
 ]
 AT_224 = ["--image-size=224", "--preset=plain", "--protocol=slf", "--attacks=pgd", "--num-images=2"]
-KILLS = 4
+KILLS = 2
+MODULE = import_module("advssl.evaluation.evaluate")  # the package has the function
 
 
 def write_images(place: Path, size: int, **counts: int) -> None:
@@ -52,7 +53,14 @@ def write_images(place: Path, size: int, **counts: int) -> None:
                 Image.fromarray(pixels).save(below / f"{i}.png")
 
 
+def brief() -> None:
+    """Figures and doubts of few steps and queries, in the process that calls it."""
+    MODULE._RADII, MODULE._STEPS = (1.0,), (1, 2)
+    checks.PGD_STEPS, ascents.STEP_COUNTS, searches.QUERIES = 4, (1, 3), 10
+
+
 def command(folder: Path) -> None:
+    brief()
     os.chdir(folder)  # the same command in another place, where no repository has a commit
     cli.main([*COMMAND, "--image-size", "8", "--out", "report"])
 
@@ -63,14 +71,12 @@ def finished(folder: Path) -> set[Path]:
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is of POSIX")
 def test_killed_at_any_moment_and_repeated_it_is_the_same_report(tmp_path):
-    processes = multiprocessing.get_context("forkserver")  # what is imported, is imported once
-    processes.set_forkserver_preload(["advssl.cli", "timm", "torchvision", "matplotlib.figure"])
     folders = tmp_path / "whole", tmp_path / "killed"
     for folder in folders:
         write_images(folder / "images", 8, train=12, test=4)
     whole, killed = folders
 
-    uninterrupted = processes.Process(target=command, args=(whole,))
+    uninterrupted = PROCESSES.Process(target=command, args=(whole,))
     uninterrupted.start()
     uninterrupted.join()
     assert uninterrupted.exitcode == 0
@@ -78,7 +84,7 @@ def test_killed_at_any_moment_and_repeated_it_is_the_same_report(tmp_path):
     draw = random.Random(7)
     moments = sorted(draw.sample(range(len(finished(whole))), KILLS))
     for moment in moments:
-        process = processes.Process(target=command, args=(killed,))
+        process = PROCESSES.Process(target=command, args=(killed,))
         process.start()
         while len(finished(killed)) < moment and process.is_alive():
             time.sleep(0.002)
@@ -89,7 +95,7 @@ def test_killed_at_any_moment_and_repeated_it_is_the_same_report(tmp_path):
     assert 0 < len(finished(killed)) < len(finished(whole))
     assert not (killed / "report" / "record.json").exists()
 
-    last = processes.Process(target=command, args=(killed,))
+    last = PROCESSES.Process(target=command, args=(killed,))
     last.start()
     last.join()
     assert last.exitcode == 0
@@ -100,9 +106,8 @@ def test_killed_at_any_moment_and_repeated_it_is_the_same_report(tmp_path):
 
 def test_photographs_of_224_pixels_in_folders_within_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    module = import_module("advssl.evaluation.evaluate")
-    monkeypatch.setattr(module, "_RADII", (1.0,))
-    monkeypatch.setattr(module, "_STEPS", (1, 2))
+    monkeypatch.setattr(MODULE, "_RADII", (1.0,))
+    monkeypatch.setattr(MODULE, "_STEPS", (1, 2))
     monkeypatch.setattr(checks, "PGD_STEPS", 4)
     monkeypatch.setattr(ascents, "STEP_COUNTS", (1, 3))
     monkeypatch.setattr(searches, "QUERIES", 10)

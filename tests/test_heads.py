@@ -9,13 +9,13 @@ import re
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from clusters import FITTED, blobs, fitted, same_fit
 from torch import nn
 
 from advssl.heads import ClusterFitHead
 from advssl.modes import frozen
 from precision import LOWERED, assert_float32s
+from ranks import on_two_ranks
 
 
 class TestLoss:
@@ -366,9 +366,7 @@ class TestBadInput:
             fitted()(torch.randn(3, 8), torch.arange(3), "batchmean")
 
 
-def _two_ranks(rank, store, results):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def fit_of_rank(rank):
     features = blobs(60, 6, 5)
     head = ClusterFitHead(8, (2, 5))
     messages = []
@@ -383,16 +381,12 @@ def _two_ranks(rank, store, results):
         except ValueError as error:
             messages.append(str(error))
     head.fit(features if rank == 0 else torch.empty(60, 6, device="meta"))
-    torch.save({**{n: getattr(head, n) for n in FITTED}, "messages": messages}, results[rank])
-    dist.barrier()  # the process ends here: leaving one by one hung on torch 2.5
+    return {**{n: getattr(head, n) for n in FITTED}, "messages": messages}
 
 
 def test_rank_0_fits_for_all(tmp_path):
-    results = [tmp_path / f"{rank}.pt" for rank in range(2)]
-    torch.multiprocessing.spawn(_two_ranks, (tmp_path / "store", results), nprocs=2)
     alone = fitted()
-    for path in results:
-        there = torch.load(path, weights_only=True)
+    for there in on_two_ranks(fit_of_rank, tmp_path):
         assert all(torch.equal(there[name], getattr(alone, name)) for name in FITTED)
         shard, nothing, finite, few = there["messages"]
         assert re.search(r"rank 0 .*\(50, 6\).*rank 1 .*\(51, 6\)", shard)

@@ -103,8 +103,13 @@ class TRADES(Classifying):
     recipe = Recipe(76, 128, Steps(0.1, (75,), 76), weight_decay=2e-4)
     ours = ("x is forwarded once per training pass, not twice.",)
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args, start="gaussian", clamp_start=False)
+    def __init__(self, *args: Any, start: str = "gaussian") -> None:
+        if start == "zero":
+            raise ValueError(
+                "on one BatchNorm TRADES cannot start at the image itself: there the divergence is "
+                'least and its gradient rounding noise; take start="gaussian"'
+            )
+        super().__init__(*args, start=start, clamp_start=False)
 
     def step(self, images: Tensor, labels: Tensor, index: Tensor) -> Terms:
         x = self.weak(images)

@@ -665,6 +665,22 @@ def test_trades_does_not_start_where_its_gradient_is_zero():
     assert noise.std() == pytest.approx(0.001, rel=0.3)  # black borders stay where they are
 
 
+def test_trades_refuses_to_start_where_its_gradient_is_rounding_noise():
+    """As DynACL's release does, with two BatchNorms for one of its three protocols alone."""
+    method = build(TRADES).eval()
+
+    def slope(at, of):
+        at = at.double().requires_grad_()
+        p, q = method.embed(of).softmax(1).detach(), method.embed(at).softmax(1)
+        (found,) = torch.autograd.grad((p * (p.log() - q.log())).sum(), at)
+        return found.abs().max()
+
+    x = a_batch().images
+    assert slope(x, x) < 1e-9 * slope(x + 0.001 * torch.randn_like(x), x)
+    with pytest.raises(ValueError, match="its gradient rounding noise; take start="):
+        TRADES(Small(), PHOTOS, SIZE, TRADES.settings_type.of("released"), start="zero")
+
+
 # --- ACL ------------------------------------------------------------------------------------------
 
 

@@ -88,7 +88,7 @@ def load_encoder(
     """Fill every tensor of ``encoder`` from the file at ``path``, or change nothing and say why.
 
     The file is a state dict, or a checkpoint that holds one, by ``torch.save``, in safetensors or
-    pickled, whatever it is called. Nothing in it is executed. Names of ResNets are matched across
+    pickled, whatever it is called. Nothing in it is executed. Names of a network are matched across
     :data:`NAMINGS`, and what wrappers put into names is left out. Tensors are converted to the
     encoder's type and device. ``num_batches_tracked`` may lack, and all but one of tied tensors.
 

@@ -109,7 +109,7 @@ FORMATS = (
     Format("gsa", ("model",), ("encoder.",), _BY_NUMBER, ("clean", "adversarial")),
 )
 
-# ResNets whose names differ, and what makes them torchvision's and timm's: mostly the shortcut.
+# Networks whose names differ, and what makes them torchvision's and timm's: mostly the shortcut.
 _BLOCK = r"^(layer\d+\.\d+)\."
 _SHORTCUT: Renaming = ((_BLOCK + r"shortcut\.([01])\.", r"\1.downsample.\2."),)
 
@@ -126,6 +126,26 @@ def _wide(blocks: int) -> Renaming:
         (r"^(blocks\.\d+)\.convShortcut\.", r"\1.shortcut."),
     )
     return (*stages, *inside, (r"^conv1\.", "stem."), (r"^bn1\.", "norm."))
+
+
+def _efficient(*depths: int) -> Renaming:
+    """efficientnet_pytorch's names, of so many blocks in each stage, to timm's."""
+    places = [(stage, block) for stage, depth in enumerate(depths) for block in range(depth)]
+    blocks = ((rf"^_blocks\.{n}\.", f"blocks.{s}.{b}.") for n, (s, b) in enumerate(places))
+    # Blocks of the first stage do not expand, so their convolutions are counted from another one.
+    first = {"_bn1": "bn1", "_bn2": "bn2", "_project_conv": "conv_pw"}
+    expanding = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_bn1": "bn2", "_bn2": "bn3"}
+    expanding |= {"_project_conv": "conv_pwl"}
+    any_stage = {"_depthwise_conv": "conv_dw", "_se_reduce": "se.conv_reduce"}
+    any_stage |= {"_se_expand": "se.conv_expand"}
+    around = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
+    inside = (
+        (rf"^(blocks\.{stage}\.\d+)\.{old}\.", rf"\1.{new}.")
+        for stage, words in (("0", first), (r"\d+", expanding | any_stage))
+        for old, new in words.items()
+    )
+    outside = ((rf"^{old}\.", f"{new}.") for old, new in {**around, "_fc": "classifier"}.items())
+    return (*blocks, *inside, *outside)
 
 
 NAMINGS: Mapping[str, Renaming] = MappingProxyType(
@@ -151,6 +171,7 @@ NAMINGS: Mapping[str, Renaming] = MappingProxyType(
             f"WideResNet-{6 * blocks + 4} of TRADES and RobustBench": _wide(blocks)
             for blocks in (4, 5, 11)
         },
+        "EfficientNet-B0 and -Lite0 of efficientnet_pytorch": _efficient(1, 2, 2, 3, 3, 4, 1),
     }
 )
 

@@ -8,8 +8,8 @@ two strong views t1 and t2, the high-frequency part of x (Eq. 8), and two pertur
             + λ max over δ'  mean over K of cross-entropy(fc_K(x + δ'), cluster_K(x)) ]   Eq. 10
 
 A view setup is a list of views, "d" behind the attacked ones: Table 4's rows. The pseudo-labels are
-k-means clusters of a SimCLR encoder trained on the same images: Table 5 has that row; its other
-rows cluster an ImageNet network's features.
+k-means clusters of features, of a SimCLR encoder trained on the same images or of a finished
+network: Table 5's rows.
 """
 
 from __future__ import annotations
@@ -41,13 +41,24 @@ Setup: TypeAlias = Literal[
     "xd,t1,t2,low,high",
     "xd,t1,t2,high",
 ]
-Labels: TypeAlias = Literal["none", "simclr-10", "simclr-100", "ensemble"]
+Labels: TypeAlias = Literal[
+    "none",
+    "simclr-10",
+    "simclr-100",
+    "ensemble",
+    "network-2",
+    "network-10",
+    "network-50",
+    "network-100",
+    "network-500",
+    "network-ensemble",
+]
 VIEWS: tuple[Setup, ...] = get_args(Setup)
 CLUSTERS: dict[Labels, tuple[int, ...]] = {
-    "none": (),
-    "simclr-10": (10,),
-    "simclr-100": (100,),
-    "ensemble": (2, 10, 50, 100, 500),
+    name: (2, 10, 50, 100, 500)
+    if name.endswith("ensemble")
+    else tuple(int(word) for word in name.split("-")[1:])
+    for name in get_args(Labels)
 }
 
 
@@ -55,6 +66,9 @@ CLUSTERS: dict[Labels, tuple[int, ...]] = {
 class AdvCLSettings(Settings):
     views: Setup = setting("xd,t1,t2,high", "Table 4's rows, d behind the attacked ones")
     supervision: Labels = setting("ensemble", "whose clusters, and how many: Table 5's rows")
+    network: str = setting(
+        "timm:resnet50", "of network-K: timm:NAME with timm's own weights, or timm:NAME=FILE"
+    )
     temperature: float = setting(0.5, "of the contrastive loss")
     loss_scale: float = setting(
         0.5 / 0.07, "of it", paper=1.0, why="the release divides by a base temperature of 0.07"
@@ -73,7 +87,8 @@ class AdvCL(Method):
         "Views that the attack does not change are forwarded once per step, not once per attack "
         "step, so BatchNorm statistics move once, not six times (exact_bn=True: as released).",
         "Eqs. 5 and 9 are a mean over anchors and positives, as released, not the printed sum.",
-        "The ensemble clusters the same SimCLR features; the paper's is of an ImageNet network.",
+        "The ensemble clusters SimCLR features of the same images; the paper's is network-ensemble "
+        "with an ImageNet SimCLR's weights, which are not said to be of which network.",
     )
 
     def __init__(self, *args: Any) -> None:
@@ -88,7 +103,8 @@ class AdvCL(Method):
         branches = self.measured()[1]
         if s.supervision != "none":
             self.clusters = ClusterFitHead(width, CLUSTERS[s.supervision])
-            self.after, branches = "simclr", (*branches, "pgd_ce")
+            self.after = s.network if s.supervision.startswith("network") else "simclr"
+            branches = (*branches, "pgd_ce")
         branch_batchnorm(self.encoder, branches)
 
     def step(self, images: Tensor, labels: Tensor, index: Tensor) -> Terms:

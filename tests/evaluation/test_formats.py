@@ -281,6 +281,36 @@ def test_other_networks_need_no_names(path):
     assert same(net, theirs.state_dict())
 
 
+# --- names of EfficientNets -----------------------------------------------------------------------
+
+
+def test_an_efficientnet_of_efficientnet_pytorch(path):
+    """In its words: blocks counted through, and convolutions by what they do."""
+    encoder = pytest.importorskip("timm").create_model("efficientnet_b0", num_classes=0)
+    theirs = {"_fc.weight": torch.zeros(7, 1280), "_fc.bias": torch.zeros(7)}
+    stages = [(stage, block) for stage, blocks in enumerate(encoder.blocks) for block in blocks]
+    around = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
+    modules = {old: getattr(encoder, new) for old, new in around.items()}
+    for place, (stage, block) in enumerate(stages):
+        names = ["_depthwise_conv", "_bn1", "_project_conv", "_bn2"]
+        parts = ["conv_dw", "bn1", "conv_pw", "bn2"]
+        if stage:
+            names = ["_expand_conv", "_bn0", *names]
+            parts = ["conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3"]
+        names, parts = [*names, "_se_reduce", "_se_expand"], [*parts, "se.conv_reduce"]
+        for old, part in zip(names, [*parts, "se.conv_expand"], strict=True):
+            modules[f"_blocks.{place}.{old}"] = block.get_submodule(part)
+    for old, module in modules.items():
+        for key, value in module.state_dict().items():
+            drawn = torch.rand_like(value) if value.is_floating_point() else value + 3
+            theirs[f"{old}.{key}"] = drawn
+    report = load_encoder(encoder, saved(theirs, path))
+    assert set(report.ignored) == {"_fc.weight", "_fc.bias"}
+    for old, module in modules.items():
+        for key, value in module.state_dict().items():
+            assert torch.equal(value, theirs[f"{old}.{key}"]), old
+
+
 # --- names of WideResNets -------------------------------------------------------------------------
 
 

@@ -47,7 +47,8 @@ class Method(nn.Module):
     labelled: ClassVar[bool] = False  # whether training reads labels
     pixels: ClassVar[tuple[tuple[float, ...], tuple[float, ...]] | None] = None  # mean, std
     strong_as: ClassVar[Mapping[str, Any]] = {}  # the strong augmentation, where not the usual one
-    after: str | None = None  # the method that is trained before, for ``prepare``
+    # What ``prepare`` needs: a method that is trained before, or a ``harness.networks.Network``.
+    after: str | None = None
 
     def __init__(
         self,

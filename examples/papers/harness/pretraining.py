@@ -19,11 +19,13 @@ from torch.utils.data import ConcatDataset, DataLoader
 from advssl import ClusterFitHead, evaluating, on_branch
 from advssl.evaluation import records
 from advssl.evaluation.data import Data
-from advssl.evaluation.identity import dataset_fingerprint, identity_of, keep, kept
+from advssl.evaluation.identity import dataset_fingerprint, fingerprint_of, identity_of, keep, kept
+from advssl.evaluation.places import without_place
 from advssl.evaluation.sharing import device_here
 from advssl.types import embeddings_of
 from harness.data import Batch, Loader, pixels
 from harness.method import Method
+from harness.networks import Network
 from harness.plans import Plan, before, build, digest
 from harness.training import pretrain
 
@@ -52,7 +54,8 @@ def pretrained(
 ) -> Pretrained | None:
     """The plan's method, trained: read from ``out`` if it was trained before, else trained there.
 
-    Pseudo-labels come from another method's encoder, which is trained first with the same plan.
+    Pseudo-labels come from another method's encoder, which is trained first with the same plan, or
+    from a finished network.
 
     Args:
         plan: what to train.
@@ -83,7 +86,10 @@ def pretrained(
     told: dict[str, Any] = {"presentations": plan.recipe.epochs * steps * plan.recipe.batch_size}
     if plan.recipe.epochs == 0:
         return Pretrained(method, told)
+    network = Network(method.after) if method.after and ":" in method.after else None
     identity = _identity(plan, method, images)
+    if network is not None:
+        identity["network"] = fingerprint_of(network.state_dict())
     folder = out / "work" / f"{plan.method}-{digest(identity)}"
     trained = folder / "method.pt"
     there = kept(trained, digest(identity))
@@ -91,10 +97,15 @@ def pretrained(
         method.load_state_dict(there["weights"])
         return Pretrained(method, there["told"])
     if method.after is not None:  # labels of the plan's own images
-        found = pretrained(before(plan, method), methods, data, out, memory_gb=memory_gb, **options)
+        found: Pretrained | None
+        if network is not None:
+            found = Pretrained(network, {})
+        else:
+            earlier = before(plan, method)
+            found = pretrained(earlier, methods, data, out, memory_gb=memory_gb, **options)
         if found is None:
             return None
-        told["before"] = {"method": method.after, **found.told}
+        told["before"] = {"method": without_place(method.after), **found.told}
         method.prepare(found.method, features(found.method, images))
     seconds = pretrain(
         method,
@@ -142,7 +153,10 @@ def _identity(plan: Plan, method: Method, images: Any) -> dict[str, Any]:
     for key in ("flags", "protocols", "preset", "attacked", "num_images", "branches", "plus"):
         del told[key]
     told |= {
-        "settings": asdict(method.settings),
+        "settings": {
+            key: without_place(value) if isinstance(value, str) else value
+            for key, value in asdict(method.settings).items()
+        },
         "images": [len(images), dataset_fingerprint(images)],
         "code": identity_of([path.read_bytes() for path in _files(method)]),
     }
@@ -164,7 +178,8 @@ def first_step(plan: Plan, methods: Mapping[str, type[Method]], data: Data) -> t
     method = build(plan, methods[plan.method], data)
     images = training_images(method, data)
     if method.after is not None:
-        earlier = build(before(plan, method), methods[method.after], data)
+        network = ":" in method.after
+        earlier = method if network else build(before(plan, method), methods[method.after], data)
         method.prepare(earlier, torch.randn(len(images), 8))
     batch = next(iter(_loader(images, plan, 0.0, 0, 1)))
     return method, batch._replace(images=pixels(batch.images))

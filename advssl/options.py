@@ -56,6 +56,8 @@ class Options:
             raise ValueError("--bn-branch chooses from a checkpoint's branches; give --checkpoint")
         if OWN in self.protocol and len(self.protocol) > 1:
             raise ValueError("--protocol own is a classifier's own head, and goes with no probe")
+        if OWN in self.protocol and not self.checkpoint:
+            raise ValueError("--protocol own is a classifier's own head; give its --checkpoint")
         if OWN in self.protocol and self.preset:
             raise ValueError("--preset is a probe's, and --protocol own has none")
         check_writable(Path(self.out) / "work" / "measured")
@@ -235,7 +237,9 @@ def _duration(text: str) -> float:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="advssl", description=__doc__)
+    parser = _Parser(
+        prog="advssl", description="How robust is a checkpoint, and which of two is more robust?"
+    )
     commands = parser.add_subparsers(required=True, metavar="evaluate | compare")
     shape = lambda prog: argparse.HelpFormatter(prog, max_help_position=24, width=100)  # noqa: E731
     evaluation = commands.add_parser(

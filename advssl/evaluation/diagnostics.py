@@ -296,7 +296,7 @@ def doubts(
     for done, name in enumerate(names, start=1):
         checks[name] = check = checks[name] or _looked_into(name, case)
         shelf.write(check)
-        (progress or ignored)(f"doubts: {name}", done, len(names))
+        (progress or ignored)("doubts", done, len(names))
     return [check for check in checks.values() if check]
 
 

@@ -66,11 +66,15 @@ def easier_than_training(case: Case) -> Check:
     return answer(
         least < _CHANCE,
         f"accuracy on {case.n} test images against {known.n} training images: {told}; by chance "
-        f"test images are so much easier once in {1 / least:.0f} times",
+        f"test images are so much easier {_often(least)}",
         test={name: share_of(flags) for name, flags in test.items()},
         train={name: share_of(flags) for name, flags in train.items()},
         chance=chance,
     )
+
+
+def _often(chance: float) -> str:
+    return f"once in {1 / chance:,.0f} times" if chance < 0.1 else f"in {percent(chance)} of cases"
 
 
 def _chance(right: int, n: int, among: int, m: int) -> float:

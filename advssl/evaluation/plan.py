@@ -19,6 +19,7 @@ from advssl.evaluation.data import targets
 from advssl.evaluation.logits import borrowed, device_of
 from advssl.evaluation.places import without_place
 from advssl.evaluation.running import FIRST
+from advssl.evaluation.search import in_levels
 from advssl.types import Images, embeddings_of
 
 if TYPE_CHECKING:
@@ -252,15 +253,10 @@ def planned(asked: Evaluation, folder: str | Path | None = None) -> Plan:
         ("data", f"{without_place(data.name)}, {classes} classes"),
         ("", f"{train:,} images to train on, {validation:,} to validate on, {test:,} to test on"),
         ("images", f"{shape} pixels{data.size_because and ': '}{data.size_because}"),
-        ("threat model", f"{name_of(asked.ball)}, radius {_levels(asked.ball.radius)} of [0, 1]"),
+        ("threat model", f"{name_of(asked.ball)}, radius {in_levels(asked.ball.radius)} of [0, 1]"),
         ("attacked", f"{n:,} of the test images, class-balanced" if n < test else "all of them"),
         ("branches", ", ".join(filter(None, asked.modules))),
         ("results", "nowhere" if folder is None else str(folder)),
     ]
     facts = [fact for fact in facts if fact[1]]
     return Plan(tuple(facts), tuple(jobs), asked.forward, memory + in_use(), asked.batch_size)
-
-
-def _levels(radius: float) -> str:
-    levels = radius * 255
-    return f"{levels:.3g}/255" if abs(levels - round(levels, 1)) < 1e-6 else f"{radius:.4g}"

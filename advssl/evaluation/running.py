@@ -118,7 +118,7 @@ class Run:
         if asked.beside is not None:
             for branch in asked.modules:
                 classifier, _ = self._found(asked.beside, branch)
-                yield self._short(classifier, f"probe {asked.beside.preset}", asked.beside, branch)
+                yield self._short(classifier, "the other probe", asked.beside, branch)
 
     def tables(self) -> tuple[report.Table, ...]:
         """What a budget left out, if anything."""

@@ -437,7 +437,7 @@ class TestTheWhole:
     def test_progress(self, learnt):
         ticks = []
         doubts(*learnt, max_images=4, progress=lambda *tick: ticks.append(tick))
-        assert ticks == [(f"doubts: {name}", i, 8) for i, name in enumerate(ALL, start=1)]
+        assert ticks == [("doubts", i, 8) for i in range(1, 9)]
 
     @pytest.mark.parametrize("shift", [-1.0, 1.0])
     def test_images_out_of_range_fail_and_nothing_else_is_claimed(self, learnt, shift):

@@ -51,6 +51,13 @@ def test_every_overlap_that_makes_a_number_wrong_is_a_doubt(where, fails):
         assert ("7 (14.0 %)" in check.evidence) == (check.name in fails)
 
 
+@pytest.mark.parametrize(
+    ("chance", "told"), [(1e-6, "once in 1,000,000 times"), (0.95, "in 95.0 % of cases")]
+)
+def test_a_chance_is_told_in_words(chance, told):
+    assert leaks._often(chance) == told
+
+
 def test_of_what_was_not_read_nothing_is_asked():
     assert overlaps({"test": Repeats(0, 0)}) == []
     assert [check.name for check in overlaps({"test": Repeats(0, 9)})] == [list(DOUBTS)[-1]]

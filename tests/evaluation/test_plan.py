@@ -101,6 +101,11 @@ def test_all_work_is_in_it_once():
     assert all(len(line) < 110 for line in text.splitlines())
 
 
+@pytest.mark.parametrize(("radius", "shown"), [(0.1, "0.1"), (8 / 255, "8/255"), (0.25, "0.25")])
+def test_a_radius_is_written_as_people_give_it(radius, shown):
+    assert f"linf, radius {shown} of [0, 1]\n" in str(asked(ball=Linf(radius)).plan())
+
+
 def test_what_was_not_asked_for_is_not_in_it():
     found = asked(attacks=chosen_attacks(["clean"], BALL), doubts=False, curves=False).plan()
     assert [job.what for job in found.jobs] == [

@@ -268,7 +268,7 @@ class View:
         facts = [("command", self.report.command)]
         for name in ("model", "data"):
             held = known(getattr(self.report, name))
-            facts += [(f"{name}: {key}", text(v)) for key, v in held.items()]
+            facts += [(f"{name}: {k}", text(v)) for k, v in held.items() if v not in (None, {})]
         for section in self.report.sections:
             if section.probe and section.selected is None:
                 settings = {"seed": section.probe.seed, **section.probe.settings}

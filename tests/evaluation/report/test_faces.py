@@ -150,6 +150,13 @@ class TestPage:
         ):
             assert facts.count(fact) == 1
 
+    def test_what_is_not_known_of_model_or_data_takes_no_line(self, folder):
+        whole = report(bare(), model={"name": "x", "mean": None}, data={"folders": {}, "n": 0})
+        told = [
+            row for row in page_of(whole, folder).tables[-1] if row[0][:5] in ("model", "data:")
+        ]
+        assert told == [["model: name", "x"], ["data: n", "0"]]
+
     def test_machines_and_commits_that_differ_are_all_named(self, folder):
         resumed = measurement("PGD", 20, commit=None, machine={**MACHINE, "torch": "2.16.0"})
         page = page_of(report(bare(measurements=(measurement(), resumed))), folder)

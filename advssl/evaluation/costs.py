@@ -25,6 +25,10 @@ class Range(NamedTuple):
     def times(self, count: int) -> Range:
         return Range(self.least * count, self.most * count)
 
+    def spared(self) -> Range:
+        """With images that are wrong without an attack, which take one."""
+        return Range(min(1, self.least), self.most)
+
     def plus(self, other: Range) -> Range:
         return Range(self.least + other.least, self.most + other.most)
 
@@ -33,16 +37,19 @@ NOTHING = Range(0, 0)
 
 
 def forwards(attack: Any, classes: int) -> Range | None:
-    """What an attack costs per image; None of one that is not ours."""
+    """What an attack costs :func:`measure` per image that is right without it, and 1 per other.
+
+    None of one that is not ours.
+    """
     targets = min(MOST_TARGETS, classes - 1)
     if isinstance(attack, Clean):
         return Range(1, 1)
     if isinstance(attack, PGD):
         climb = 2 * attack.steps + 1
-        return Range(1 + climb, 1 + climb * attack.restarts)
+        return Range(2 + climb, 2 + climb * attack.restarts)
     if isinstance(attack, MultiTargetedPGD):
         climb = 2 * attack.steps + 1
-        return Range(1 + climb, 1 + climb * min(attack.targets or MOST_TARGETS, targets))
+        return Range(2 + climb, 2 + climb * min(attack.targets or MOST_TARGETS, targets))
     if isinstance(attack, AutoAttack):
         ascent = 2 * _ITERATIONS + 3
         # FAB: a forward and a backward to two logits in each step, and two forwards around it.

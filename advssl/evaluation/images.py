@@ -34,12 +34,14 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
             no known one, if nothing but its transparency has a picture, or if it is more than a
             hundred times as long as wide.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
-            return _pixels(image, opened)
+            opened.load()  # a PNG may say it after its pixels
+            if opened.getexif().get(ExifTags.Base.Orientation, 1) == 1:  # without a copy
+                return _pixels(opened, opened)
+            return _pixels(ImageOps.exif_transpose(opened), opened)
     except UnidentifiedImageError as error:
         raise ValueError(
             f"{os.fspath(path)} is no image, or of a kind that Pillow does not read; remove it, or "
@@ -67,7 +69,7 @@ def _pixels(image: Image, file: Image) -> Tensor:
         if flat and bool((alpha != alpha[0, 0]).any()):
             raise ValueError("its picture is in its transparency alone; store it on a background")
         return colours
-    return _bytes(image.convert("RGB"))
+    return _bytes(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _bytes(image: Image) -> Tensor:

@@ -54,6 +54,7 @@ def measure(
     An image's answer does not depend on batch size or order: what our attacks draw is drawn for
     each image. What is left is rounding, where a device's products of a larger batch differ in the
     last bit, and classifiers that draw themselves. Memory is that of a batch, and of the answers.
+    Our own attacks are spared images that are wrong without one.
 
     With a ``folder`` every batch's result is written there as it is finished. A call that was
     killed and is repeated reads them instead of running them again, and gives the same record.
@@ -296,8 +297,14 @@ def _computed_by(classifier: nn.Module, attack: Attack) -> str:
 
 def _attacked(case: _Case, report: Progress) -> list[bool]:
     classifier, attack, x, y = case.classifier, case.attack, case.images, case.labels
-    if isinstance(attack, Search):
+    if isinstance(attack, Clean | AutoAttack):
         correct = attack.search(classifier, x, y, seed=case.seed, progress=report).correct
+    elif isinstance(attack, Search):
+        correct = _still_correct(classifier, x, y, case.seed)
+        right = correct.nonzero().squeeze(1)  # what is wrong already needs no attack
+        if len(right):
+            hard = attack.search(classifier, x[right], y[right], seed=case.seed, progress=report)
+            correct[right] = hard.correct
     else:
         check_labels(y, len(y), class_count(classifier, x))
         hard = attack(classifier, x, y, seed=case.seed, progress=report)

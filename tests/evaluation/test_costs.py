@@ -61,11 +61,23 @@ def test_of_an_attack_whose_images_all_stand_or_all_fall(attack):
     images = torch.rand(3, 3, 4, 4)
     net, labels = standing(images)
     told = costs.forwards(attack, CLASSES)
-    attack(net, images, labels, seed=0)
+    Counted.total = 0
+    attacks.measure(net, attack, [(images, labels)])
     assert Counted.total == told.most * len(images)
     Counted.total = 0
-    attack(net, images, labels + 1, seed=0)  # wrong from the start
-    assert Counted.total == told.least * len(images)
+    attacks.measure(net, attack, [(images, labels + 1)])  # wrong from the start
+    assert Counted.total == len(images)
+
+
+@pytest.mark.parametrize("attack", ALL[1:], ids=lambda a: a.name)
+def test_of_an_attack_whose_images_are_right_and_all_fall(attack):
+    images = torch.full((3, 3, 4, 4), 0.5)
+    net = Counted(CLASSES)
+    net.layer.weight.data = torch.eye(CLASSES, 48) * 1e3  # the largest of four pixels
+    net.layer.bias.data = torch.tensor([1e-3, 0.0, 0.0, 0.0])
+    Counted.total = 0
+    attacks.measure(net, attack, [(images, torch.zeros(3, dtype=torch.int64))])
+    assert Counted.total == costs.forwards(attack, CLASSES).least * len(images)
 
 
 @pytest.mark.heavy

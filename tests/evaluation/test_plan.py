@@ -86,7 +86,7 @@ def test_all_work_is_in_it_once():
     ]
     clean, pgd = (next(j for j in found.jobs if j.what.startswith(w)) for w in ("clean", "PGD-20"))
     assert clean.forwards == (200, 200)
-    assert pgd.forwards == (200 * 42, 200 * 42)
+    assert pgd.forwards == (200, 200 * 43)
     assert found.forwards == costs.sum_of(job.forwards for job in found.jobs)
     assert found.seconds == tuple(n * found.forward.seconds for n in found.forwards)
     text = str(found)
@@ -131,6 +131,27 @@ def test_the_time_is_that_of_a_forward_on_this_machine(monkeypatch):
     monkeypatch.setattr(plan, "_timed", lambda *_: 3.2)
     found = plan.measured_forward(Held(), torch.rand(20, 3, 8, 8))
     assert found.seconds == pytest.approx(3.2 / (2 * 16))
+
+
+def test_other_work_on_the_machine_does_not_count(monkeypatch):
+    """Half of the time another process has the core; two threads share what is left."""
+    wall, computed = [0.0], [0.0]
+    monkeypatch.setattr(plan.time, "perf_counter", lambda: wall[0])
+    monkeypatch.setattr(plan.time, "process_time", lambda: computed[0])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+
+    def work():
+        wall[0] += 4.0
+        computed[0] += 4.0  # of 8, by both
+
+    assert plan._timed(work, torch.device("cpu")) == 2.0
+
+
+def test_what_an_f_is_stands_before_the_work():
+    text = str(asked().plan())
+    assert "an F" in text
+    assert "one image through the network, or back; " in text
+    assert text.index("an F") < text.index("probe slf")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,6 @@ from advssl.evaluation import (
     training,
 )
 from advssl.evaluation.report import faces
-from advssl.integrations import timm as backbones
 from advssl.options import parse
 
 QUICK = [
@@ -53,8 +52,8 @@ def small(tmp_path_factory):
     """That backbone, no figures, and a folder without a repository, whose commit may change."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("here"))
-        patch.setattr(backbones, "backbone", tiny)
-        patch.setattr("advssl.evaluation.reopened.backbone", tiny)
+        for module in ("evaluation.classifiers", "evaluation.reopened", "integrations.timm"):
+            patch.setattr(f"advssl.{module}.backbone", tiny)  # imported before the last is patched
         patch.setattr(faces, "figures", lambda _: {})
         patch.setattr(MODULE, "_RADII", (1.0, 4.0))
         patch.setattr(MODULE, "_STEPS", (1, 5))

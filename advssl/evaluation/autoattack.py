@@ -14,9 +14,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from advssl.balls import L2, Ball, Linf
-from advssl.evaluation.extras import needed
 from advssl.evaluation.logits import Logits, check_classes, logits_of
 from advssl.evaluation.progress import Progress
+from advssl.evaluation.provenance import needed
 from advssl.evaluation.search import (
     Found,
     Search,

@@ -19,8 +19,16 @@ from typing import TypeAlias
 from torch import nn
 
 from advssl.balls import Ball, Linf, grey_of
-from advssl.evaluation.answers import deterministic
-from advssl.evaluation.ascents import STEP_COUNTS, branches_apart, gap, radii_of, radius, steps
+from advssl.evaluation.ascents import (
+    QUERIES,
+    STEP_COUNTS,
+    black_box,
+    branches_apart,
+    gap,
+    radii_of,
+    radius,
+    steps,
+)
 from advssl.evaluation.autoattack import MOST_TARGETS
 from advssl.evaluation.batches import Batches
 from advssl.evaluation.census import Repeats
@@ -32,8 +40,7 @@ from advssl.evaluation.identity import fingerprint_of, identity_of, keep, kept
 from advssl.evaluation.leaks import easier_than_training, repeated
 from advssl.evaluation.logits import NotFinite, device_of
 from advssl.evaluation.progress import Progress, ignored
-from advssl.evaluation.searches import QUERIES, black_box
-from advssl.evaluation.slopes import DIRECTIONS, SCALES, gradients, inputs
+from advssl.evaluation.slopes import DIRECTIONS, SCALES, deterministic, gradients, inputs
 from advssl.types import Images, Labels, several
 
 Range: TypeAlias = tuple[int, int]  # at least and at most

@@ -25,16 +25,16 @@ from advssl.evaluation.data import Data, targets
 from advssl.evaluation.identity import classifier_fingerprint
 from advssl.evaluation.logits import class_count, device_of
 from advssl.evaluation.measuring import threat_of
-from advssl.evaluation.places import without_place
 from advssl.evaluation.progress import Progress, ignored
+from advssl.evaluation.protocols import OWN as OWN
+from advssl.evaluation.protocols import Probes as Probes
+from advssl.evaluation.protocols import Way as Way
 from advssl.evaluation.protocols import protocol
+from advssl.evaluation.protocols import ways as ways
+from advssl.evaluation.provenance import without_place
 from advssl.evaluation.records import Measurement, Model, Source, Threat
 from advssl.evaluation.running import FIRST, Run
-from advssl.evaluation.sharing import agreed
-from advssl.evaluation.ways import OWN as OWN
-from advssl.evaluation.ways import Probes as Probes
-from advssl.evaluation.ways import Way as Way
-from advssl.evaluation.ways import ways as ways
+from advssl.evaluation.sharing import of_first_rank
 from advssl.pixels import Pixels
 from advssl.types import described, whole
 
@@ -292,7 +292,7 @@ class Evaluation:
         """Time and memory of a forward, measured here and now, the same on all processes."""
         images, _ = next(iter(self.measured))
         found = plan.measured_forward(next(iter(self.classifiers.values())), images)
-        return found._replace(seconds=agreed(found.seconds))
+        return found._replace(seconds=of_first_rank(found.seconds))
 
     def cost(self, attack: Attack) -> tuple[float, float]:
         """Seconds per image at least and at most, by what is known."""

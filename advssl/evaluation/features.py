@@ -43,7 +43,10 @@ def featurised(
 
     Held at once are a batch of 256 images, those that are read ahead of it, and their features. The
     features are in a memory map: of a file in ``folder``, else of one that has no name, or in
-    memory where they are less than 256 MB. With several processes each makes its share of the
+    memory where they are less than 256 MB. What is read of a map counts as the process's memory
+    (4 · N · D bytes in the end), though the system takes it back when others need it; not so where
+    the folder, or without one the system's for temporary files (``TMPDIR``), is itself in memory.
+    With several processes each makes its share of the
     batches, and all have all features, which are those of one process.
 
     Args:

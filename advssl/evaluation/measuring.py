@@ -16,12 +16,10 @@ from advssl.balls import Ball, name_of
 from advssl.distributed import rank
 from advssl.evaluation.autoattack import AutoAttack
 from advssl.evaluation.batches import ANY, Batches, check_labels, pairs
-from advssl.evaluation.extras import needed
 from advssl.evaluation.identity import fingerprint_of, identity_of, keep, kept
 from advssl.evaluation.logits import check_module, class_count
 from advssl.evaluation.progress import Progress, ignored
-from advssl.evaluation.provenance import Fingerprint, commit, machine, versions
-from advssl.evaluation.ranks import check_alone, check_same, is_mine, on_all_ranks
+from advssl.evaluation.provenance import Fingerprint, commit, machine, needed, versions
 from advssl.evaluation.records import Measurement, Threat
 from advssl.evaluation.search import (
     Attack,
@@ -30,6 +28,7 @@ from advssl.evaluation.search import (
     ball_name,
     check_attack,
 )
+from advssl.evaluation.sharing import check_alone, check_same, is_mine, on_all_ranks
 from advssl.types import Images, Labels, PerExample, described, whole
 
 if TYPE_CHECKING:
@@ -303,8 +302,8 @@ def _attacked(case: _Case, report: Progress) -> list[bool]:
         correct = _still_correct(classifier, x, y, case.seed)
         right = correct.nonzero().squeeze(1)  # what is wrong already needs no attack
         if len(right):
-            hard = attack.search(classifier, x[right], y[right], seed=case.seed, progress=report)
-            correct[right] = hard.correct
+            found = attack.search(classifier, x[right], y[right], seed=case.seed, progress=report)
+            correct[right] = found.correct
     else:
         check_labels(y, len(y), class_count(classifier, x))
         hard = attack(classifier, x, y, seed=case.seed, progress=report)

@@ -73,7 +73,8 @@ def finetune(
     joins the one before it, and where there is only one image BatchNorm keeps its statistics.
 
     Images are read in a stream. A frozen encoder's features of images that are not augmented are
-    made once, in a memory map if they are many: see :func:`advssl.evaluation.features.featurised`.
+    made once, in a memory map if they are many: see
+    :func:`advssl.evaluation.features.featurised`, also on what of it counts as memory.
     Where ``torch.distributed`` runs, every process is given the same arguments and gets the same
     classifier: features are made in shares, and all else is done by each.
 

@@ -1,11 +1,13 @@
-"""Protocols: how a classifier is made of an encoder, as values; each paper's own settings."""
+"""Protocols: ways to a classifier, as values: how it is made of an encoder, by whose settings."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
+from advssl.evaluation.records import Probe, plain
 from advssl.types import described, number, whole
 
 if TYPE_CHECKING:
@@ -143,3 +145,59 @@ def default_preset(data: Data) -> str:
     size and on features of any scale.
     """
     return "advcl" if data.natural else "standardised"
+
+
+Probes: TypeAlias = str | Protocol | Sequence["str | Protocol"]
+
+OWN = "own"  # a classifier's own head, where else a probe is named
+
+
+@dataclass(frozen=True)
+class Way:
+    """To a classifier: a protocol of a preset, or its own head."""
+
+    preset: str
+    how: Protocol | None
+
+    @property
+    def name(self) -> str:
+        """As sections are called."""
+        return OWN if self.how is None else self.how.name
+
+    @property
+    def label(self) -> str:
+        """With whose settings."""
+        return self.name if self.how is None else f"{self.name} ({self.preset})"
+
+    def record(self, selected: str | None, seed: int) -> Probe:
+        settings = {} if self.how is None else plain(asdict(self.how), "probe")
+        return Probe(
+            preset=self.preset, protocol=self.name, selected=selected, seed=seed, settings=settings
+        )
+
+
+def ways(probe: Probes | None, data: Data) -> tuple[Way, ...]:
+    """What a ``probe`` asks for."""
+    if probe is None:
+        probe = default_preset(data)
+    if isinstance(probe, str) or not isinstance(probe, Sequence):
+        probe = [probe]
+    found = tuple(dict.fromkeys(_way(one) for one in probe))
+    if not found:
+        raise ValueError(
+            'probe must name one at least; without, probe="own" is a classifier\'s own head'
+        )
+    return found
+
+
+def _way(probe: Any) -> Way:
+    if probe == OWN:
+        return Way(OWN, None)
+    if isinstance(probe, str):
+        return Way(probe, protocol(probe, "slf"))
+    if not isinstance(probe, Protocol):
+        raise ValueError(
+            f"probe must be a preset's name, a Protocol, or {OWN!r}, got {described(probe)}"
+        )
+    known = (name for name, family in PRESETS.items() if probe in family.values())
+    return Way(next(known, "custom"), probe)

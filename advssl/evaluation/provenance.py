@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import platform
+import re
 import secrets
 import subprocess
 from collections.abc import Iterator
@@ -160,3 +162,23 @@ def _cpu_model() -> str:
     lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def needed(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"this needs {module.partition('.')[0]}, which is not installed; "
+            "run: pip install advssl[eval]"
+        ) from error
+
+
+def without_place(word: str) -> str:
+    """A word of a command, the last part alone of each absolute path in it.
+
+    Example:
+        >>> without_place("folder:/home/me/images")
+        'folder:images'
+    """
+    return re.sub(r"(^|[=:,])/(?:[^,]*/)?([^/,]+)/?(?=$|,)", r"\1\2", word)

@@ -21,10 +21,9 @@ from advssl.evaluation.data import Data, targets
 from advssl.evaluation.identity import classifier_fingerprint
 from advssl.evaluation.logits import borrowed, logits_of
 from advssl.evaluation.progress import Progress
-from advssl.evaluation.protocols import protocol
+from advssl.evaluation.protocols import Way, protocol
 from advssl.evaluation.records import Measurement, replacing, wilson
-from advssl.evaluation.sharing import agreed
-from advssl.evaluation.ways import Way
+from advssl.evaluation.sharing import of_first_rank
 from advssl.types import Images
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ class Clock:
 
     def left(self) -> float:
         """Seconds, the same on all processes."""
-        return math.inf if self.end is None else agreed(self.end - time.monotonic())
+        return math.inf if self.end is None else of_first_rank(self.end - time.monotonic())
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from advssl.evaluation.linear import Classifier, accuracy, logits_from
 from advssl.evaluation.logits import NotFinite, logits_of
 from advssl.evaluation.progress import Progress
 from advssl.evaluation.protocols import Protocol
-from advssl.evaluation.ranks import of_first_rank as of_first_rank
+from advssl.evaluation.sharing import of_first_rank as of_first_rank
 from advssl.modes import (
     copied,
     evaluating,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ import torch
 
 from advssl.evaluation import protocols
 from advssl.evaluation.data import open_data
+from advssl.evaluation.evaluate import OWN, Way, ways
 from advssl.evaluation.protocols import PRESETS, Protocol, default_preset, preset_name, protocol
 
 SHORT = Protocol("slf", 6, 32, 0.1, 1e-4, None, reads="standard")
@@ -118,3 +119,43 @@ class TestPresets:
 
     def test_the_two_standard_full_ones_differ_in_start_alone(self):
         assert replace(protocol("advcl", "aff"), zero_start=True) == protocol("dynacl", "aff")
+
+
+DIGITS = open_data("digits", image_size=8)
+MINE = replace(protocol("advcl", "slf"), epochs=3)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (None, [("standardised", "slf")]),
+        ("advcl", [("advcl", "slf")]),
+        (OWN, [(OWN, OWN)]),
+        (MINE, [("custom", "slf")]),
+        (["advcl", "gsa", "advcl"], [("advcl", "slf"), ("gsa", "slf")]),
+        (protocol("dynacl", "aff"), [("dynacl", "aff")]),
+    ],
+)
+def test_by_name_by_value_or_several(asked, expected):
+    assert [(way.preset, way.name) for way in ways(asked, DIGITS)] == expected
+
+
+def test_the_default_is_the_datas():
+    assert ways(None, replace(DIGITS, natural=True))[0].preset == "advcl"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_record_has_the_protocols_fields(preset):
+    for how in PRESETS[preset].values():
+        found = Way(preset, how).record("best", 3)
+        assert (found.preset, found.protocol, found.selected, found.seed) == (
+            preset,
+            how.name,
+            "best",
+            3,
+        )
+        decays = None if how.decays is None else list(how.decays)
+        assert found.settings == {**asdict(how), "decays": decays}
+    assert Way(OWN, None).record(None, 0).settings == {}
+    assert Way(OWN, None).label == OWN
+    assert Way("advcl", MINE).label == "slf (advcl)"

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advssl.evaluation import provenance
-from advssl.evaluation.provenance import Fingerprint, commit, fingerprint, machine, versions
+from advssl.evaluation.attacks import (
+    AutoAttack,
+    Clean,
+    measure,
+    progress_bars,
+    transfer,
+)
+from advssl.evaluation.provenance import (
+    Fingerprint,
+    commit,
+    fingerprint,
+    machine,
+    versions,
+    without_place,
+)
 from advssl.evaluation.records import plain
 
 
@@ -183,3 +198,39 @@ class TestVersions:
         assert said["numpy"] == numpy.__version__
         monkeypatch.setattr(provenance, "_version", lambda _: None)
         assert set(versions()) == {"python", "torch"}
+
+
+@pytest.mark.parametrize(
+    ("module", "use"),
+    [
+        ("pyautoattack", lambda net, x, y: AutoAttack()(net, x, y, seed=0)),
+        ("pyautoattack", lambda net, x, y: measure(net, AutoAttack(), [(x, y)])),
+        ("pandas", lambda net, x, y: transfer({"a": net}, [(x, y)], Clean())),
+        ("rich.progress", lambda net, x, y: progress_bars().__enter__()),  # noqa: ARG005
+    ],
+)
+def test_a_missing_library_is_named(net, batch, monkeypatch, module, use):
+    monkeypatch.setitem(sys.modules, module, None)
+    name = module.partition(".")[0]
+    with pytest.raises(ImportError, match=rf"needs {name}.*pip install advssl\[eval\]"):
+        use(net, *batch)
+
+
+@pytest.mark.parametrize(
+    ("word", "left"),
+    [
+        ("--data", "--data"),
+        ("8/255", "8/255"),
+        ("folder:images", "folder:images"),
+        ("folder:some/images", "folder:some/images"),
+        ("folder:/home/me/images", "folder:images"),
+        ("folder:/home/me/images/", "folder:images"),
+        ("--out=/tmp/report", "--out=report"),
+        ("/home/me/encoder.pt", "encoder.pt"),
+        ("/a/one,/b/two,three", "one,two,three"),
+        ("/", "/"),
+    ],
+)
+def test_the_last_part_of_an_absolute_path_is_left(word, left):
+    assert without_place(word) == left
+    assert without_place(left) == left

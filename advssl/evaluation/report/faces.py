@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advssl.evaluation.extras import needed
+from advssl.evaluation.provenance import needed
 from advssl.evaluation.report.content import Report
 from advssl.evaluation.report.figures import figures, svg
 from advssl.evaluation.report.view import CHECKS, MARKS, SETTINGS, View

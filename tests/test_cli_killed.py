@@ -17,7 +17,7 @@ from PIL import Image
 from ranks import PROCESSES
 
 from advssl import cli
-from advssl.evaluation import ascents, checks, report, searches
+from advssl.evaluation import ascents, checks, report
 from advssl.evaluation.probes import PRESETS, protocol
 
 pytest.importorskip("timm")
@@ -56,7 +56,7 @@ def write_images(place: Path, size: int, **counts: int) -> None:
 def brief() -> None:
     """Figures and doubts of few steps and queries, in the process that calls it."""
     MODULE._RADII, MODULE._STEPS = (1.0,), (1, 2)
-    checks.PGD_STEPS, ascents.STEP_COUNTS, searches.QUERIES = 4, (1, 3), 10
+    checks.PGD_STEPS, ascents.STEP_COUNTS, ascents.QUERIES = 4, (1, 3), 10
 
 
 def command(folder: Path) -> None:
@@ -110,7 +110,7 @@ def test_photographs_of_224_pixels_in_folders_within_folders(tmp_path, monkeypat
     monkeypatch.setattr(MODULE, "_STEPS", (1, 2))
     monkeypatch.setattr(checks, "PGD_STEPS", 4)
     monkeypatch.setattr(ascents, "STEP_COUNTS", (1, 3))
-    monkeypatch.setattr(searches, "QUERIES", 10)
+    monkeypatch.setattr(ascents, "QUERIES", 10)
     monkeypatch.setitem(
         PRESETS["standardised"], "slf", replace(protocol("standardised", "slf"), epochs=6)
     )

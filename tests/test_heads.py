@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from clusters import FITTED, blobs, fitted, same_fit
+from ranks import on_two_ranks
 from torch import nn
 
 from advssl.heads import ClusterFitHead
 from advssl.modes import frozen
 from precision import LOWERED, assert_float32s
-from ranks import on_two_ranks
 
 
 class TestLoss:

@@ -24,7 +24,7 @@ from ills import (
 )
 
 from advssl import L2, Linf, branch_batchnorm, on_branch
-from advssl.evaluation import ascents, searches
+from advssl.evaluation import ascents
 from advssl.evaluation.batches import batch_seed
 from advssl.evaluation.checks import Case
 from advssl.evaluation.diagnostics import doubts
@@ -197,7 +197,7 @@ def test_black_box_has_the_larger_budget_and_stays_inside(learnt):
     for ball in (Linf(0.1), L2(0.7)):
         seen.clear()
         draw = torch.Generator().manual_seed(0)
-        stands = searches._random_search(Looking(model), x, y, ball, draw).bool()
+        stands = ascents._random_search(Looking(model), x, y, ball, draw).bool()
         assert len(seen) == 1 + 100
         assert min(float(s.min()) for s in seen) >= 0
         assert max(float(s.max()) for s in seen) <= 1
@@ -216,7 +216,7 @@ def test_a_square_is_square():
     draw = torch.Generator().manual_seed(0)
     images = torch.zeros(64, 3, 16, 16)
     for side, width in ((0.9, 14), (0.25, 4), (0.01, 1)):
-        square = searches._random_square(images, side, draw)
+        square = ascents._random_square(images, side, draw)
         assert set(square.unique().tolist()) == {-1.0, 0.0, 1.0}
         covered = square.abs()
         assert (covered.sum(dim=(2, 3)) == width**2).all()

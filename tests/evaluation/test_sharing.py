@@ -15,7 +15,7 @@ from ranks import on_two_ranks
 from toys import Alone, Mine, blobs, trained
 
 from advssl import Linf
-from advssl.evaluation import ranks, sharing
+from advssl.evaluation import sharing
 from advssl.evaluation.attacks import PGD, Clean, measure, transfer
 from advssl.evaluation.sharing import on_all_ranks
 
@@ -188,6 +188,6 @@ def test_a_rank_that_fails_raises_its_own_error_and_the_others_name_it(found):
 
 
 def test_one_process_is_left_alone(monkeypatch):
-    monkeypatch.setattr(ranks.dist, "all_gather_object", None)
+    monkeypatch.setattr(sharing.dist, "all_gather_object", None)
     assert on_all_ranks(lambda: 3) == [3]
-    ranks.check_same("anything", lambda: pytest.fail("asked for nothing"))
+    sharing.check_same("anything", lambda: pytest.fail("asked for nothing"))

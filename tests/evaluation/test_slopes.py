@@ -18,7 +18,7 @@ from ills import (
 from torch import nn
 
 from advssl import Linf
-from advssl.evaluation import answers, slopes
+from advssl.evaluation import slopes
 from advssl.evaluation.checks import Case
 from advssl.evaluation.diagnostics import doubts
 
@@ -79,7 +79,7 @@ def test_no_image_right_leaves_no_gradient_to_look_at(learnt):
 )
 def test_tells_two_looks_from_other_company(learnt, ill, repeated, composed):
     model, batches = learnt
-    check = answers.deterministic(Case(ill(model), batches, Linf(0.1), {}, False, 0))
+    check = slopes.deterministic(Case(ill(model), batches, Linf(0.1), {}, False, 0))
     assert (check.numbers["repeated"] > 1e-4) == repeated
     assert (check.numbers["composed"] > 1e-4) == composed
     assert check.verdict == ("fail" if composed else "pass")
@@ -87,5 +87,5 @@ def test_tells_two_looks_from_other_company(learnt, ill, repeated, composed):
 
 def test_a_difference_is_a_share_of_the_longer():
     one, other = torch.tensor([[3.0, 4.0], [0.0, 0.0]]), torch.tensor([[3.0, 4.5], [0.0, 0.0]])
-    assert answers._difference(one, other) == pytest.approx(0.5 / other[0].norm().item())
-    assert answers._difference(torch.zeros(1, 2), torch.ones(1, 2)) == 1
+    assert slopes._difference(one, other) == pytest.approx(0.5 / other[0].norm().item())
+    assert slopes._difference(torch.zeros(1, 2), torch.ones(1, 2)) == 1

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from advssl.evaluation.places import without_place
 from advssl.options import OWN, Compared, Options, parse
 
 # Torch takes seconds to import, so what needs it is imported where the work begins.
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; a mistake in what was asked for ends it with one line, before any work."""
     words = sys.argv[1:] if arguments is None else list(arguments)
+    command = shlex.join(["advssl", *map(without_place, words)])
     try:
         asked = parse(words)
-        command = _command(words)
         written = (
             evaluate(asked, command) if isinstance(asked, Options) else compare(asked, command)
         )
@@ -30,13 +31,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(f"advssl: {error}") from error
     for path in written.values():
         print(f"wrote {path}")
-
-
-def _command(words: Sequence[str]) -> str:
-    """As a record has it, without the places of this machine."""
-    from advssl.evaluation.provenance import without_place
-
-    return shlex.join(["advssl", *map(without_place, words)])
 
 
 def evaluate(options: Options, command: str) -> dict[str, Path]:

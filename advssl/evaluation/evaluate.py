@@ -25,13 +25,13 @@ from advssl.evaluation.data import Data, targets
 from advssl.evaluation.identity import classifier_fingerprint
 from advssl.evaluation.logits import class_count, device_of
 from advssl.evaluation.measuring import threat_of
+from advssl.evaluation.places import without_place
 from advssl.evaluation.progress import Progress, ignored
 from advssl.evaluation.protocols import OWN as OWN
 from advssl.evaluation.protocols import Probes as Probes
 from advssl.evaluation.protocols import Way as Way
 from advssl.evaluation.protocols import protocol
 from advssl.evaluation.protocols import ways as ways
-from advssl.evaluation.provenance import without_place
 from advssl.evaluation.records import Measurement, Model, Source, Threat
 from advssl.evaluation.running import FIRST, Run
 from advssl.evaluation.sharing import of_first_rank

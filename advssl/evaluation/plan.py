@@ -17,7 +17,7 @@ from advssl.balls import name_of
 from advssl.evaluation.costs import NOTHING, Range, forwards, of_probe, sum_of
 from advssl.evaluation.data import targets
 from advssl.evaluation.logits import borrowed, device_of
-from advssl.evaluation.provenance import without_place
+from advssl.evaluation.places import without_place
 from advssl.evaluation.running import FIRST
 from advssl.evaluation.search import in_levels
 from advssl.types import Images, embeddings_of

@@ -6,7 +6,6 @@ import hashlib
 import importlib
 import os
 import platform
-import re
 import secrets
 import subprocess
 from collections.abc import Iterator
@@ -172,13 +171,3 @@ def needed(module: str) -> Any:
             f"this needs {module.partition('.')[0]}, which is not installed; "
             "run: pip install advssl[eval]"
         ) from error
-
-
-def without_place(word: str) -> str:
-    """A word of a command, the last part alone of each absolute path in it.
-
-    Example:
-        >>> without_place("folder:/home/me/images")
-        'folder:images'
-    """
-    return re.sub(r"(^|[=:,])/(?:[^,]*/)?([^/,]+)/?(?=$|,)", r"\1\2", word)

@@ -29,7 +29,6 @@ from advssl.evaluation.provenance import (
     fingerprint,
     machine,
     versions,
-    without_place,
 )
 from advssl.evaluation.records import plain
 
@@ -214,23 +213,3 @@ def test_a_missing_library_is_named(net, batch, monkeypatch, module, use):
     name = module.partition(".")[0]
     with pytest.raises(ImportError, match=rf"needs {name}.*pip install advssl\[eval\]"):
         use(net, *batch)
-
-
-@pytest.mark.parametrize(
-    ("word", "left"),
-    [
-        ("--data", "--data"),
-        ("8/255", "8/255"),
-        ("folder:images", "folder:images"),
-        ("folder:some/images", "folder:some/images"),
-        ("folder:/home/me/images", "folder:images"),
-        ("folder:/home/me/images/", "folder:images"),
-        ("--out=/tmp/report", "--out=report"),
-        ("/home/me/encoder.pt", "encoder.pt"),
-        ("/a/one,/b/two,three", "one,two,three"),
-        ("/", "/"),
-    ],
-)
-def test_the_last_part_of_an_absolute_path_is_left(word, left):
-    assert without_place(word) == left
-    assert without_place(left) == left

@@ -11,7 +11,7 @@ import torch
 
 from advssl.evaluation import identity
 from advssl.evaluation.evaluate import OWN
-from advssl.evaluation.provenance import without_place as without_place
+from advssl.evaluation.places import without_place as without_place
 from advssl.evaluation.records import Measurement
 from harness import chain
 from harness.method import Method

@@ -26,6 +26,9 @@ from harness.settings import Settings, setting
 @dataclass(frozen=True, kw_only=True)
 class ACLSettings(Settings):
     kind: Literal["ds", "a2a", "a2s"] = setting("ds", "which views are attacked")
+    batchnorms: Literal["two", "one"] = setting(
+        "two", "of clean and of attacked images, or one for both: Table 8 of Li et al. 2023"
+    )
     temperature: float = setting(0.5, "of the contrastive loss")
 
 
@@ -43,7 +46,8 @@ class ACL(Method):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args, clamp_start=False)
         self.head = projection(self.width, self.width, self.width, layers=3, batchnorm="all")
-        for module in (self.encoder, self.head):
+        self.one_batchnorm = self.settings.batchnorms == "one"
+        for module in () if self.one_batchnorm else (self.encoder, self.head):
             branch_batchnorm(module, self.branches)
         self.contrast = MultiViewNTXentLoss(self.settings.temperature, gather_distributed=True)
 
@@ -67,6 +71,8 @@ class ACL(Method):
 
     @property
     def branches(self) -> tuple[str, ...]:
+        if self.one_batchnorm:
+            return ()
         return ("adversarial",) if self.settings.kind == "a2a" else ("adversarial", "clean")
 
     def measured(self) -> tuple[nn.Module, tuple[str, ...]]:

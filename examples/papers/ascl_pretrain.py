@@ -39,7 +39,7 @@ class ASCLPretrainSettings(Settings):
         "of Table 6: each loss's own, all on cross-entropy, or all on contrast without labels",
     )
     batchnorms: Literal["two", "one"] = setting(
-        "two", "sets, of clean and of attacked images, or one for both: Table 8"
+        "two", "of clean and of attacked images, or one for both: Table 8"
     )
     temperature: float = setting(0.5, "of both contrastive losses: ours, SimCLR's")
     literal: bool = setting(
@@ -80,43 +80,41 @@ class ASCLPretrain(Method):
         if s.self_supervised or s.supervised or self.free:
             self.head = projection(self.width, self.width, 128)
         self.contrast = MultiViewNTXentLoss(s.temperature, gather_distributed=True)
-        self.clean: str | None = None
-        self.hard: str | None = None  # of BatchNorm, for all that is attacked
-        if s.batchnorms == "two":
+        self.one_batchnorm = s.batchnorms == "one"
+        if not self.one_batchnorm:
             branch_batchnorm(encoder, self.measured()[1])
-            self.clean, self.hard = "clean", "adversarial"
 
     def step(self, images: Tensor, labels: Tensor, index: Tensor) -> Terms:
         s, x = self.settings, self.weak(images)
         views = self.strong(images), self.second(images)
-        anchors = self.embed(views, self.clean) if s.supervised or self.free else ()
+        anchors = self.embed(views, "clean") if s.supervised or self.free else ()
         known = [z.detach() for z in anchors]
 
         def missed(*views: Tensor) -> Tensor:  # Eq. 3
-            logits = self.classify(torch.cat(self.encode(views, self.hard)))
+            logits = self.classify(torch.cat(self.encode(views, "adversarial")))
             return F.cross_entropy(logits, labels.repeat(len(views)))
 
         def apart(*views: Tensor) -> Tensor:  # Eq. 4
-            return self.contrast(*self.embed(views, self.hard))
+            return self.contrast(*self.embed(views, "adversarial"))
 
         def unlike_its_view(view: Tensor) -> Tensor:  # Eq. 4 too, with nobody's label
-            return self.contrast(self.embed(view, self.hard), known[0])
+            return self.contrast(self.embed(view, "adversarial"), known[0])
 
         def unlike_its_class(view: Tensor) -> Tensor:  # Eq. 9
-            return self.towards(known, self.embed(view, self.hard), labels)
+            return self.towards(known, self.embed(view, "adversarial"), labels)
 
         if self.free:
             hard = self.attack(x, unlike_its_view)
         else:
             hard = self.attack(x, missed, steps=s.at_steps)
-        features = self.encode(hard, self.hard)
+        features = self.encode(hard, "adversarial")
         terms = {"adversarial": F.cross_entropy(self.classify(features), labels)}
         if s.self_supervised:
             pair = self.attack(views, missed if s.generation == "label-based" else apart)
             terms["self_supervised"] = s.self_supervised * apart(*pair)
         if s.supervised:
             if s.generation == "ensemble":
-                features = self.encode(self.attack(x, unlike_its_class), self.hard)
+                features = self.encode(self.attack(x, unlike_its_class), "adversarial")
             towards = self.towards(anchors, self.head(features), labels)
             terms["supervised"] = s.supervised * towards
         return terms
@@ -133,7 +131,7 @@ class ASCLPretrain(Method):
 
     def measured(self) -> tuple[nn.Module, tuple[str, ...]]:
         s = self.settings
-        if s.batchnorms == "one":
+        if self.one_batchnorm:
             return self.encoder, ()
         clean = ("clean",) if s.supervised or self.free else ()
         return self.encoder, ("adversarial", *clean)

@@ -41,6 +41,7 @@ class DynamicSettings(Settings):
 @dataclass(frozen=True, kw_only=True)
 class DynACLSettings(DynamicSettings, ACLSettings):
     kind: Literal["ds"] = setting("ds", "which views are attacked")
+    batchnorms: Literal["two"] = setting("two", "of clean and of attacked images")
     momentum: float = setting(0.99, "of the moving average")
     ahead: int = setting(
         1,

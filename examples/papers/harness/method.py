@@ -47,6 +47,7 @@ class Method(nn.Module):
     labelled: ClassVar[bool] = False  # whether training reads labels
     pixels: ClassVar[tuple[tuple[float, ...], tuple[float, ...]] | None] = None  # mean, std
     strong_as: ClassVar[Mapping[str, Any]] = {}  # the strong augmentation, where not the usual one
+    one_batchnorm: bool = False  # for clean and attacked images: branches are named in vain
     # What ``prepare`` needs: a method that is trained before, or a ``harness.networks.Network``.
     after: str | None = None
 
@@ -129,7 +130,7 @@ class Method(nn.Module):
         """Features of a view, on a BatchNorm branch; of several, in one forward, a tuple."""
         several = None if isinstance(views, Tensor) else len(views)
         images = self.normalized(torch.cat(tuple(views)) if several else views)
-        with on_branch(self, branch) if branch else nullcontext():
+        with on_branch(self, branch) if branch and not self.one_batchnorm else nullcontext():
             out = self.encoder(images) if then is None else then(self.encoder(images))
         return out.chunk(several) if several else out
 

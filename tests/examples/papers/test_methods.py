@@ -342,6 +342,7 @@ PASSES = {
     "acl": (ACL, {}, {"clean": 1, "adversarial": 1}),
     "acl, a2a": (ACL, {"kind": "a2a"}, {"adversarial": 1}),
     "acl, a2s": (ACL, {"kind": "a2s"}, {"clean": 1, "adversarial": 1}),
+    "acl, one": (ACL, {"batchnorms": "one"}, {"": 2, "head": 2}),
     "advcl": (
         AdvCL,
         {"supervision": "simclr-10"},
@@ -684,9 +685,10 @@ def test_trades_refuses_to_start_where_its_gradient_is_rounding_noise():
 # --- ACL ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("batchnorms", ["two", "one"])
 @pytest.mark.parametrize("kind", ["ds", "a2a", "a2s"])
-def test_acl(kind):
-    r = run(build(ACL, kind=kind))
+def test_acl(kind, batchnorms):
+    r = run(build(ACL, kind=kind, batchnorms=batchnorms))
     (t1, t2), (hard,) = r.drawn, r.found
     assert r.given == [(t1,) if kind == "a2s" else (t1, t2)]
     other = t2 if kind == "a2s" else hard[1]

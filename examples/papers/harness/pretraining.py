@@ -20,7 +20,7 @@ from advssl import ClusterFitHead, evaluating, on_branch
 from advssl.evaluation import records
 from advssl.evaluation.data import Data
 from advssl.evaluation.identity import dataset_fingerprint, fingerprint_of, identity_of, keep, kept
-from advssl.evaluation.provenance import without_place
+from advssl.evaluation.places import without_place
 from advssl.evaluation.sharing import device_here
 from advssl.types import embeddings_of
 from harness.data import Batch, Loader, pixels

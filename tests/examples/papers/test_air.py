@@ -94,6 +94,14 @@ def test_the_kl_form_is_a_divergence():
     )
 
 
+@pytest.mark.parametrize("form", ["released", "kl"])
+def test_autocast_changes_nothing(form):
+    z1, z2, *_, x = (z.float() for z in views(64))
+    plain = divergence([(z1, x)], [(z2, x)], 0.5, form)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(divergence([(z1, x)], [(z2, x)], 0.5, form), plain)
+
+
 @pytest.mark.parametrize("mode", ["released", "paper"])
 @pytest.mark.parametrize(("of", "epoch"), [(ACLAIR, 1), (DynAIR, 51), (DynAIR, 1000)])
 def test_a_step(of, epoch, mode):

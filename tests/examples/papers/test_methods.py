@@ -114,6 +114,12 @@ def build(of: type[Method], mode="released", **flags) -> Method:
     if method.after:
         method.prepare(method, torch.randn(600, 4))
     method.strong, method.weak = Double(method.strong), Double(method.weak)
+    torch.manual_seed(9)  # branches that differ, so that it matters which one is on
+    with torch.no_grad():
+        for module in method.modules():
+            if isinstance(module, BranchBatchNorm):
+                for p in module.parameters():
+                    p += 0.1 * torch.randn_like(p)
     return method.double()
 
 

@@ -11,7 +11,7 @@ import torch
 from advssl import on_branch
 from air import ACLAIR, DynAIR, divergence
 
-from .test_methods import COUNT, MEAN, STD, a_batch, build, close, length_one, nt_xent, run
+from .test_methods import MEAN, STD, a_batch, build, close, length_one, nt_xent, run
 
 
 def views(count, dim=16, noise=0.3):
@@ -134,8 +134,6 @@ def test_a_step(of, epoch, mode):
     close(r.terms["SIR"], 0.5 * divergence([(z[0], x)], [(z[1], x)], 0.5, form))
     pairs = [[(a[i], z[i]), (a[i], x)] for i in range(2)]
     close(r.terms["AIR"], 0.5 * divergence(*pairs, 0.5, form))
-    if mode == "released":
-        assert r.terms["SIR"].item() == pytest.approx(-0.5 * log(COUNT), abs=0.2)
 
 
 def test_dyn_air_has_one_encoder():

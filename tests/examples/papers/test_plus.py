@@ -67,7 +67,11 @@ def test_it_gives_a_copy_and_takes_nothing_from_what_it_was_given():
 def test_written_out():
     """The linear layer from zero on the frozen encoder in eval mode, then TRADES on both."""
     seen, pixels = [], Pixels((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    alone = {**SHORT, "finetuning": replace(SHORT["finetuning"], epochs=1, learning_rate=1e-30)}
+    alone = {
+        **SHORT,
+        "natural": True,
+        "finetuning": replace(SHORT["finetuning"], epochs=1, learning_rate=1e-30),
+    }
     better = plus_plus(
         encoder(), images(), pixels=pixels, **alone, progress=lambda *told: seen.append(told)
     )
@@ -79,14 +83,15 @@ def test_written_out():
 
 
 def test_clusters_are_of_another_network_if_it_is_given():
-    """Of one that sees nothing but the top left pixel, whose clusters are not the encoder's own."""
+    """Of one that sees which of two pixels is brighter, and no kind."""
 
-    class Corner(nn.Module):
+    class Brighter(nn.Module):
         def forward(self, x):
-            return x[:, :, 0, 0] * torch.tensor([1.0, -1.0, 1.0]) + 0.1
+            return torch.stack([x[:, 0, 0, 0] - x[:, 0, 1, 1], x[:, 0, 0, 0] * 0], dim=1)
 
-    own, others = plus_plus(encoder(), images(), **SHORT), plus_plus(
-        encoder(), images(), clustered=Corner(), **{**SHORT, "clusters": 2}
+    two = {**SHORT, "clusters": 2}
+    own, others = plus_plus(encoder(), images(), **two), plus_plus(
+        encoder(), images(), clustered=Brighter(), **two
     )  # fmt: skip
     assert not torch.equal(weights(own), weights(others))
 

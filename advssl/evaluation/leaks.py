@@ -23,9 +23,9 @@ def repeated(found: Mapping[str, Repeats]) -> Check:
     Args:
         found: by a census's words: "test in train", or "test" of those that stand there twice.
     """
-    check = max((_repeated(*one) for one in found.items()), key=lambda c: c.numbers["share"])
-    evidence = "; ".join(_repeated(*one).evidence for one in found.items())
-    return replace(check, evidence=evidence)
+    checks = [_repeated(*one) for one in found.items()]
+    worst = max(checks, key=lambda check: check.numbers["share"])
+    return replace(worst, evidence="; ".join(check.evidence for check in checks))
 
 
 def _repeated(where: str, found: Repeats) -> Check:

@@ -277,11 +277,7 @@ class Measurement(Struct, frozen=True, forbid_unknown_fields=True):
 
     @classmethod
     def from_plain(cls, record: Any) -> Measurement:
-        """What :func:`json.loads` makes of what :meth:`to_json` wrote.
-
-        Raises:
-            ValueError: as :meth:`from_json`, by the path of the field: ``$.threat.norm``.
-        """
+        """As :meth:`from_json` of what :func:`json.loads` made of it; errors name $.threat.norm."""
         fields, told = opened(record)
         measurement = msgspec.convert(fields, cls)
         check_told(measurement, told)
@@ -294,11 +290,7 @@ class Measurement(Struct, frozen=True, forbid_unknown_fields=True):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Measurement:
-        """What :meth:`save` wrote.
-
-        Raises:
-            ValueError: on anything else, with the file's name.
-        """
+        """What :meth:`save` wrote; a ValueError on anything else has the file's name."""
         try:
             return cls.from_json(Path(path).read_text(encoding="utf-8-sig"))
         except ValueError as error:

@@ -9,7 +9,7 @@ PYTEST = $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 .PHONY: demo test test-all check bench tables docs clean
 
 demo: $(READY)  ## three encoders on digits, attacked: under five minutes on two cores
-	$(BIN)/python examples/quickstart.py
+	$(BIN)/python examples/quickstart.py --aa-images 20
 
 test: $(READY)  ## the suite, without what takes minutes
 	$(PYTEST)

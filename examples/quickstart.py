@@ -287,7 +287,6 @@ def measure(
     classifier: nn.Module, data: Digits, e: Evaluation, seed: int, report: Reporter
 ) -> dict[str, Any]:
     """Clean, PGD and AutoAttack accuracy of one classifier on the test images."""
-
     hook = classifier.register_forward_hook(report.tick)
     asked = {"ball": Linf(e.radius), "probe": "own", "doubts": False, "curves": False, "seed": seed}
     radii = [PGD(Linf(radius), e.pgd_steps, None) for radius in e.radii]

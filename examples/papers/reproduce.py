@@ -85,7 +85,7 @@ def run(plan: Plan, options: argparse.Namespace, command: str) -> dict[str, Any]
         found = chain.measured(plan, method, data, options.out, progress)
     record = {
         "kind": "advssl chain",
-        "plan": {**as_json(asdict(plan)), "data": without_place(plan.data)},
+        "plan": as_json(asdict(plan)),
         "settings": as_json(asdict(method.settings)),
         "presentations": told["presentations"],
         "command": command,

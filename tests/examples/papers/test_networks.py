@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from torch.nn.functional import interpolate
@@ -12,6 +14,7 @@ from advssl.integrations.timm import backbone
 from harness import chain
 from harness.networks import Network
 from harness.pretraining import features
+from harness.recording import as_json
 
 from . import tiny
 from .test_methods import PHOTOS, SIZE, Small
@@ -66,6 +69,11 @@ def test_every_number_of_clusters_of_table_5():
         assert method.after == f"{TINY}=file.pt"
         expected = (2, 10, 50, 100, 500) if count == "ensemble" else (count,)
         assert method.clusters.num_clusters == expected
+
+
+def test_a_record_does_not_say_where_its_file_is():
+    told = AdvCL.settings_type(supervision="network-2", network=f"{TINY}=/home/me/weights.pt")
+    assert as_json(asdict(told))["network"] == f"{TINY}=weights.pt"
 
 
 @pytest.mark.heavy

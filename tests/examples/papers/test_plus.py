@@ -82,6 +82,18 @@ def test_written_out():
     assert [done for stage, done, _ in seen if stage == "training"] == [1, 2, 3, 4, 1, 2]
 
 
+def test_the_linear_layer_starts_at_zero():
+    """So a first step on all images, without probing before it, leaves the encoder where it was."""
+    first = {
+        **SHORT,
+        "probing": replace(PROBING, epochs=1, learning_rate=0.0),
+        "finetuning": replace(FINETUNING, epochs=1, weight_decay=0.0),
+    }
+    better = plus_plus(encoder(), images(), **first)
+    for name, p in encoder().named_parameters():
+        assert torch.equal(better.get_parameter(name), p)
+
+
 def test_clusters_are_of_another_network_if_it_is_given():
     """Of one that sees which of two pixels is brighter, and no kind."""
 

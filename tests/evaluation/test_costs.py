@@ -114,3 +114,9 @@ def test_of_a_probe(preset, name, natural):
     if how.trains_encoder:  # a backward to the weights is not counted by the hook
         told -= how.epochs * 40 * 2
     assert 0.85 * told <= Counted.total - 2 <= 1.1 * told
+
+
+def test_what_is_wrong_without_an_attack_takes_one_forward():
+    assert costs.Range(43, 90).spared() == (1, 90)
+    assert costs.Range(1, 1).spared() == (1, 1)
+    assert costs.NOTHING.spared() == costs.NOTHING

@@ -23,7 +23,6 @@ from advssl.evaluation import (
     records,
     report,
     running,
-    searches,
     training,
 )
 from advssl.evaluation.report import faces
@@ -59,7 +58,7 @@ def small(tmp_path_factory):
         patch.setattr(MODULE, "_STEPS", (1, 5))
         patch.setattr(checks, "PGD_STEPS", 4)
         patch.setattr(ascents, "STEP_COUNTS", (1, 3))
-        patch.setattr(searches, "QUERIES", 10)
+        patch.setattr(ascents, "QUERIES", 10)
         yield
 
 

@@ -86,7 +86,8 @@ def pretrained(
     told: dict[str, Any] = {"presentations": plan.recipe.epochs * steps * plan.recipe.batch_size}
     if plan.recipe.epochs == 0:
         return Pretrained(method, told)
-    network = Network(method.after) if method.after and ":" in method.after else None
+    others = method.after is not None and method.after not in methods
+    network = Network(str(method.after)) if others else None
     identity = _identity(plan, method, images)
     if network is not None:
         identity["network"] = fingerprint_of(network.state_dict())
@@ -178,8 +179,8 @@ def first_step(plan: Plan, methods: Mapping[str, type[Method]], data: Data) -> t
     method = build(plan, methods[plan.method], data)
     images = training_images(method, data)
     if method.after is not None:
-        network = ":" in method.after
-        earlier = method if network else build(before(plan, method), methods[method.after], data)
+        known = method.after in methods  # else a network's features, of which none is read here
+        earlier = build(before(plan, method), methods[method.after], data) if known else method
         method.prepare(earlier, torch.randn(len(images), 8))
     batch = next(iter(_loader(images, plan, 0.0, 0, 1)))
     return method, batch._replace(images=pixels(batch.images))

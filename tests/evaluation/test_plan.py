@@ -68,6 +68,29 @@ def test_memory_at_hand_is_known_here():
     assert plan.in_use() == 0 or plan.in_use() > 2**24
 
 
+def test_a_containers_limit_counts_without_the_cache_that_can_go(monkeypatch, tmp_path):
+    monkeypatch.setattr(plan, "Path", lambda place: tmp_path / place.lstrip("/"))
+    group = tmp_path / "sys" / "fs" / "cgroup"
+    group.mkdir(parents=True)
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 90 kB\nMemAvailable:   50 kB\n")
+    assert plan.at_hand(torch.device("cpu")) == 50 * 1024
+    for name, text in (("max", "40000"), ("current", "30000"), ("stat", "x 1\ninactive_file 20")):
+        (group / f"memory.{name}").write_text(text)
+    assert plan.at_hand(torch.device("cpu")) == 40_000 - 30_000 + 20
+
+
+def test_the_time_is_the_least_of_several(monkeypatch):
+    now, took = [0.0], iter([0.4, 0.1])  # other work held the first one up
+    monkeypatch.setattr(plan.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(plan.time, "process_time", lambda: 1e6 * now[0])
+
+    def work():
+        now[0] += next(took)
+
+    assert plan._timed(work, torch.device("cpu")) == pytest.approx(0.1)
+
+
 def test_all_work_is_in_it_once():
     found = asked().plan("report")
     whats = [job.what for job in found.jobs]

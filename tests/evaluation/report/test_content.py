@@ -87,3 +87,10 @@ class TestRefusals:
         assert report(section()) != report(section(lost=1))
         with pytest.raises(dataclasses.FrozenInstanceError):
             report().title = "other"
+
+
+@pytest.mark.parametrize(("left", "doubts"), [(30, 0), (31, 1)])
+def test_an_attack_that_leaves_one_image_more_than_there_was_is_a_doubt(left, doubts):
+    assert (
+        len(failed(report(bare(measurements=(measurement(), measurement("PGD", left)))))) == doubts
+    )

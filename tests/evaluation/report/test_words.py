@@ -13,6 +13,7 @@ from advssl.evaluation.report import words
     [
         (Threat("linf", 8 / 255), "ℓ∞ 8/255"),
         (Threat("l2", 0.5), "ℓ2 0.5"),
+        (Threat("l2", 300 / 255), "ℓ2 1.176"),  # no grey level is meant beyond the whole range
         (Threat("patch", 3), "patch 3"),
     ],
 )

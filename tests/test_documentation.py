@@ -64,7 +64,7 @@ def test_the_readmes_python_blocks_run_in_order():
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
     }
     blocks = code("python")
-    assert len(blocks) == 3  # the second has a test of its own below
+    assert len(blocks) == 4  # the second and the last have tests of their own below
     exec(blocks[0], scope)
     assert not torch.equal(model[1].weight, before)
     t1, t2 = views
@@ -72,6 +72,19 @@ def test_the_readmes_python_blocks_run_in_order():
     model.zero_grad()
     exec(blocks[2], scope)
     assert model[1].weight.grad.abs().max() > 0
+
+
+def test_ten_lines_keep_an_encoder_s_embeddings_under_attack():
+    (ten,) = code("python", section("Make an encoder robust that you have"))
+    assert sum(map(bool, ten.splitlines())) == 10
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten())
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    scope = {**names(), "encoder": encoder, "unlabelled": torch.rand(3, 8, 3, 8, 8)}
+    exec(ten, scope)
+    moved = {n for n, value in encoder.state_dict().items() if not torch.equal(value, before[n])}
+    assert moved == {n for n, _ in encoder.named_parameters()}  # and no BatchNorm statistics
+    assert all(torch.equal(p, before[n]) for n, p in scope["original"].named_parameters())
 
 
 def section(title: str) -> str:

@@ -12,6 +12,8 @@ from clae import CLAE, CLAEGSA
 from dynacl import DynACL
 from extended import AdvCLGSA, GSAOnAdvCL
 from extended_acl import ACLAIRGSA, ACLGSA, DynACLGSA, DynAIRGSA
+from deacl import DeACL
+from fare import FARE
 from gsa_rsl import GSARSL
 from harness.method import Method
 from rocl import RoCL, RoCLGSA
@@ -44,4 +46,6 @@ METHODS: dict[str, type[Method]] = {
     "gsa_dyn_air": DynAIRGSA,
     "rocl_gsa": RoCLGSA,
     "clae_gsa": CLAEGSA,
+    "deacl": DeACL,
+    "fare": FARE,
 }

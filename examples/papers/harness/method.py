@@ -45,8 +45,8 @@ class Method(nn.Module):
     ours: ClassVar[tuple[str, ...]] = ()  # what we do differently from both code and text
     released_network: ClassVar[str] = "resnet18"  # the released code's; the text's is a ResNet-18
     labelled: ClassVar[bool] = False  # whether training reads labels
-    pixels: ClassVar[tuple[tuple[float, ...], tuple[float, ...]] | None] = None  # mean, std
     strong_as: ClassVar[Mapping[str, Any]] = {}  # the strong augmentation, where not the usual one
+    pixels: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # mean, std of its input
     one_batchnorm: bool = False  # for clean and attacked images: branches are named in vain
     # What ``prepare`` needs: a method that is trained before, or a ``harness.networks.Network``.
     after: str | None = None

@@ -159,6 +159,7 @@ def _identity(plan: Plan, method: Method, images: Any) -> dict[str, Any]:
             for key, value in asdict(method.settings).items()
         },
         "images": [len(images), dataset_fingerprint(images)],
+        "start": fingerprint_of(method.state_dict()),  # a teacher from a file included
         "code": identity_of([path.read_bytes() for path in _files(method)]),
     }
     return json.loads(json.dumps(told))

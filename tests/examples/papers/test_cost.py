@@ -38,6 +38,8 @@ LEAST = {
     "ascl_pretrain": 10 * 2 + (2 + 1) * 5 * 2 + 6 * 3,  # 68
     "gsa_advcl": 3 + 7 * 2 + 5 * 3 + (2 * 2 + 2 * 3),  # 42
     "gsa_on_advcl": 3 + 2 * 7 * 2 + 6 * 3 + (2 * 2 + 2 * 3),  # 59: with pseudo-labels
+    "deacl": 1 + 5 * 2 + 2 * 3,  # 17: one weak view for teacher, attack and training
+    "fare": 1 + 10 * 2 + 3,  # 24
     "gsa_acl": 2 * 7 * 2 + 4 * 3 + (2 * 2 + 2 * 3),  # 50
     "gsa_dynacl": 2 * 7 * 2 + 2 * 3 + 2 + (2 + 3),  # 41
     "gsa_acl_air": 2 * 7 * 2 + 5 * 3 + (2 * 2 + 2 * 3),  # 53
@@ -109,6 +111,8 @@ def test_the_page_of_costs_has_these():
         "ACL-AIR, DynACL-AIR": LEAST["acl_air"],
         "AdvCL": LEAST["advcl"],
         "GSA-RSL": LEAST["gsa_rsl"],
+        "DeACL": LEAST["deacl"],
+        "FARE": LEAST["fare"],
         "AdvCL + GSA": LEAST["gsa_advcl"],
         "supervised ASCL": LEAST["ascl_local"],
         "ASCL-2023": LEAST["ascl_pretrain"],

@@ -27,6 +27,8 @@ from clae import CLAE, CLAEGSA
 from dynacl import DynACL
 from extended import AdvCLGSA, GSAOnAdvCL
 from extended_acl import ACLAIRGSA, ACLGSA, DynACLGSA, DynAIRGSA
+from deacl import DeACL
+from fare import FARE
 from gsa_rsl import GSARSL
 from harness import chain
 from harness.data import Batch, Loader, pixels
@@ -233,17 +235,18 @@ def test_a_step_s_terms_are_finite_and_reach_every_parameter(step):
     apart = {
         p for own, _ in method.optimizers().values() for g in own.param_groups for p in g["params"]
     }
+    taught = {p for p in method.parameters() if not p.requires_grad}  # those of a teacher
+    assert taught.isdisjoint(method.encoder.parameters())
+    modes = [m.training for m in method.modules()]
     terms = run(method).terms
     assert all(t.ndim == 0 and t.isfinite() for t in terms.values())
-    followers = {n for n, _ in method.named_parameters() if n.startswith("slow.")}
-    for name, p in method.named_parameters():
-        assert p.grad is None, name
-        assert p.requires_grad == (name not in followers), name
+    assert all(p.grad is None for p in method.parameters())
+    assert {p for p in method.parameters() if not p.requires_grad} == taught
     total(terms).backward()
     for name, p in method.named_parameters():
-        assert (p.grad is None) == (p in apart or name in followers), name
+        assert (p.grad is None) == (p in apart | taught), name
         assert p.grad is None or p.grad.isfinite().all(), name
-    assert all(m.training for m in method.modules())
+    assert [m.training for m in method.modules()] == modes
 
 
 @pytest.mark.parametrize("step", ATTACKED)
@@ -251,7 +254,7 @@ def test_an_attack_gives_back_all_it_borrowed_and_finds_higher_views_in_ball_and
     of, flags = STEPS[step]
     method, modes = build(of, **flags), []
     radius = method.adversary.ball.radius
-    assert radius == (0.015 if of is CLAE else RADIUS)
+    assert radius == {CLAE: 0.015, FARE: 4 / 255}.get(of, RADIUS)
 
     def watched(attack, views, height):
         before = state_of(method)
@@ -259,7 +262,7 @@ def test_an_attack_gives_back_all_it_borrowed_and_finds_higher_views_in_ball_and
         assert same_state(state_of(method), before)
         given, ends = ((v,) if isinstance(v, torch.Tensor) else v for v in (views, found))
         with torch.no_grad():
-            assert height(*ends) > height(*given)
+            assert height(*ends).sum() > height(*given).sum()  # one value, or one per image
         method.load_state_dict(before[0])  # a look in train mode moves statistics
         for start, end in zip(given, ends, strict=True):
             assert radius / 2 < (end - start).abs().max() <= radius + 1e-9
@@ -369,6 +372,8 @@ PASSES = {
     "dyn_air": (DynAIR, {}, {"clean": 2, "adversarial": 1}),
     "gsa_dynacl": (DynACLGSA, {}, {"clean": 1, "adversarial": 1}),
     "gsa_acl_air": (ACLAIRGSA, {}, {"clean": 2, "adversarial": 1}),
+    "deacl": (DeACL, {}, {"": 1}),
+    "fare": (FARE, {}, {"": 0}),  # statistics are the original's
 }
 
 
@@ -947,6 +952,77 @@ def test_ascl_s_text_is_equation_6_in_its_own_units():
     close(released.terms["vat"], 2 * divergence / 4)  # 1/C
     close(released.terms["natural"], 0.5 * F.cross_entropy(logits, labels))
     assert run(build(ASCL)).terms.keys() == {"adversarial", "local"}
+
+
+# --- DeACL, FARE ----------------------------------------------------------------------------------
+
+
+def cosine(one, other):
+    return torch.stack([a @ b for a, b in zip(length_one(one), length_one(other), strict=True)])
+
+
+def climbed(start, image, radius, steps, height):
+    """Signed gradient ascent in ball and box, the first gradient at ``start``."""
+    view = start
+    for _ in range(steps):
+        view = view.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(height(view).sum(), view)
+        view = view.detach() + radius / 4 * slope.sign()
+        view = view.clamp(image - radius, image + radius).clamp(0, 1)
+    return view
+
+
+def taught(of):
+    """A step, its twin before it, and the attack's start."""
+    method, starts = build(of), []
+    for p in method.encoder.parameters():
+        p.data += 0.1 * torch.randn_like(p)  # no longer its teacher
+    twin = copy.deepcopy(method)
+
+    def watched(attack, views, height):
+        def noted(view):
+            starts.append(view.detach().clone())
+            return height(view)
+
+        return attack(views, noted)
+
+    return run(method, watched), twin, starts[0]
+
+
+def test_deacl_is_its_release_s_step():
+    r, twin, start = taught(DeACL)
+    (x,), ((hard,),), student = r.drawn, r.found, twin.encoder
+    target = twin.teacher.eval()(x).detach()
+    student.eval()
+    close(hard, climbed(start, x, RADIUS, 5, lambda v: -cosine(student(v), target)))
+    z, z_hard = student.train()(torch.cat([x, hard])).chunk(2)  # batch statistics of both
+    close(r.terms["distilled"], -cosine(z, target).mean())
+    close(r.terms["robust"], -2 * cosine(z_hard, z).mean())
+    of_both = torch.autograd.grad(r.terms["robust"], [r.seen(x), r.seen(hard)])
+    assert all(slope.abs().max() > 0 for slope in of_both)
+
+
+def test_fare_keeps_the_original_s_embeddings():
+    r, twin, start = taught(FARE)
+    (x,), ((hard,),), encoder = r.drawn, r.found, twin.encoder.eval()
+    target = twin.teacher.eval()(x).detach()
+
+    def squared(view):
+        return torch.stack([((encoder(view)[i] - target[i]) ** 2).sum() for i in range(COUNT)])
+
+    close(hard, climbed(start, x, FARE.settings_type().radius, 10, squared))
+    assert r.terms.keys() == {"distance"}
+    close(r.terms["distance"], squared(hard).mean())
+
+
+def test_before_training_a_student_is_its_teacher_unless_it_starts_from_scratch():
+    for of, flags, same in [(DeACL, {}, True), (FARE, {}, True), (DeACL, {"scratch": True}, False)]:
+        method, before = build(of, **flags), build(SimCLR)
+        before.encoder.body[0].weight.data += 1
+        method.prepare(before, torch.empty(0))
+        weights = [m.state_dict() for m in (before.encoder, method.teacher, method.encoder)]
+        assert same_state((weights[0],), (weights[1],))
+        assert same_state((weights[1],), (weights[2],)) == same
 
 
 # --- GSA's terms on other methods -----------------------------------------------------------------

@@ -36,6 +36,7 @@ from fare import FARE
 from harness.cost import forwards_per_image
 from harness.data import Loader, pixels
 from harness.finetuning import Unlabelled, finetune
+from harness.options import Parser, at_least
 from harness.recording import exported, without_place
 from harness.schedules import WarmupCosine
 from harness.teachers import Taught
@@ -51,7 +52,9 @@ def run(own: argparse.Namespace, options: Options, command: str) -> str:
         raise ValueError("one encoder is made robust: take a probe, and one --bn-branch of several")
     ((branch, encoder),) = asked.modules.items()
     of, mean, std = METHODS[own.method], asked.pixels.mean, asked.pixels.std
-    told = {"radius": options.eps} | ({} if own.steps is None else {"steps": own.steps})
+    told = {"radius": options.eps}
+    if own.steps:  # long enough to reach the edge from any start
+        told |= {"steps": own.steps, "relative_step": max(0.25, 1.5 / own.steps)}
     settings = of.settings_type(**told)
     images: Any = asked.data.train
     size = images[0][0].shape[-1]
@@ -67,6 +70,11 @@ def run(own: argparse.Namespace, options: Options, command: str) -> str:
         batch_size=own.images_per_step or of.recipe.batch_size,
         schedule=replace(schedule, peak=own.rate or schedule.peak),
     )
+    if recipe.batch_size > len(images):
+        raise ValueError(
+            f"a step takes {recipe.batch_size} images, there are {len(images)} to train on; take "
+            "fewer with --images-per-step"
+        )
     few = next(iter(Loader(images, min(_FEW, len(images)), seed=0)))
     forwards = forwards_per_image(method, few._replace(images=pixels(few.images)))
     seconds = forwards * len(images) * recipe.epochs * asked.forward.seconds
@@ -108,15 +116,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = shlex.join(["robustify.py", *map(without_place, words)])
     shape = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        "robustify.py", description=__doc__, formatter_class=shape, allow_abbrev=False
-    )
+    parser = Parser("robustify.py", description=__doc__, formatter_class=shape, allow_abbrev=False)
     add = parser.add_argument
     add("--method", choices=sorted(METHODS), default="fare")
     add("--images", metavar="FOLDER", help="to train on, without labels; --data's training images")
-    add("--steps", type=int, help="of the attack; 10 with fare, 5 with deacl")
-    add("--epochs", type=int, help="2 with fare, which are its paper's of ImageNet; 100 with deacl")
-    add("--images-per-step", type=int, help="128 with fare, 256 with deacl")
+    add("--steps", type=at_least(1), help="of the attack; 10 with fare, 5 with deacl")
+    add(
+        "--epochs",
+        type=at_least(1),
+        help="2 with fare, which are its paper's of ImageNet; 100 with deacl",
+    )
+    add("--images-per-step", type=at_least(1), help="128 with fare, 256 with deacl")
     add("--rate", type=float, help="peak learning rate; 1e-5 of AdamW with fare, 0.5 of SGD")
     add("--precision", choices=["32-true", "bf16-mixed"], default="bf16-mixed", help="of training")
     add("--time-budget", type=float, metavar="SECONDS", help="of training")

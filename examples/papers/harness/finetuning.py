@@ -57,15 +57,7 @@ def finetune(
 
     Returns:
         Seconds of training, earlier starts included; None if the deadline passed before the end.
-
-    Raises:
-        ValueError: if there are fewer images than one step takes.
     """
-    if recipe.batch_size > len(images):
-        raise ValueError(
-            f"a step takes {recipe.batch_size} images, there are {len(images)} to train on; take "
-            "fewer with --images-per-step"
-        )
     identity = as_json(
         {
             "settings": asdict(method.settings),

@@ -33,6 +33,7 @@ def quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*does not have many workers.*")  # it needs none
             warnings.filterwarnings("ignore", ".*treespec.*")
+            warnings.filterwarnings("ignore", ".*in eval mode at the start.*")  # a teacher is
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -24,7 +24,7 @@ def parse(
     words: Sequence[str], script: str = "reproduce.py", about: str = ""
 ) -> argparse.Namespace:
     """The options, with the settings of the method that is named as flags."""
-    parser = _Parser(
+    parser = Parser(
         prog=script,
         description=about,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -38,13 +38,13 @@ def parse(
     add("--data", default="digits", help="digits, cifar10, cifar100, stl10 (:ROOT), folder:PATH")
     add("--preset", choices=sorted(PRESETS), help="default: quick on digits, look elsewhere")
     add("--mode", default="released", choices=["released", "paper"])
-    add("--seed", type=_at_least(0), default=0)
-    add("--epochs", type=_at_least(0), help="0 measures random weights")
-    add("--batch-size", type=_at_least(2), help="over all devices")
+    add("--seed", type=at_least(0), default=0)
+    add("--epochs", type=at_least(0), help="0 measures random weights")
+    add("--batch-size", type=at_least(2), help="over all devices")
     add("--backbone", help="cifar:resnet18, cifar:wrn34_10, cifar:resnet20, timm:NAME")
-    add("--width", type=_at_least(1), help="channels of the first stage of a cifar:resnet18")
-    add("--image-size", type=_at_least(1))
-    add("--limit", type=_at_least(0), help="training images, class-balanced; 0 is all")
+    add("--width", type=at_least(1), help="channels of the first stage of a cifar:resnet18")
+    add("--image-size", type=at_least(1))
+    add("--limit", type=at_least(0), help="training images, class-balanced; 0 is all")
     add("--memory-gb", type=float, default=4.0, help="larger training sets are streamed")
     add("--plus", action="store_true", help="before that, finetune on its own clusters (DynACL++)")
     add("--protocol", default="slf", help="slf, alf, aff, fsf, several with commas")
@@ -55,10 +55,10 @@ def parse(
         help="whose finetuning settings",
     )
     add("--attacks", default="pgd", help=f"of {', '.join(chain.ATTACKS)}, several with commas")
-    add("--num-images", type=_at_least(0), help="test images that are attacked; 0 is all")
+    add("--num-images", type=at_least(0), help="test images that are attacked; 0 is all")
     add("--precision", choices=["32-true", "bf16-mixed"], help="of pretraining")
     add("--compile", action="store_true", help="torch.compile the encoder")
-    add("--devices", type=_at_least(1), default=1, help="processes, with DDP from two on")
+    add("--devices", type=at_least(1), default=1, help="processes, with DDP from two on")
     add("--time-budget", type=float, metavar="SECONDS", help=f"of pretraining; {GOES_ON}")
     add("--out", type=Path, default=Path("runs/papers"))
     name = next((word for word in words if word in METHODS), None)
@@ -103,13 +103,13 @@ def _told(setting: Field[Any], kind: Any) -> str:
     return "; ".join(filter(None, words))
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line, without the whole usage before it."""
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def _at_least(low: int) -> Callable[[str], int]:
+def at_least(low: int) -> Callable[[str], int]:
     def number(text: str) -> int:
         if not text.isdecimal() or int(text) < low:
             raise argparse.ArgumentTypeError(f"must be a whole number from {low} on, got {text!r}")

@@ -40,7 +40,8 @@ class Taught(Method):
             self.after = "simclr"
         else:
             self._read(told)
-        self.teacher.requires_grad_(False).eval()
+        self.teacher.requires_grad_(False)
+        self.train()
 
     def _read(self, told: str) -> None:
         """The teacher's weights from a file, which may be of another network."""

@@ -23,7 +23,7 @@ IMAGES = InMemory(torch.rand(20, 3, 8, 8, generator=torch.Generator().manual_see
 
 def given(radius=8 / 255):
     torch.manual_seed(7)
-    settings = FARE.settings_type(radius=radius, steps=2)
+    settings = FARE.settings_type(radius=radius, steps=2, relative_step=0.75)
     return FARE(backbone("cifar:resnet18:2").eval(), PHOTOS, 8, settings)
 
 

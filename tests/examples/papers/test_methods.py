@@ -24,10 +24,10 @@ from air import ACLAIR, DynAIR
 from ascl_local import ASCL
 from ascl_pretrain import ASCLPretrain
 from clae import CLAE, CLAEGSA
+from deacl import DeACL
 from dynacl import DynACL
 from extended import AdvCLGSA, GSAOnAdvCL
 from extended_acl import ACLAIRGSA, ACLGSA, DynACLGSA, DynAIRGSA
-from deacl import DeACL
 from fare import FARE
 from gsa_rsl import GSARSL
 from harness import chain

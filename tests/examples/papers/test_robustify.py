@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from advssl.evaluation.checkpoints import load_encoder
+from advssl.evaluation.evaluate import Evaluation
 from advssl.evaluation.report import read
 from advssl.integrations.timm import backbone
 from robustify import main
@@ -29,12 +30,6 @@ def words(tmp_path):
     return [*SMALL, "--checkpoint", str(tmp_path / "mine.pt"), "--out", str(tmp_path / "robust")]
 
 
-def refusal(words) -> str:
-    with pytest.raises(SystemExit) as stop:
-        main(words)
-    return str(stop.value)
-
-
 @pytest.mark.heavy
 @pytest.mark.parametrize("method", ["fare", "deacl"])
 def test_the_command_leaves_a_checkpoint_and_what_changed(method, words, tmp_path, capsys):
@@ -53,7 +48,9 @@ def test_the_command_leaves_a_checkpoint_and_what_changed(method, words, tmp_pat
     statistics = {n for n, _ in mine.named_buffers()}
     assert {n for n, _ in mine.named_parameters()} <= names
     assert names.isdisjoint(statistics) == (method == "fare")
-    before, after = (read(tmp_path / "robust" / part / "record.json") for part in ("before", "after"))
+    before, after = (
+        read(tmp_path / "robust" / part / "record.json") for part in ("before", "after")
+    )
     assert before.model.checkpoint == "mine.pt"
     assert after.model.checkpoint == "encoder.pt"
     assert before.sections[0].measurements[0].dataset == after.sections[0].measurements[0].dataset
@@ -74,12 +71,16 @@ def test_a_dry_run_says_what_training_takes_and_does_nothing(words, tmp_path, ca
         (["--images-per-step", "2000"], r"a step takes 2000 images, there are 1167 to train on"),
         (["--protocol", "slf", "--eps", "0"], r"--eps: a radius is a positive number"),
         (["--no-such"], r"unrecognized arguments: --no-such; see advssl"),
-        (["--steps", "0"], r"--steps: a whole number above zero, got '0'"),
+        (["--steps", "0"], r"--steps: must be a whole number from 1 on, got '0'"),
     ],
 )
-def test_what_cannot_be_is_refused_before_any_work(more, said, words, tmp_path, monkeypatch):
+def test_what_cannot_be_is_refused_before_any_work(
+    more, said, words, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("advssl.evaluation.evaluate.Evaluation.run", None)
-    found = refusal([*words, *more])
+    monkeypatch.setattr(Evaluation, "run", None)
+    with pytest.raises(SystemExit) as stop:
+        main([*words, *more])
+    found = capsys.readouterr().err or str(stop.value)
     assert found.startswith("robustify.py: ")
     assert re.search(said, found), found

@@ -1,0 +1,113 @@
+"""A network with real pretrained weights, before and after FARE: benchmarks/results/robustify.json.
+
+    python benchmarks/robustify.py --checkpoint FILE --data folder:data/cifar10 --out runs/robustify
+
+FILE is ``pyautoattack/examples/model_test.pt`` of the installed package pyautoattack: a ResNet-18 that
+others trained on CIFAR-10, with labels and without attacks. Killed, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Subset
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "examples" / "papers"))
+
+from advssl import Linf
+from advssl.evaluation import evaluate, records
+from advssl.evaluation.attacks import PGD
+from advssl.evaluation.checkpoints import load_encoder
+from advssl.evaluation.data import open_data
+from advssl.evaluation.records import Model, replacing
+from advssl.integrations.timm import backbone
+from fare import FARE, FARESettings
+from harness.finetuning import finetune
+from harness.recording import as_json, exported, without_place
+from harness.schedules import WarmupCosine
+
+BACKBONE = "cifar:resnet18"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, measure both, and write the record."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--checkpoint", required=True)
+    add("--data", required=True)
+    add("--radius", type=float, default=4, help="of 255")
+    add("--steps", type=int, default=3)
+    add("--epochs", type=int, default=3)
+    add("--rate", type=float, default=3e-4)
+    add("--images", type=int, default=1000, help="test images")
+    add("--seed", type=int, default=0)
+    add("--out", type=Path, default=Path("runs/robustify"))
+    add("--record", type=Path, default=HERE / "results" / "robustify.json")
+    o = parser.parse_args(words)
+    o.out.mkdir(parents=True, exist_ok=True)
+    data = open_data(o.data)
+    nothing: Any = Subset(data.train, [])
+    measured_on = replace(data, validation=nothing)  # no epoch of the probe is chosen
+    encoder = backbone(BACKBONE).eval()
+    load_encoder(encoder, o.checkpoint)
+    settings = FARESettings(
+        radius=o.radius / 255, steps=o.steps, relative_step=max(0.25, 1.5 / o.steps)
+    )
+    method = FARE(encoder, data, data.image_size, settings)
+    schedule = WarmupCosine(o.rate, 10)
+    recipe = replace(FARE.recipe, epochs=o.epochs, batch_size=50, schedule=schedule)
+    seconds = {"training": finetune(method, data.train, o.out / "work", recipe=recipe, seed=o.seed)}
+    with replacing(o.out / "encoder.pt") as part:
+        torch.save(exported(method, method.encoder), part)
+    rows = {}
+    networks = {"before": (method.teacher, Path(o.checkpoint).name)}
+    networks["after"] = (method.encoder, "encoder.pt")
+    for row, (network, file) in networks.items():
+        started = time.perf_counter()
+        report = evaluate(
+            network.eval().requires_grad_(False),
+            measured_on,
+            ball=Linf(settings.radius),
+            attacks=[PGD(Linf(settings.radius), 20, settings.radius / 4)],
+            probe="standardised",
+            images=o.images,
+            doubts=False,
+            curves=False,
+            beside=False,
+            seed=o.seed,
+            folder=o.out / "work",
+            model=Model(backbone=BACKBONE, checkpoint=file),
+            say=lambda line: print(line, flush=True),
+        )
+        rows[row] = [json.loads(m.to_json()) for m in report.sections[0].measurements]
+        seconds[row] = time.perf_counter() - started
+    record = {
+        "name": "robustify",
+        "rows": rows,
+        "method": "fare",
+        "settings": asdict(settings),
+        "recipe": asdict(recipe),
+        "training_images": len(data.train),  # type: ignore[arg-type]
+        "seed": o.seed,
+        "seconds": seconds,
+        "command": shlex.join(["python", "benchmarks/robustify.py", *map(without_place, words)]),
+        "commit": records.commit(),
+        "machine": records.machine(),
+    }
+    with replacing(o.record) as part:
+        part.write_text(json.dumps(as_json(record), indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

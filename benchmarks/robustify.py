@@ -2,8 +2,8 @@
 
     python benchmarks/robustify.py --checkpoint FILE --data folder:data/cifar10 --out runs/robustify
 
-FILE is ``pyautoattack/examples/model_test.pt`` of the installed package pyautoattack: a ResNet-18 that
-others trained on CIFAR-10, with labels and without attacks. Killed, the same command goes on.
+FILE is ``examples/model_test.pt`` of the installed package pyautoattack: a ResNet-18 that others
+trained on CIFAR-10, with labels and without attacks. Killed, the same command goes on.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from typing import Any
 import torch
 from torch.utils.data import Subset
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "examples" / "papers"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "papers"))
 
 from advssl import Linf
 from advssl.evaluation import evaluate, records
@@ -36,6 +35,7 @@ from harness.finetuning import finetune
 from harness.recording import as_json, exported, without_place
 from harness.schedules import WarmupCosine
 
+HERE = Path(__file__).parent
 BACKBONE = "cifar:resnet18"
 
 
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         radius=o.radius / 255, steps=o.steps, relative_step=max(0.25, 1.5 / o.steps)
     )
     method = FARE(encoder, data, data.image_size, settings)
-    schedule = WarmupCosine(o.rate, 10)
+    schedule = WarmupCosine(o.rate, 10, restarts=True)
     recipe = replace(FARE.recipe, epochs=o.epochs, batch_size=50, schedule=schedule)
     seconds = {"training": finetune(method, data.train, o.out / "work", recipe=recipe, seed=o.seed)}
     with replacing(o.out / "encoder.pt") as part:

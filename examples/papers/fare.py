@@ -34,7 +34,7 @@ class FARE(Taught):
     settings: FARESettings
     settings_type = FARESettings
     # Two epochs of ImageNet.
-    recipe = Recipe(2, 128, WarmupCosine(1e-5, 0.14), "adam", 1e-4)
+    recipe = Recipe(2, 128, WarmupCosine(1e-5, 0.14, restarts=True), "adam", 1e-4)
     ours = (
         "The attack is PGD; the release's adds a momentum of 0.9 to the signs of its gradients.",
         "Images are shifted and mirrored: a small training set is seen many times.",

@@ -52,7 +52,7 @@ def run(own: argparse.Namespace, options: Options, command: str) -> str:
         raise ValueError("one encoder is made robust: take a probe, and one --bn-branch of several")
     ((branch, encoder),) = asked.modules.items()
     of, mean, std = METHODS[own.method], asked.pixels.mean, asked.pixels.std
-    told = {"radius": options.eps}
+    told: dict[str, Any] = {"radius": options.eps}
     if own.steps:  # long enough to reach the edge from any start
         told |= {"steps": own.steps, "relative_step": max(0.25, 1.5 / own.steps)}
     settings = of.settings_type(**told)

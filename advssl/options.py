@@ -324,7 +324,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_attack_names,
         default="clean,pgd,pgd-l2,mpgd,aa",
         metavar="NAMES",
-        help="of clean, pgd, pgd-l2, mpgd, aa; all",
+        help="clean, pgd, pgd-l2, mpgd, aa: these; pgd-double, pgd-250, mpgd-250",
     )
     add("--norm", default="linf", type=_known(_norms), metavar="NAME", help="linf or l2; linf")
     add("--eps", type=_radius, default=8 / 255, metavar="RADIUS", help="in pixels of [0, 1]; 8/255")

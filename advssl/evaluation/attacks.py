@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from advssl.attacks import AdversarialViewGenerator
-from advssl.balls import L2, Ball, Linf
+from advssl.balls import L2, Ball, Linf, resized
 from advssl.evaluation.autoattack import MOST_TARGETS
 from advssl.evaluation.autoattack import AutoAttack as AutoAttack
 from advssl.evaluation.batches import Batches as Batches
@@ -231,6 +231,18 @@ ATTACKS: Mapping[str, Named] = {
     "mpgd": Named(
         "multi-targeted PGD-20, one run per wrong class",
         lambda ball: (MultiTargetedPGD(ball, 20, ball.radius / 4),),
+    ),
+    # Not asked for unless by name: what some papers report.
+    "pgd-double": Named(
+        "PGD-20 at twice the radius, with steps of a quarter of that",
+        lambda ball: (PGD(resized(ball, 2 * ball.radius), 20, ball.radius / 2),),
+    ),
+    "pgd-250": Named(
+        "pgd with 250 steps",
+        lambda ball: (PGD(ball, 250, ball.radius / 4), PGD(ball, 250, ball.radius / 10)),
+    ),
+    "mpgd-250": Named(
+        "mpgd with 250 steps", lambda ball: (MultiTargetedPGD(ball, 250, ball.radius / 4),)
     ),
     "aa": Named("AutoAttack standard, the authors' own code", lambda ball: (AutoAttack(ball),)),
 }

@@ -4,6 +4,7 @@
     python examples/papers/reproduce.py advcl                           # on digits, in minutes
     python examples/papers/reproduce.py advcl --data cifar10 --preset paper
     python examples/papers/reproduce.py --table advcl-4                 # ours beside the paper's
+    python examples/papers/reproduce.py acl --data cifar10 --finetune-data cifar100  # transfer
     python examples/papers/reproduce.py gsa_rsl --no-sam --dry-run      # the plan and its cost
 
 Interrupted, or out of its ``--time-budget``, the same command goes on where it was.
@@ -18,16 +19,21 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
-from advssl.evaluation import attacks, probes, records
-from harness import chain, cost, tables
+from advssl import Linf
+from advssl.evaluation import attacks, records
+from harness import blackbox, chain, cost, tables
 from harness.chain import Plan
-from harness.options import GOES_ON, given, parse
-from harness.presets import PRESETS, plan_of
+from harness.classes import classes_of
+from harness.listing import asked_of, listing
+from harness.options import GOES_ON, given, parse, without_table
+from harness.presets import PRESETS as PRESETS
+from harness.presets import plan_of
 from harness.recording import as_json, exported, kept, table, without_place
 from methods import METHODS
 
@@ -41,9 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(words, SCRIPT, __doc__ or "")
     try:
         if options.list:
-            print(listing())
+            print(listing(SCRIPT))
         elif options.table:
-            print(reproduce_table(options, command))
+            print(reproduce_table(words, options, command))
         else:
             plan = plan_of(options.method, options, given(options, METHODS[options.method]))
             print(dry_run(plan) if options.dry_run else run(plan, options, command)["table"])
@@ -56,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(plan: Plan, options: argparse.Namespace, command: str) -> dict[str, Any]:
     """The chain of one plan; its record, which is also written to ``--out``."""
     data = chain.open_plan(plan)
+    finetuned_on = chain.finetuned_on(plan, data)
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -82,7 +89,7 @@ def run(plan: Plan, options: argparse.Namespace, command: str) -> dict[str, Any]
     with attacks.progress_bars() as progress:
         if plan.plus:
             chain.improve(plan, method, data, options.out, progress)
-        found = chain.measured(plan, method, data, options.out, progress)
+        found = chain.measured(plan, method, finetuned_on, options.out, progress)
     record = {
         "kind": "advssl chain",
         "plan": as_json(asdict(plan)),
@@ -107,7 +114,7 @@ def run(plan: Plan, options: argparse.Namespace, command: str) -> dict[str, Any]
             torch.save(exported(method, encoder), part)
     shown = table(METHODS[plan.method].title, found)
     shown += f"\n\nrecord.json and the encoders are in {folder}"
-    return {**record, "table": shown, "found": found}
+    return {**record, "table": shown, "found": found, "trained": (method, finetuned_on)}
 
 
 def dry_run(plan: Plan) -> str:
@@ -115,40 +122,31 @@ def dry_run(plan: Plan) -> str:
     return cost.foreseen(plan, METHODS)
 
 
-def reproduce_table(options: argparse.Namespace, command: str) -> str:
-    """A paper's table with our numbers beside the printed ones."""
-    data = options.data.partition(":")[0]
-    table = tables.lookup(options.table, data)
-    plans = {}  # all of them first: what cannot be run is refused before any work
-    for row in table.rows:
-        if row.unavailable or row.method is None:
-            continue
-        asked = argparse.Namespace(**{**vars(options), "mode": row.mode or options.mode})
-        plan = plan_of(row.method, asked, row.flags, row.recipe)
-        plan = replace(plan, protocols=row.protocols, branches="own")
-        if options.preset == "paper":
-            plan = replace(
-                plan,
-                backbone=options.backbone or row.backbone or plan.backbone,
-                preset=options.probe or table.probe or plan.preset,
-            )
-        for protocol in plan.protocols:
-            probes.protocol(plan.preset, protocol)
-        plans[row.label] = plan
+def reproduce_table(words: Sequence[str], options: argparse.Namespace, command: str) -> str:
+    """A paper's table with our numbers beside the printed ones: each row by its command."""
+    data, paper = options.data, options.preset == "paper"
+    names = [classes_of(spec or "")[0].partition(":")[0] for spec in (data, options.finetune_data)]
+    table, plans = tables.lookup(options.table, *names), {}
+    there = [row for row in table.rows if row.run and all(Path(f).exists() for f in row.brought)]
+    for row in there:  # what cannot be is refused before any work
+        asked = parse(asked_of(table, row, without_table(words), data, paper=paper), SCRIPT)
+        plan = plan_of(asked.method, asked, given(asked, METHODS[asked.method]))
+        plans[row.label] = replace(plan, branches="own")
     if options.dry_run:
         return "\n\n".join(f"{label}\n{dry_run(plan)}" for label, plan in plans.items())
-    ours = {label: run(plan, options, command)["found"] for label, plan in plans.items()}
-    return tables.render(table, ours, data, options.mode)
-
-
-def listing() -> str:
-    """Every method with its paper and the tables it is in."""
-    lines = []
-    for name, method in METHODS.items():
-        ids = ", ".join(t.id for t in tables.tables_of(name)) or "none"
-        lines.append(f"{name:11} {method.title}: {method.paper}; tables: {ids}")
-    presets = (f"--preset {name}: {preset.what}" for name, preset in PRESETS.items())
-    return "\n".join([*lines, "", *presets])
+    ours, networks = {}, {}
+    for label, plan in plans.items():
+        record = run(plan, options, command)
+        radius = record["settings"]["radius"]
+        ours[label] = tables.Ours(plan.mode, tables.values_of(record["found"], Linf(radius)))
+        if table.black_box:
+            method, on = record["trained"]
+            networks[label] = blackbox.classifier(plan, method, on, options.out)
+    if networks:
+        with attacks.progress_bars() as progress:
+            found = blackbox.matrix(networks, plan, on, radius, progress)
+        ours = {label: one._replace(values=found[label]) for label, one in ours.items()}
+    return tables.render(table, ours, data)
 
 
 if __name__ == "__main__":

@@ -267,7 +267,7 @@ class TestBatches:
 
     @pytest.mark.parametrize("classes", [4, 3])
     @pytest.mark.parametrize("ball", [Linf(0.02), L2(0.2)])
-    @pytest.mark.parametrize("word", ATTACKS)
+    @pytest.mark.parametrize("word", ["clean", "pgd", "pgd-l2", "mpgd", "aa"])  # of each kind
     def test_do_not_matter(self, short_autoattack, word, ball, classes):  # noqa: ARG002
         model, (x, _) = Alone(classes), blobs(10, 4)
         y = model(x).argmax(1)
@@ -304,7 +304,8 @@ class TestTable:
             assert named.help
             assert "\n" not in named.help
             for attack in named(ball):
-                assert attack.ball in (None, L2(0.5) if word == "pgd-l2" else ball)
+                of = {"pgd-l2": L2(0.5), "pgd-double": replace(ball, radius=2 * ball.radius)}
+                assert attack.ball in (None, of.get(word, ball))
 
     def test_clean_is_first_and_each_attack_once(self):
         ball = L2(0.5)

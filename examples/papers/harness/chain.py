@@ -22,6 +22,7 @@ from harness.plans import ATTACKS as ATTACKS
 from harness.plans import Plan as Plan
 from harness.plans import build as build
 from harness.plans import digest as digest
+from harness.plans import finetuned_on as finetuned_on
 from harness.plans import open_plan as open_plan
 from harness.pretraining import Pretrained as Pretrained
 from harness.pretraining import features as features
@@ -65,10 +66,18 @@ def measured(
     """Every protocol on every branch, and the method's own head if it trains one.
 
     Every attack is run on the last epoch's classifier, and one on the best one's: enough to see
-    whether the choice of an epoch matters.
+    whether the choice of an epoch matters. The method's own head is of the classes that it was
+    pretrained on: of no others.
+
+    Args:
+        plan: what is measured.
+        method: trained.
+        data: to finetune and to measure on, see :func:`finetuned_on`.
+        out: folder of everything that runs leave.
+        progress: told how far it is.
     """
     method.to(device_here())
-    own = method.classifier()
+    own = method.classifier() if plan.finetune_data is None else None
     networks: list[tuple[Any, Any, Pixels]] = []  # modules, probe and what they read
     if plan.protocols:
         ways = [protocol(plan.preset, name) for name in plan.protocols]

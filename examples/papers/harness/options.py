@@ -12,7 +12,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 import torch
 
 from advssl.evaluation import probes
-from harness import chain
+from harness import chain, tables
 from harness.method import Method
 from harness.presets import PRESETS
 from methods import METHODS
@@ -36,9 +36,11 @@ def parse(
     add("--table", metavar="ID", help="run the rows of a table, such as advcl-4")
     add("--dry-run", action="store_true", help="the plan, its cost in F, and a time estimate")
     add("--data", default="digits", help="digits, cifar10, cifar100, stl10 (:ROOT), folder:PATH")
+    add("--finetune-data", metavar="DATA", help="other data to finetune and to measure on")
     add("--preset", choices=sorted(PRESETS), help="default: quick on digits, look elsewhere")
     add("--mode", default="released", choices=["released", "paper"])
     add("--seed", type=at_least(0), default=0)
+    add("--recipe", choices=sorted(tables.recipes()), help="a table's schedule, not the method's")
     add("--epochs", type=at_least(0), help="0 measures random weights")
     add("--batch-size", type=at_least(2), help="over all devices")
     add("--backbone", help="cifar:resnet18, cifar:wrn34_10, cifar:resnet20, timm:NAME")
@@ -47,7 +49,7 @@ def parse(
     add("--limit", type=at_least(0), help="training images, class-balanced; 0 is all")
     add("--memory-gb", type=float, default=4.0, help="larger training sets are streamed")
     add("--plus", action="store_true", help="before that, finetune on its own clusters (DynACL++)")
-    add("--protocol", default="slf", help="slf, alf, aff, fsf, several with commas")
+    add("--protocol", default="slf", help="slf, alf, aff, fsf, with commas; or own, its own head")
     add(
         "--probe",
         type=probes.preset_name,
@@ -88,6 +90,13 @@ def parse(
     budget = options.time_budget
     options.deadline = None if budget is None else time.monotonic() + budget
     return options
+
+
+def without_table(words: Sequence[str]) -> list[str]:
+    """The words of a command without those that name a table."""
+    parser = Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--table")
+    return parser.parse_known_args(list(words))[1]
 
 
 def _told(setting: Field[Any], kind: Any) -> str:

@@ -13,8 +13,9 @@ from torch.utils.data import Subset
 
 from advssl.evaluation import attacks
 from advssl.evaluation.batches import class_balanced
-from advssl.evaluation.data import Data, open_data, targets
+from advssl.evaluation.data import Data, targets
 from advssl.integrations.timm import backbone
+from harness.classes import opened
 from harness.method import Method
 from harness.schedules import Recipe
 from harness.settings import Settings
@@ -30,7 +31,7 @@ class Plan:
         method: a name of ``methods.METHODS``.
         mode: "released" or "paper", which differ where the code and the text do.
         flags: settings of the method that differ from its mode's.
-        data: as ``advssl.evaluation.data.open_data`` reads it.
+        data: as :func:`harness.classes.opened` reads it.
         image_size: H = W; None is the data's own.
         limit: how many training images are used, class-balanced; None is all.
         backbone: as ``advssl.integrations.timm.backbone`` reads it.
@@ -43,6 +44,8 @@ class Plan:
         num_images: class-balanced test images that are attacked; 0 is all.
         branches: "own" measures the branch that the method names, "all" every one it names.
         plus: whether the encoder is finetuned on its own clusters before it is measured (DynACL++).
+        finetune_data: what the protocols train and are measured on, at the size that was pretrained
+            at, if it is other data.
     """
 
     method: str
@@ -61,6 +64,7 @@ class Plan:
     num_images: int = 0
     branches: str = "all"
     plus: bool = False
+    finetune_data: str | None = None
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.attacked if name not in ATTACKS]
@@ -70,10 +74,20 @@ class Plan:
 
 def open_plan(plan: Plan) -> Data:
     """The plan's data, its training part cut to ``limit`` images."""
-    data = open_data(plan.data, image_size=plan.image_size)  # one split for all seeds
-    if plan.limit is None or plan.limit >= len(targets(data.train)):
+    return _cut(opened(plan.data, plan.image_size), plan.limit)
+
+
+def finetuned_on(plan: Plan, data: Data) -> Data:
+    """What the plan's protocols train and are measured on, if it is pretrained on ``data``."""
+    if plan.finetune_data is None:
         return data
-    rows = class_balanced(torch.tensor(targets(data.train)), plan.limit, seed=0)
+    return _cut(opened(plan.finetune_data, data.image_size), plan.limit)
+
+
+def _cut(data: Data, limit: int | None) -> Data:
+    if limit is None or limit >= len(targets(data.train)):
+        return data
+    rows = class_balanced(torch.tensor(targets(data.train)), limit, seed=0)
     return replace(data, train=Subset(data.train, rows.tolist()))
 
 

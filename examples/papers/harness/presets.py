@@ -8,7 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from advssl.evaluation import probes
+from harness import tables
 from harness.chain import Plan
+from harness.classes import classes_of
+from harness.method import Method
 from harness.schedules import Recipe, WarmupCosine
 from methods import METHODS
 
@@ -51,16 +54,12 @@ PRESETS = {
 }
 
 
-def plan_of(
-    name: str, options: argparse.Namespace, flags: Mapping[str, Any], own: Recipe | None = None
-) -> Plan:
-    """What the options ask of a method, the preset's word where they are silent.
-
-    ``own`` is the recipe for a preset without one, if not the method's.
-    """
+def plan_of(name: str, options: argparse.Namespace, flags: Mapping[str, Any]) -> Plan:
+    """What the options ask of a method, the preset's word where they are silent."""
     method, of = METHODS[name], METHODS[name].settings_type
-    preset = PRESETS[options.preset or ("quick" if options.data == "digits" else "look")]
-    recipe = preset.recipe or own or method.recipe
+    on_digits = classes_of(options.data)[0] == "digits"
+    preset = PRESETS[options.preset or ("quick" if on_digits else "look")]
+    recipe = tables.recipes().get(options.recipe) or preset.recipe or method.recipe
     recipe = replace(
         recipe,
         epochs=recipe.epochs if options.epochs is None else options.epochs,
@@ -84,12 +83,18 @@ def plan_of(
         recipe=recipe,
         seed=options.seed,
         precision=options.precision or preset.precision,
-        protocols=tuple(options.protocol.split(",")),
+        protocols=tuple(name for name in options.protocol.split(",") if name != tables.OWN),
         preset=options.probe or preset.probe or method.probe,
         attacked=tuple(word for word in options.attacks.split(",") if word),
         num_images=preset.num_images if options.num_images is None else options.num_images,
         plus=options.plus,
+        finetune_data=options.finetune_data,
     )
+    if not plan.protocols and (plan.finetune_data or method.classifier is Method.classifier):
+        raise ValueError(
+            f"--protocol {tables.OWN} is the head of a method that trains a classifier, and of the "
+            f"classes that it was trained on; for {name} take a protocol"
+        )
     of.of(plan.mode, **plan.flags)  # wrong ones are refused before any work
     for protocol in plan.protocols:
         probes.protocol(plan.preset, protocol)

@@ -29,6 +29,12 @@ from harness.networks import Network
 from harness.plans import Plan, before, build, digest
 from harness.training import pretrain
 
+# Of a plan, what pretraining does not depend on.
+_EVALUATING = (
+    *("protocols", "preset", "attacked", "num_images", "branches"),
+    *("plus", "finetune_data"),
+)
+
 
 class Pretrained(NamedTuple):
     """A method at the end of its schedule, and what that took.
@@ -151,7 +157,7 @@ def steps_per_epoch(plan: Plan, images: Any, devices: int = 1) -> int:
 def _identity(plan: Plan, method: Method, images: Any) -> dict[str, Any]:
     """What the pretrained weights depend on, as plain JSON: code and packages included."""
     told = asdict(plan)
-    for key in ("flags", "protocols", "preset", "attacked", "num_images", "branches", "plus"):
+    for key in (*_EVALUATING, "flags"):
         del told[key]
     told |= {
         "settings": {

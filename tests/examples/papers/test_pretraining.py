@@ -67,7 +67,7 @@ def test_batches_that_cannot_be_are_refused_before_any_work(tmp_path):
 
 
 def test_unknown_attacks_are_refused():
-    with pytest.raises(ValueError, match="attacks are pgd, pgd-l2, mpgd, aa, got fgsm"):
+    with pytest.raises(ValueError, match=r"attacks are pgd, .*, aa, got fgsm"):
         tiny.plan("simclr", "--attacks", "pgd,fgsm")
 
 

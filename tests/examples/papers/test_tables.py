@@ -1,6 +1,11 @@
-"""Tables hold what is printed, every row can run or says why not, and ours stand beside theirs."""
+"""Tables hold what is printed, every row is a command that runs, and ours stand beside theirs."""
 
 from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,13 +16,33 @@ from advssl.evaluation import attacks, probes
 from advssl.evaluation.records import Measurement
 from advssl.integrations.timm import backbone
 from harness import tables
+from harness.listing import asked_of, command, listing, whole
 from harness.method import Method
-from harness.tables import MEASURES, OWN, Row, Table
+from harness.options import given, parse
+from harness.presets import plan_of
+from harness.tables import MEASURES, OWN, Ours, Row, Table
 from reproduce import METHODS
 
-LOOKED_UP = [tables.lookup(name, data) for data in ("cifar10", "cifar100") for name in tables.ids()]
-ALL = list({(table.id, table.data): table for table in LOOKED_UP}.values())
+from . import tiny
+
+ALL = tables.everything()
 each_table = pytest.mark.parametrize("table", ALL, ids=lambda table: f"{table.id} {table.data}")
+
+
+def planned(words) -> reproduce.Plan:
+    options = parse(words)
+    return plan_of(options.method, options, given(options, METHODS[options.method]))
+
+
+def flags(row: Row) -> dict:
+    """The settings that a row's words name."""
+    return given(parse(row.run), METHODS[row.run[0]])
+
+
+@cache
+def exists(spec: str) -> None:
+    with torch.device("meta"):
+        backbone(spec)
 
 
 # --- the data -------------------------------------------------------------------------------------
@@ -27,8 +52,10 @@ def test_ids_and_labels_are_unique():
     assert sorted(tables.ids()) == [
         *(f"advcl-{n}" for n in range(1, 6)),
         *(f"ascl-{n}" for n in range(2, 8)),
+        *(f"ascl23-{n}" for n in range(1, 9)),
         *(f"gsa-{n}" for n in range(1, 5)),
     ]
+    assert {table.id for table in ALL} == {*tables.ids()}
     for table in ALL:
         labels = [row.label for row in table.rows]
         assert len(set(labels)) == len(labels) > 1
@@ -36,7 +63,8 @@ def test_ids_and_labels_are_unique():
 
 @each_table
 def test_a_row_has_a_number_or_none_for_each_metric(table):
-    assert set(table.metrics.values()) <= set(MEASURES)
+    to = {f"to {row.label}" for row in table.rows}
+    assert set(table.metrics.values()) <= {*MEASURES, *to}
     for row in table.rows:
         assert row.published
         for values in row.published.values():
@@ -46,20 +74,49 @@ def test_a_row_has_a_number_or_none_for_each_metric(table):
 
 
 @each_table
-def test_a_row_can_run_or_says_why_not(table):
-    """What is wrong with a flag, a protocol or a backbone raises."""
+def test_a_row_is_a_command_or_quoted(table, plans, tmp_path, monkeypatch):
+    """What is wrong with a word raises; the table runs what its rows' commands run."""
+    monkeypatch.chdir(tmp_path)
+    asked = []
     for row in table.rows:
-        if row.unavailable:
+        assert bool(row.run) != bool(row.quoted)
+        if row.quoted:
             continue
-        method = METHODS[row.method]
-        method.settings_type.of(row.mode or "released", **row.flags)
-        for name in row.protocols:
-            probes.protocol(table.probe or method.probe, name)
+        plan = planned(command(table, row))
+        method = METHODS[plan.method]
+        assert (",".join(plan.protocols) or OWN) == row.protocols
+        assert plan.attacked == table.attacks or (table.black_box and plan.attacked == ("pgd",))
+        for name in plan.protocols:
+            probes.protocol(plan.preset, name)
         if OWN in row.published:
             assert method.classifier is not Method.classifier
-        if row.backbone is not None:
-            with torch.device("meta"):
-                backbone(row.backbone)
+        exists(plan.backbone)
+        small = asked_of(table, row, ["--preset", "quick"], "digits", paper=False)
+        assert planned(small).flags.items() >= flags(row).items()
+        asked.append(replace(plan, branches="own"))
+        for file in row.brought:
+            Path(file).touch()
+    if not table.black_box:
+        reproduce.main(whole(table))
+        assert plans == asked
+
+
+@pytest.mark.heavy
+@each_table
+def test_a_row_has_a_dry_form(table, tmp_path):
+    for row in (row for row in table.rows if row.run):
+        few = [*tiny.SMALL, "--limit", "500", *row.run[1:]]
+        words = asked_of(table, row, [*few, "--out", str(tmp_path)], "digits", paper=False)
+        said = reproduce.dry_run(planned(words))
+        assert "forward through the encoder" in said
+
+
+def test_the_list_prints_what_runs():
+    lines = [line for line in listing("reproduce.py").splitlines() if ": reproduce.py " in line]
+    words = [shlex.split(line.rpartition(": reproduce.py ")[2]) for line in lines]
+    rows = [planned(word) for word in words if word[0] != "--table"]
+    assert len(rows) == sum(bool(row.run) for table in ALL for row in table.rows)
+    assert [word[1] for word in words if word[0] == "--table"] == [table.id for table in ALL]
 
 
 @pytest.mark.parametrize(
@@ -100,10 +157,23 @@ def test_a_row_can_run_or_says_why_not(table):
         ("ascl-6", "cifar10", "ADV+VAT, WideResNet", OWN, (85.96, 54.76, 51.87)),
         ("ascl-7", "cifar10", "λ_SCL = 4, λ_VAT = 0", OWN, (79.2, 45.6, 34.3)),
         ("ascl-7", "cifar10", "λ_SCL = 0, λ_VAT = 3", OWN, (73.3, 54.4, None)),
+        ("ascl23-1", "cifar10", "TRADES", OWN, (51.41, 45.41, 82.2)),
+        ("ascl23-1", "cifar10", "RoCL + rLE", "alf", (47.69, None, 80.43)),
+        ("ascl23-1", "cifar10", "ASCL", "alf", (53.09, 45.7, 81.67)),
+        ("ascl23-2", "cifar10", "ACL", "aff", (52.98, None, 51.61, 50.78)),
+        ("ascl23-2", "cifar10", "ASCL", "alf", (62.16, 67.32, 62.86, None)),
+        ("ascl23-3", "cifar10 to stl10", "ASCL", "alf", (37.85, 65.75)),
+        ("ascl23-3", "cifar10 to cifar100", "ACL", "slf", (18.69, 47.13)),
+        ("ascl23-4", "cifar10", "RoCL", "alf", (80.43, 47.69)),
+        ("ascl23-4", "cifar10", "Selfie", "slf", (78.93, 6.3)),
+        ("ascl23-5", "cifar10", "AT + Self-sup CL", "alf", (76.97, 48.1, 42.52)),
+        ("ascl23-6", "cifar10", "Label-independent", "alf", (80.12, 50.93, 21.81)),
+        ("ascl23-7", "cifar10", "FSF", "fsf", (92.06, 0.21, 0.0)),
+        ("ascl23-8", "cifar10", "ACL, same BN", "aff", (35.6, 75.15)),
     ],
 )
 def test_numbers_are_the_printed_ones(table_id, data, label, protocol, printed):
-    table = tables.lookup(table_id, data.split()[0])
+    table = tables.lookup(table_id, *data.split(" to "))
     (row,) = (row for row in table.rows if row.label == label)
     assert table.data == data
     assert row.published[protocol] == printed
@@ -112,23 +182,20 @@ def test_numbers_are_the_printed_ones(table_id, data, label, protocol, printed):
 def test_rows_of_an_ablation_differ_in_what_they_run():
     """The paper's rows are different experiments, so no two may run the same one here."""
     for table in ALL:
-        runs = [
-            (row.method, sorted(row.flags.items()), row.backbone)
-            for row in table.rows
-            if not row.unavailable
-        ]
-        assert all(runs.count(run) == 1 for run in runs), table.id
+        runs = [(*row.run, *row.scale, row.protocols) for row in table.rows if row.run]
+        assert len(set(runs)) == len(runs), table.id
 
 
-def test_flags_say_the_row():
-    by_label = {row.label: row.flags for row in tables.lookup("advcl-4").rows}
-    for label, flags in by_label.items():
-        assert flags["views"].count(",") == label.count(",")
-        assert flags["views"].count("d") == label.count("δ")
-    selections = [row.flags["selection"] for row in tables.lookup("ascl-4").rows]
+def test_words_say_the_row():
+    for row in tables.lookup("advcl-4").rows:
+        views = flags(row)["views"]
+        assert views.count(",") == row.label.count(",")
+        assert views.count("d") == row.label.count("δ")
+    selections = [flags(row)["selection"] for row in tables.lookup("ascl-4").rows]
     assert selections == ["global", "hard", "soft", "leaked"]
     for row in tables.lookup("ascl-7").rows:
-        assert row.label == f"λ_SCL = {row.flags['scl']:.0f}, λ_VAT = {row.flags['vat']:.0f}"
+        found = flags(row)
+        assert row.label == f"λ_SCL = {found['scl']:.0f}, λ_VAT = {found['vat']:.0f}"
 
 
 def test_ascl_s_rows_are_in_the_units_of_its_text(plans):
@@ -154,22 +221,19 @@ def test_how_a_table_s_rows_are_trained():
     def rates(recipe):
         return [recipe.schedule(epoch, 1, 200) for epoch in (0, 79, 80, 100, 120, 150, 160)]
 
+    def own(row):
+        return planned([*row.run, *row.scale, "--preset", "paper"]).recipe
+
     for table_id in ("ascl-2", "ascl-4", "ascl-5", "ascl-7"):
-        for row in tables.lookup(table_id).rows:
-            assert (row.recipe.optimizer, row.recipe.epochs) == ("adam", 200)
-            assert rates(row.recipe) == pytest.approx([1e-3] * 2 + [1e-4] * 2 + [1e-5] * 2 + [1e-6])
+        for row in (row for row in tables.lookup(table_id).rows if row.run):
+            assert (own(row).optimizer, own(row).epochs) == ("adam", 200)
+            assert rates(own(row)) == pytest.approx([1e-3] * 2 + [1e-4] * 2 + [1e-5] * 2 + [1e-6])
     for row in tables.lookup("ascl-6").rows:
-        own = row.recipe or METHODS[row.method].recipe
-        if row.method != "supcon":
-            assert (own.optimizer, own.epochs, own.weight_decay) == ("sgd", 200, 5e-4)
-            assert rates(own) == pytest.approx([0.1] * 3 + [0.01] * 2 + [0.001] * 2)
-    assert not any(row.recipe for row in tables.lookup("ascl-3").rows)
-
-
-def test_what_cannot_be_had_says_so():
-    for row in tables.lookup("advcl-5").rows:
-        assert bool(row.unavailable) == row.label.startswith("ImageNet")
-    assert all(row.unavailable for row in tables.lookup("gsa-3").rows)  # another data set
+        if row.run[0] != "supcon":
+            assert (own(row).optimizer, own(row).epochs) == ("sgd", 200)
+            assert own(row).weight_decay == 5e-4
+            assert rates(own(row)) == pytest.approx([0.1] * 3 + [0.01] * 2 + [0.001] * 2)
+    assert not any("--recipe" in row.scale for row in tables.lookup("ascl-3").rows)
 
 
 # --- looking up -----------------------------------------------------------------------------------
@@ -179,17 +243,22 @@ def test_lookup():
     assert tables.lookup("advcl-1").data == "cifar10"
     assert tables.lookup("advcl-1", "cifar100").data == "cifar100"
     assert tables.lookup("advcl-1", "digits").data == "cifar10"  # what there is
-    for row in tables.lookup("ascl-2", "cifar100").rows:
-        assert row.flags["radius"] * row.flags["relative_step"] == 0.001
-    assert not {"radius", "relative_step"} & tables.lookup("ascl-2").rows[0].flags.keys()
-    with pytest.raises(ValueError, match=r"no table 'advcl-9'; there are gsa-1, .*, ascl-7"):
+    assert tables.lookup("ascl23-3", "cifar10").data == "cifar10 to stl10"
+    assert tables.lookup("ascl23-3", "cifar10", "cifar100").data == "cifar10 to cifar100"
+    assert tables.lookup("advcl-2", "cifar100", "stl10").data == "cifar100 to stl10"
+    for row in (row for row in tables.lookup("ascl-2", "cifar100").rows if row.run):
+        assert flags(row)["radius"] * flags(row)["relative_step"] == 0.001
+    assert tables.lookup("ascl-2", "cifar100").metrics["PGD"] == "pgd-250/10"
+    assert "--radius" not in tables.lookup("ascl-2").rows[0].run
+    assert tables.lookup("ascl-2").metrics["PGD"] == "pgd-250/4"
+    with pytest.raises(ValueError, match=r"no table 'advcl-9'; there are gsa-1, .*, ascl23-8"):
         tables.lookup("advcl-9")
 
 
 def test_tables_of():
-    assert [t.id for t in tables.tables_of("gsa_rsl")] == ["gsa-1", "gsa-4"]
-    assert [t.id for t in tables.tables_of("gsa_acl")] == ["gsa-2"]
-    assert tables.tables_of("simclr") == []
+    assert tables.tables_of("gsa_rsl") == ["gsa-1", "gsa-3", "gsa-4"]
+    assert tables.tables_of("gsa_acl") == ["gsa-2"]
+    assert tables.tables_of("gsa_on_advcl") == []
 
 
 # --- beside each other ----------------------------------------------------------------------------
@@ -226,64 +295,41 @@ def test_ours_beside_theirs():
         paper="Somebody",
         caption="a comparison",
         data="cifar10",
-        metrics={"SA": "clean", "RA": "pgd/10", "mPGD": "mpgd"},
+        metrics={"SA": "clean", "RA": "pgd/10", "PGD": "pgd-250/4"},
         rows=(
-            Row(
-                "one",
-                {"slf": (80.5, 40.25, 1.0), OWN: (70.0, None, 2.0)},
-                "x",
-                {},
-                "paper",
-                None,
-                None,
-                None,
-            ),
-            Row("two", {"slf": (60.0, 30.0, 3.0)}, None, {}, None, None, None, "nobody knows how"),
+            Row("one", {"slf": (80.5, 40.25, 1.0), OWN: (70.0, None, 2.0)}, ("x",)),
+            Row("two", {"slf": (60.0, None, 3.0), "aff": (1.0, 2.0, 3.0)}, (), quoted="another"),
         ),
-        probe=None,
         note="Theirs trained longer.",
     )
-    text = tables.render(table, {"one": FOUND}, "digits")
+    text = tables.render(table, {"one": Ours("paper", tables.values_of(FOUND, BALL))}, "digits")
     assert text == (
         "**x-1** Somebody: a comparison. Per cent; theirs on cifar10, ours on digits.\n"
         "\n"
-        "|  | finetuning | settings | SA | ours | RA | ours | mPGD | ours |\n"
+        "|  | finetuning | settings | SA | ours | RA | ours | PGD | ours |\n"
         "|---|---|---|--:|--:|--:|--:|--:|--:|\n"
-        "| one | slf | paper | 80.50 | 75.0 | 40.25 | 37.5 | 1.00 | – |\n"
-        "| one | own head | paper | 70.00 | – | – | – | 2.00 | 12.5 |\n"
-        "| two | slf | – | 60.00 | – | 30.00 | – | 3.00 | – |\n"
+        "| one | slf | paper | 80.50 | 75.0 | 40.25 | 37.5 | 1.00 | 25.0 |\n"
+        "| one | own head | paper | 70.00 | – | – | – | 2.00 | – |\n"
         "\n"
         "- SA: without attack.\n"
         "- RA: under PGD-20 with steps of a tenth of the radius.\n"
-        "- mPGD: under multi-targeted PGD-20, with --attacks mpgd.\n"
-        "- two: not reproducible here: nobody knows how.\n"
+        "- PGD: under PGD-250 with steps of a quarter of the radius; ours under PGD-20 with steps "
+        "of a quarter of the radius, unless --attacks pgd-250.\n"
+        "- two, which the paper quotes from another: slf 60, –, 3; aff 1, 2, 3.\n"
         "- Theirs trained longer."
     )
 
 
-@pytest.mark.parametrize(
-    ("attack", "measure"),
-    [
-        (attacks.Clean(), "clean"),
-        (attacks.PGD(Linf(8 / 255), 20, 2 / 255), "pgd/4"),
-        (attacks.PGD(Linf(0.01), 20, 0.001), "pgd/10"),
-        (attacks.MultiTargetedPGD(Linf(8 / 255), 20, 2 / 255), "mpgd"),
-        (attacks.AutoAttack(Linf(8 / 255)), "aa"),
-        (attacks.AutoAttack(Linf(8 / 255), classes=3), "aa"),
-    ],
-)
-def test_every_attack_of_the_chain_finds_its_column(attack, measure):
-    table = Table(
-        "x-1",
-        "",
-        "",
-        "",
-        {"it": measure},
-        (Row("a", {"slf": (1.0,)}, "x", {}, *[None] * 4),),
-        *"xy",
-    )
-    text = tables.render(table, {"a": [measured("slf", attack, 4)]}, "digits")
-    assert "| a | slf | released | 1.0 | 50.0 |" in text
+@pytest.mark.parametrize("ball", [Linf(8 / 255), Linf(0.01)])
+@pytest.mark.parametrize("name", attacks.ATTACKS)
+def test_every_attack_of_the_chain_finds_its_column(name, ball):
+    found = [
+        tables.measure_of(measured("slf", attack, 4), ball)
+        for attack in attacks.ATTACKS[name](ball)
+    ]
+    assert found == [key for key in MEASURES if key.partition("/")[0] == name]
+    of_three = measured("slf", attacks.AutoAttack(ball, classes=3), 4)
+    assert tables.measure_of(of_three, ball) == "aa"
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -296,18 +342,20 @@ def plans(monkeypatch):
 
     def run(plan, *_):
         kept.append(plan)
-        return {"found": FOUND}
+        return {"found": FOUND, "settings": {"radius": 0.1}}
 
     monkeypatch.setattr(reproduce, "run", run)
     return kept
 
 
 def test_a_table_runs_its_rows(plans, capsys):
-    reproduce.main(["--table", "gsa-1"])
-    assert [plan.method for plan in plans] == ["gsa_rsl", "gsa_advcl", "gsa_advcl"]
-    assert {plan.protocols for plan in plans} == {("slf", "alf")}
+    reproduce.main(["--table", "gsa-1", "--seed", "3"])
+    rows = [row for row in tables.lookup("gsa-1").rows if row.run]
+    assert [plan.method for plan in plans] == [row.run[0] for row in rows]
+    assert {(plan.protocols, plan.seed) for plan in plans} == {(("slf", "alf"), 3)}
     alone = {"sam": False, "critic": False, "benign_weight": 0.0}
-    assert {k: plans[1].flags[k] for k in alone} == alone
+    by_label = dict(zip((row.label for row in rows), plans, strict=True))
+    assert {k: by_label["AdvCL"].flags[k] for k in alone} == alone
     assert "| GSA-RSL | slf | released | 85.08 | 75.0 | 41.69 | 37.5 |" in capsys.readouterr().out
 
 
@@ -338,9 +386,12 @@ def test_what_cannot_run_is_refused_before_any_work(plans):
     assert plans == []
 
 
-def test_a_table_of_what_cannot_be_had_prints_why(plans, capsys):
+def test_a_transfer_is_from_some_digits_to_others_or_as_in_the_paper(plans):
     reproduce.main(["--table", "gsa-3"])
-    assert plans == []
-    assert "not reproducible here: pretrained and finetuned on different data" in (
-        capsys.readouterr().out
-    )
+    assert {(plan.data, plan.finetune_data) for plan in plans} == {("digits@0-4", "digits@5-9")}
+    plans.clear()
+    reproduce.main(["--table", "gsa-3", "--data", "cifar10:there"])
+    assert {(plan.data, plan.finetune_data) for plan in plans} == {("cifar10:there", "stl10:there")}
+    plans.clear()
+    reproduce.main(["--table", "ascl23-3", "--data", "cifar10", "--finetune-data", "cifar100:b"])
+    assert {(plan.data, plan.finetune_data) for plan in plans} == {("cifar10", "cifar100:b")}

@@ -63,6 +63,7 @@ def test_two_ranks_are_one_process_on_the_whole_batch(tmp_path, bucket_view, mic
         assert_same_gradients(found["gradients"], expected)
 
 
+@pytest.mark.heavy
 def test_two_ranks_through_lightnings_strategy(tmp_path):
     script = Path(__file__).with_name("lightning_ddp.py")
     subprocess.run([sys.executable, script, tmp_path], check=True, timeout=300)

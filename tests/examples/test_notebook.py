@@ -41,6 +41,7 @@ def test_the_committed_notebook_shows_its_results_and_no_machine():
     assert not re.search(r"/home/|/root|/tmp|/Users|Warning|Traceback", everything)
 
 
+@pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the kernel's own client
 def test_the_script_runs_as_a_notebook(monkeypatch, tmp_path):
     for name, value in {"EPOCHS": "1", "SEEDS": "1", "OMP_NUM_THREADS": "1"}.items():

@@ -74,7 +74,7 @@ tiny.train(tiny.plan(name, "--epochs", "2"), out, save_every=0)
 """
 
 
-@pytest.mark.parametrize("name", ["gsa_rsl", "simclr"])
+@pytest.mark.parametrize("name", ["gsa_rsl", pytest.param("simclr", marks=pytest.mark.heavy)])
 def test_a_killed_run_ends_with_the_same_weights(name, whole, tmp_path):
     # After the optimizer's fifth step, the second of the second epoch, and before its checkpoint.
     killed = subprocess.run(

@@ -35,7 +35,11 @@ def parse(
     add("--list", action="store_true", help="every method with its paper and tables, and presets")
     add("--table", metavar="ID", help="run the rows of a table, such as advcl-4")
     add("--dry-run", action="store_true", help="the plan, its cost in F, and a time estimate")
-    add("--data", default="digits", help="digits, cifar10, cifar100, stl10 (:ROOT), folder:PATH")
+    add(
+        "--data",
+        default="digits",
+        help="digits, cifar10, cifar100, stl10 (:ROOT), folder:PATH; digits@0-4",
+    )
     add("--finetune-data", metavar="DATA", help="other data to finetune and to measure on")
     add("--preset", choices=sorted(PRESETS), help="default: quick on digits, look elsewhere")
     add("--mode", default="released", choices=["released", "paper"])

@@ -31,7 +31,7 @@ from advssl.evaluation.data import open_data
 from advssl.evaluation.records import Model, replacing
 from advssl.integrations.timm import backbone
 from fare import FARE, FARESettings
-from harness.finetuning import finetune
+from harness.finetuning import attacked_in, finetune
 from harness.recording import as_json, exported, without_place
 from harness.schedules import WarmupCosine
 
@@ -61,9 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     measured_on = replace(data, validation=nothing)  # no epoch of the probe is chosen
     encoder = backbone(BACKBONE).eval()
     load_encoder(encoder, o.checkpoint)
-    settings = FARESettings(
-        radius=o.radius / 255, steps=o.steps, relative_step=max(0.25, 1.5 / o.steps)
-    )
+    settings = FARESettings(radius=o.radius / 255, **attacked_in(o.steps))
     method = FARE(encoder, data, data.image_size, settings)
     schedule = WarmupCosine(o.rate, 10, restarts=True)
     recipe = replace(FARE.recipe, epochs=o.epochs, batch_size=50, schedule=schedule)
@@ -71,8 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with replacing(o.out / "encoder.pt") as part:
         torch.save(exported(method, method.encoder), part)
     rows = {}
-    networks = {"before": (method.teacher, Path(o.checkpoint).name)}
-    networks["after"] = (method.encoder, "encoder.pt")
+    networks = {
+        "before": (method.teacher, Path(o.checkpoint).name),
+        "after": (method.encoder, "encoder.pt"),
+    }
     for row, (network, file) in networks.items():
         started = time.perf_counter()
         report = evaluate(

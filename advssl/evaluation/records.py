@@ -101,7 +101,7 @@ class Source(_Fields, frozen=True, kw_only=True):
         validation: how many its epochs are chosen by.
         test: how many there are in the test part.
         order: of the images: "stored", as in the test part, or "drawn", see
-            :func:`advssl.evaluation.chosen.measured`.
+            :func:`advssl.evaluation.chosen.attacked`.
         folders: names of folders that do not follow from ``spec``, by part.
     """
 

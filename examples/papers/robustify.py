@@ -35,7 +35,7 @@ from deacl import DeACL
 from fare import FARE
 from harness.cost import forwards_per_image
 from harness.data import Loader, pixels
-from harness.finetuning import Unlabelled, finetune
+from harness.finetuning import Unlabelled, attacked_in, finetune
 from harness.options import Parser, at_least
 from harness.recording import exported, without_place
 from harness.schedules import WarmupCosine
@@ -53,8 +53,8 @@ def run(own: argparse.Namespace, options: Options, command: str) -> str:
     ((branch, encoder),) = asked.modules.items()
     of, mean, std = METHODS[own.method], asked.pixels.mean, asked.pixels.std
     told: dict[str, Any] = {"radius": options.eps}
-    if own.steps:  # long enough to reach the edge from any start
-        told |= {"steps": own.steps, "relative_step": max(0.25, 1.5 / own.steps)}
+    if own.steps:
+        told |= attacked_in(own.steps)
     settings = of.settings_type(**told)
     images: Any = asked.data.train
     size = images[0][0].shape[-1]

@@ -8,19 +8,19 @@ from pathlib import Path
 from torch import nn
 
 from advssl import Linf
-from advssl.evaluation import attacks, data
-from advssl.evaluation.chosen import Chosen, balanced
+from advssl.evaluation import attacks
+from advssl.evaluation.chosen import BATCH, attacked
+from advssl.evaluation.data import Data
 from advssl.evaluation.probes import finetune, protocol
 from advssl.evaluation.progress import Progress
 from advssl.evaluation.sharing import device_here
-from advssl.pixels import Pixels
 from harness import chain
 from harness.chain import Plan
 from harness.method import Method
 from harness.rows import OWN, TO
 
 
-def classifier(plan: Plan, method: Method, on: data.Data, out: Path) -> tuple[str, nn.Module]:
+def classifier(plan: Plan, method: Method, on: Data, out: Path) -> tuple[str, nn.Module]:
     """A plan's first protocol and its last epoch's classifier of images in [0, 1], in eval mode."""
     method.to(device_here())
     own = method.classifier()
@@ -28,7 +28,7 @@ def classifier(plan: Plan, method: Method, on: data.Data, out: Path) -> tuple[st
         return OWN, own.eval()
     (encoder,) = chain.encoders(method, "own").values()
     how = protocol(plan.preset, plan.protocols[0])
-    ball, pixels = Linf(method.settings.radius), Pixels(*(method.pixels or ()))
+    ball, pixels = Linf(method.settings.radius), chain.reads(method)
     found = finetune(
         encoder, on, how, ball=ball, pixels=pixels, seed=plan.seed, folder=out / "work"
     )
@@ -38,7 +38,7 @@ def classifier(plan: Plan, method: Method, on: data.Data, out: Path) -> tuple[st
 def matrix(
     networks: Mapping[str, tuple[str, nn.Module]],
     plan: Plan,
-    on: data.Data,
+    on: Data,
     radius: float,
     progress: Progress,
 ) -> dict[str, dict[tuple[str, str], float]]:
@@ -51,9 +51,7 @@ def matrix(
         radius: of PGD-20, with steps of a quarter of it.
         progress: called after each source and batch.
     """
-    labels = data.targets(on.test)
-    rows = balanced(labels, min(plan.num_images or len(labels), len(labels)))
-    batches = Chosen(on.test, rows, 100, device_here())
+    batches = attacked(on.test, plan.num_images, BATCH, device_here())
     attack = attacks.PGD(Linf(radius), 20, radius / 4)
     modules = {label: module for label, (_, module) in networks.items()}
     found = attacks.transfer(modules, batches, attack, progress=progress)

@@ -51,7 +51,7 @@ def improve(plan: Plan, method: Method, data: Data, out: Path, progress: Progres
         clustered=next((by_branch[n] for n in ("clean", "normal") if n in by_branch), None),
         natural=data.natural,
         ball=Linf(method.settings.radius),
-        pixels=Pixels(*(method.pixels or ())),
+        pixels=reads(method),
         probing=replace(PROBING, batch_size=batch),
         finetuning=replace(FINETUNING, batch_size=batch),
         seed=plan.seed,
@@ -82,7 +82,7 @@ def measured(
     if plan.protocols:
         ways = [protocol(plan.preset, name) for name in plan.protocols]
         by_branch = {name or None: one for name, one in encoders(method, plan.branches).items()}
-        networks.append((by_branch, ways, Pixels(*(method.pixels or ()))))
+        networks.append((by_branch, ways, reads(method)))
     if own is not None:
         networks.append(({None: own.eval()}, "own", Pixels()))  # it normalises for itself
     found = []
@@ -108,6 +108,6 @@ def measured(
     return found
 
 
-def normalization(method: Method) -> dict[str, Any]:
-    """Mean and std of the encoder's input, if it is normalised."""
-    return dict(zip(("mean", "std"), method.pixels or (), strict=False))
+def reads(method: Method) -> Pixels:
+    """What the numbers of the encoder's input mean."""
+    return Pixels(*(method.pixels or ()))

@@ -34,6 +34,11 @@ class Unlabelled(Folder):
         self.samples = [(path, -1) for path in found]
 
 
+def attacked_in(steps: int) -> dict[str, Any]:
+    """Settings of so many steps, which reach the edge of the ball from wherever they start."""
+    return {"steps": steps, "relative_step": max(0.25, 1.5 / steps)}
+
+
 def finetune(
     method: Taught,
     images: Any,

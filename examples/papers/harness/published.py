@@ -8,12 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from harness.rows import MEASURES as MEASURES
-from harness.rows import OWN as OWN
-from harness.rows import TO as TO
-from harness.rows import Published as Published
-from harness.rows import Row as Row
-from harness.rows import Table as Table
+from harness.rows import Row, Table
 from harness.schedules import Recipe, Steps
 
 

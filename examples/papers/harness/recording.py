@@ -41,9 +41,11 @@ def exported(method: Method, encoder: torch.nn.Module) -> dict[str, torch.Tensor
     """
     own = method.classifier()  # encoder, head
     head = {} if own is None else own.get_submodule("1").state_dict()
+    pixels = chain.reads(method)
     normalization = {
         f"normalize.{part}": torch.tensor(values)
-        for part, values in chain.normalization(method).items()
+        for part, values in (("mean", pixels.mean), ("std", pixels.std))
+        if values is not None
     }
     weights = {**encoder.state_dict(), **{f"linear.{k}": v for k, v in head.items()}}
     return {**{k: v.cpu() for k, v in weights.items()}, **normalization}

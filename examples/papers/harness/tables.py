@@ -8,17 +8,16 @@ from typing import NamedTuple
 from advssl.balls import Ball
 from advssl.evaluation import attacks
 from advssl.evaluation.records import Measurement
-from harness.published import MEASURES, TO
-from harness.published import OWN as OWN
-from harness.published import Published as Published
-from harness.published import Row as Row
-from harness.published import Table as Table
 from harness.published import everything as everything
 from harness.published import ids as ids
 from harness.published import lookup as lookup
 from harness.published import recipes as recipes
 from harness.published import tables_of as tables_of
 from harness.recording import place_of
+from harness.rows import MEASURES, TO
+from harness.rows import OWN as OWN
+from harness.rows import Row as Row
+from harness.rows import Table as Table
 
 # What stands for a measure that costs more, where that was not asked for.
 _INSTEAD = {"pgd-250/4": "pgd/4", "pgd-250/10": "pgd/10", "mpgd-250": "mpgd"}

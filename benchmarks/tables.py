@@ -18,6 +18,7 @@ from msgspec import structs
 
 from advssl.evaluation.protocols import preset_name
 from advssl.evaluation.records import Measurement, compare
+from advssl.evaluation.statistics import wilson
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -193,6 +194,46 @@ def _small(m: Measurement) -> bool:
     )
 
 
+# --- a pretrained network, made robust ------------------------------------------------------------
+
+
+def robustify() -> str:
+    """Before and after, each with its interval over images, and the paired differences."""
+    path = RESULTS / "robustify.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    rows = {
+        row: [Measurement.from_json(json.dumps(entry)) for entry in entries]
+        for row, entries in record["rows"].items()
+    }
+    lines = ["| accuracy (%) | clean | PGD-20 |", "|---|--:|--:|"]
+    for row, found in rows.items():
+        lines.append(f"| {row} | {' | '.join(map(_with_interval, found[:2]))} |")
+    verdicts = []
+    for what, pair in zip(("clean", "PGD-20"), zip(*rows.values(), strict=True), strict=False):
+        before, after = (structs.replace(m, name=name) for m, name in zip(pair, rows, strict=True))
+        verdicts.append(f"- {what}: {compare([before], [after])}")
+    settings, recipe, machine = record["settings"], record["recipe"], record["machine"]
+    shown = record["training_images"] // recipe["batch_size"] * recipe["batch_size"]
+    m = rows["before"][0]
+    under = (
+        f"{m.model.backbone} with the weights of `{m.model.checkpoint}`; "  # type: ignore[union-attr]
+        f"{shown * recipe['epochs']:,} presentations of {record['training_images']:,} training "
+        f"images by FARE at ℓ∞ {255 * settings['radius']:.0f}/255 with {settings['steps']} attack "
+        f"steps, AdamW at {recipe['schedule']['peak']:g}, "
+        f"{record['seconds']['training'] / 60:.0f} minutes of one thread, beside other work. "
+        f"Linear probe (`standardised`, trained anew for each), one seed, {m.n:,} test images, "
+        "Wilson's 95 % intervals, PGD at the same radius. "
+        f"Record: `benchmarks/results/robustify.json`, `{record['command']}`, "
+        f"commit {record['commit'][:10]}, {machine['cpu']}, torch {machine['torch']}."
+    )
+    return "\n".join([*lines, "", under, "", "Paired by image:", "", *verdicts])
+
+
+def _with_interval(m: Measurement) -> str:
+    low, high = wilson(sum(m.correct), m.n)
+    return f"{100 * m.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
 # --- speed ----------------------------------------------------------------------------------------
 
 
@@ -306,6 +347,7 @@ def _measured_with(rows: list[dict[str, Any]]) -> str:
 TABLES = {
     "quickstart": quickstart,
     "speed": speed,
+    "robustify": robustify,
     **{name: partial(papers, name) for name in _COMPARED},
 }
 

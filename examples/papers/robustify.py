@@ -50,6 +50,8 @@ def run(own: argparse.Namespace, options: Options, command: str) -> str:
     out, (asked, read) = Path(options.out), prepared(options)
     if options.protocol == ["own"] or len(asked.modules) > 1:
         raise ValueError("one encoder is made robust: take a probe, and one --bn-branch of several")
+    if options.norm != "linf":
+        raise ValueError(f"training attacks in ℓ∞, got --norm {options.norm}; leave it out")
     ((branch, encoder),) = asked.modules.items()
     of, mean, std = METHODS[own.method], asked.pixels.mean, asked.pixels.std
     told: dict[str, Any] = {"radius": options.eps}

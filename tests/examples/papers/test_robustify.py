@@ -70,6 +70,7 @@ def test_a_dry_run_says_what_training_takes_and_does_nothing(words, tmp_path, ca
         (["--images", "nowhere"], r"--images: no image below nowhere"),
         (["--images-per-step", "2000"], r"a step takes 2000 images, there are 1167 to train on"),
         (["--protocol", "slf", "--eps", "0"], r"--eps: a radius is a positive number"),
+        (["--norm", "l2"], r"training attacks in ℓ∞, got --norm l2; leave it out"),
         (["--no-such"], r"unrecognized arguments: --no-such; see advssl"),
         (["--steps", "0"], r"--steps: must be a whole number from 1 on, got '0'"),
     ],

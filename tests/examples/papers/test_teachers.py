@@ -67,12 +67,12 @@ def test_a_run_belongs_to_the_content_of_its_teacher_s_file(file):
     plan = tiny.plan("deacl", "--teacher", str(path))
     data = chain.open_plan(plan)
     before = _identity(plan, built(path), data.train)
-    assert before == _identity(plan, built(path), data.train)
     torch.save({**weights, "conv1.weight": weights["conv1.weight"] + 1}, path)
     after = _identity(plan, built(path), data.train)
     assert {key for key in before if before[key] != after[key]} == {"start"}
 
 
+@pytest.mark.heavy
 def test_a_record_names_the_file_and_not_its_place(file, tmp_path):
     path, _ = file
     main(tiny.words("fare", "--teacher", str(path), "--epochs", "0", f"--out={tmp_path / 'out'}"))

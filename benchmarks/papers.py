@@ -1,6 +1,7 @@
 """The papers' methods side by side, from one command: records under benchmarks/results/.
 
     python benchmarks/papers.py digits               # three seeds, in about two hours on two cores
+    python benchmarks/papers.py systems --probes advcl   # all their other systems, likewise
     python benchmarks/papers.py cifar --data folder:data/cifar10
     python benchmarks/papers.py precision_digits --seeds 6   # the attack in float32 and in bf16
     python benchmarks/papers.py precision_cifar --data folder:data/cifar10 --epochs 10 --seeds 2
@@ -52,6 +53,29 @@ DIGITS = {
     "ACL-DS, 80 epochs": "acl --epochs 80",
 }
 ONE_SEED = ("ACL-DS, 80 epochs",)  # as long as twenty others
+# What DIGITS has not, on one network whatever a release trains; a table shows both together.
+SYSTEMS = {
+    "natural training": "natural",
+    "TRADES": "trades",
+    "ADR": "adr",
+    "ASCL": "ascl_local",
+    "SupCon": "supcon",
+    "ASCL-2023": "ascl_pretrain",
+    "RoCL": "rocl",
+    "RoCL, as GSA trains it": "rocl_gsa --backbone cifar:resnet18:8",
+    "CLAE": "clae",
+    "CLAE, as GSA trains it": "clae_gsa --backbone cifar:resnet18:8",
+    "DynACL": "dynacl",
+    "DynACL++": "dynacl --plus",
+    "ACL-AIR": "acl_air",
+    "DynACL-AIR": "dyn_air",
+    "ACL-DS + GSA": "gsa_acl",
+    "DynACL + GSA": "gsa_dynacl",
+    "ACL-AIR + GSA": "gsa_acl_air",
+    "DynACL-AIR + GSA": "gsa_dyn_air",
+    "DeACL": "deacl",
+    "FARE": "fare",
+}
 CIFAR = {"SimCLR": "simclr", "AdvCL": "advcl", "GSA-RSL": "gsa_rsl"}
 PRECISION = {
     "float32": "simclr --adversarial --precision 32-true",
@@ -61,6 +85,7 @@ PRECISION = {
 }
 ROWS = {
     "digits": DIGITS,
+    "systems": SYSTEMS,
     "cifar": CIFAR,
     "precision_digits": PRECISION,
     "precision_cifar": {row: f"{words} --limit 4000" for row, words in PRECISION.items()},

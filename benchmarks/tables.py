@@ -95,7 +95,16 @@ _COMPARED = {
 
 def papers(name: str) -> str:
     """Accuracies of every row, the paired comparisons, and where they came from."""
-    record = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return _accuracies(_read(name), _COMPARED[name])
+
+
+def _read(name: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return record
+
+
+def _accuracies(record: dict[str, Any], pairs: list[tuple[str, str]]) -> str:
+    name = record["name"]
     probes = [*map(preset_name, record.get("probes", [record["runs"][0]["plan"]["preset"]]))]
     by_row = {row: _by_probe(record["runs"], row) for row in record["rows"]}
     measured = {row: _measured(runs[probes[0]]) for row, runs in by_row.items()}
@@ -115,14 +124,69 @@ def papers(name: str) -> str:
         minutes = fmean(run["seconds"]["pretraining"] for run in runs[probes[0]]) / 60
         cells += [f"{minutes:.1f}"] * timed
         lines.append(f"| {' | '.join([row, *cells])} |")
-    named = {
-        row: [structs.replace(m, name=row) for m in own[1]] for row, (own, _) in measured.items()
-    }
-    verdicts = [
-        f"- {compare(named[a], named[b])}" for a, b in _COMPARED[name] if {a, b} <= {*named}
-    ]
+    attacked = {row: _named(row, own[1]) for row, (own, _) in measured.items()}
+    verdicts = [f"- {compare(attacked[a], attacked[b])}" for a, b in pairs if {a, b} <= {*attacked}]
     under = _under(record, probes, _OTHER * branches + _MINUTES * timed)
     return "\n".join([*lines, "", under, "", "PGD-20, paired by image:", "", *verdicts])
+
+
+def _named(row: str, found: list[Measurement]) -> list[Measurement]:
+    return [structs.replace(m, name=row) for m in found]
+
+
+# Every system of the papers, a host and what it is with GSA's terms behind one another.
+_SYSTEMS = [
+    *("random encoder", "natural training", "supervised AT", "TRADES", "ADR", "ASCL", "SupCon"),
+    *("ASCL-2023", "SimCLR", "SimCLR + adversarial view", "RoCL", "RoCL, as GSA trains it"),
+    *("CLAE", "CLAE, as GSA trains it", "ACL-A2A", "ACL-A2S", "ACL-DS", "ACL-DS + GSA"),
+    *("DynACL", "DynACL + GSA", "DynACL++", "ACL-AIR", "ACL-AIR + GSA"),
+    *("DynACL-AIR", "DynACL-AIR + GSA", "AdvCL", "AdvCL + GSA", "GSA-RSL, ResNet-18"),
+    *("DeACL", "FARE"),
+]
+_HOSTS = [host for host in _SYSTEMS if f"{host} + GSA" in _SYSTEMS]
+
+
+def systems() -> str:
+    """All systems on one network under one probe: the rows of two records."""
+    pairs = [("SimCLR + adversarial view", row) for row in ("RoCL", "DynACL", "DeACL", "FARE")]
+    pairs += [("ACL-DS", "DynACL"), ("DynACL", "DynACL++"), ("ACL-DS", "ACL-AIR")]
+    pairs += [
+        ("supervised AT", "TRADES"),
+        ("supervised AT", "ASCL"),
+        ("supervised AT", "ASCL-2023"),
+    ]
+    return _accuracies(_systems(), pairs)
+
+
+def _systems() -> dict[str, Any]:
+    own, digits = _read("papers_systems"), _read("papers_digits")
+    runs = [run for run in digits["runs"] + own["runs"] if run["row"] in _SYSTEMS]
+    name = "papers_digits.json` and `benchmarks/results/papers_systems"
+    return {"name": name, "rows": _SYSTEMS, "probes": own["probes"], "runs": runs}
+
+
+def gsa_hosts() -> str:
+    """GSA-RSL's Table 2: each host alone, with GSA's terms, and the difference paired by image."""
+    record = _systems()
+    heads = ["clean", "PGD-20", "+ GSA: clean", "PGD-20", "PGD-20 gains, points"]
+    heads += ["95 % over images", "95 % over seeds", "beyond noise"]
+    lines = [f"| host | {' | '.join(heads)} |", f"|---|{'--:|' * len(heads)}"]
+    for host in _HOSTS:
+        alone, stack = (
+            _measured(_by_probe(record["runs"], row)[record["probes"][0]])[0][:2]
+            for row in (host, f"{host} + GSA")
+        )
+        found = compare(_named("alone", alone[1]), _named("stack", stack[1]))
+        seeds = found.seed_interval
+        cells = [_cell(side) for side in (*alone, *stack)]
+        cells += [f"{100 * found.difference:+.1f}", _points(found.image_interval)]
+        cells += [_points(seeds) if seeds else "", "yes" if found.differs else "no"]
+        lines.append(f"| {' | '.join([host, *cells])} |")
+    return "\n".join(lines)
+
+
+def _points(interval: tuple[float, float]) -> str:
+    return "{:+.1f} to {:+.1f}".format(*(100 * end for end in interval))
 
 
 def _by_probe(runs: list[dict[str, Any]], row: str) -> dict[str, list[dict[str, Any]]]:
@@ -221,7 +285,8 @@ def robustify() -> str:
         f"images by FARE at ℓ∞ {255 * settings['radius']:.0f}/255 with {settings['steps']} attack "
         f"steps, AdamW at {recipe['schedule']['peak']:g}, "
         f"{record['seconds']['training'] / 60:.0f} minutes of one thread, beside other work. "
-        f"Linear probe (`standardised`, trained anew for each), one seed, {m.n:,} test images, "
+        "Both rows by the network's own head, which is as it was; "
+        f"one seed, {m.n:,} test images, "
         "Wilson's 95 % intervals, PGD at the same radius. "
         f"Record: `benchmarks/results/robustify.json`, `{record['command']}`, "
         f"commit {record['commit'][:10]}, {machine['cpu']}, torch {machine['torch']}."
@@ -348,6 +413,8 @@ TABLES = {
     "quickstart": quickstart,
     "speed": speed,
     "robustify": robustify,
+    "systems": systems,
+    "gsa_hosts": gsa_hosts,
     **{name: partial(papers, name) for name in _COMPARED},
 }
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from advssl.evaluation.datasets import InMemory, targets, unit_range
 from advssl.evaluation.folders import Folder
@@ -28,7 +31,8 @@ PARTS = ("train", "validation", "test")
 _PAIRS = (("test", "train"), ("validation", "train"), ("validation", "test"))
 _SHOWN = 5  # examples of a problem
 _DIGEST = 16  # bytes that stand for an image: two that differ share them in no set of this world
-_CHUNK, _AHEAD = 16, 64  # images that a thread reads at once, and how many such are read ahead
+_CHUNK, _AHEAD = 16, 64  # images that are read at once, and how many such threads read ahead
+_MANY = 4_096  # images for which starting processes pays
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,8 @@ def checked(
     """Read every image that will be used, once, and say what is wrong with any before any work.
 
     Args:
-        data: images in [0, 1] with labels. Those of files are read by a thread per core; what is
-            held of an image is 16 bytes.
+        data: images in [0, 1] with labels. Files are read by a process per core, or by a thread
+            where processes cannot be forked; what is held of an image is 16 bytes.
         parts: those that are used; a classifier with its own head is measured on "test" alone.
         measured: rows of ``data.test`` that are used; all by default.
         folder: where the census is kept, under the paths, sizes and times of all files, so that a
@@ -144,8 +148,38 @@ class _Seen(NamedTuple):
     digest: bytes = bytes(_DIGEST)
     shape: tuple[int, ...] = ()
     enlarged: bool = False
-    pixels: Tensor | None = None
+    pixels: Any = None  # as NumPy's, which go from one process to another as they are
     wrong: str = ""
+
+
+class _Looks(Dataset[_Seen]):
+    """What is kept of the images in these rows."""
+
+    def __init__(self, dataset: Any, rows: Sequence[int], pixels: bool) -> None:
+        self.dataset, self.rows, self.pixels = dataset, rows, pixels
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> _Seen:
+        return _look(self.dataset, self.rows[i], self.pixels)
+
+    def chunks(self) -> Iterator[list[_Seen]]:
+        """All of them, in order."""
+        readers = threads_for(self.dataset)
+        # Of a small file most is Python's own work, for which threads wait for one another.
+        if readers and len(self) > _MANY and sys.platform == "linux" and not _is_daemon():
+            yield from DataLoader(
+                self,
+                _CHUNK,
+                num_workers=readers,
+                collate_fn=list,
+                generator=torch.Generator("cpu"),  # the global one stays as it is
+                multiprocessing_context="fork",
+            )
+        else:
+            parts = BatchSampler(range(len(self)), _CHUNK, drop_last=False)
+            yield from ordered(lambda part: [self[i] for i in part], parts, readers, _AHEAD)
 
 
 class _Reading:
@@ -221,18 +255,14 @@ class _Reading:
 
     def _read(self, part: str) -> Any:
         """Hashes of a part's images, in order."""
-        dataset, rows = self.there[part], self.rows[part]
+        rows = self.rows[part]
         digests: Any = np.zeros((len(rows), _DIGEST), np.uint8)
-        starts = range(0, len(rows), _CHUNK)
-
-        def looked_at(start: int) -> list[_Seen]:
-            return [_look(dataset, i, part == "test") for i in rows[start : start + _CHUNK]]
-
-        chunks: Iterator[list[_Seen]] = ordered(looked_at, starts, threads_for(dataset), _AHEAD)
-        for start, chunk in zip(starts, chunks, strict=True):
+        start = 0
+        for chunk in _Looks(self.there[part], rows, part == "test").chunks():
             for i, seen in enumerate(chunk, start):
                 self._count(part, rows[i], seen)
                 digests[i] = np.frombuffer(seen.digest, np.uint8)
+            start += len(chunk)
             self.done += len(chunk)
             self.progress("reading images", self.done, self.total)
         return digests.view(f"S{_DIGEST}")[:, 0]
@@ -247,7 +277,8 @@ class _Reading:
             path, _ = name_of(part, self.there[part], row)
             self.wrong.append(wrong if path in wrong else f"{path}: {wrong}")
         elif seen.pixels is not None:
-            self.fingerprint.update(seen.pixels[None], torch.tensor([seen.label], device="cpu"))
+            pixels, label = torch.from_numpy(seen.pixels), torch.tensor([seen.label], device="cpu")
+            self.fingerprint.update(pixels[None], label)
         self.enlarged += seen.enlarged
 
     def _of_images(self) -> Iterator[str]:
@@ -295,9 +326,15 @@ def _look(dataset: Any, row: int, pixels: bool) -> _Seen:
         return _Seen(wrong=told or type(error).__name__)
     if image.is_floating_point():  # and in [0, 1], but for what resizing overshoots
         image = (unit_range(image) * 255).round().to(torch.uint8)
-    content = f"{tuple(image.shape)}".encode() + image.contiguous().numpy().tobytes()
+    stored = image.contiguous().numpy()
+    content = f"{stored.shape}".encode() + stored.tobytes()
     digest = hashlib.blake2b(content, digest_size=_DIGEST).digest()
-    return _Seen(int(label), digest, tuple(image.shape), enlarged, image if pixels else None)
+    return _Seen(int(label), digest, stored.shape, enlarged, stored if pixels else None)
+
+
+def _is_daemon() -> bool:
+    """Whether this process may have none of its own."""
+    return multiprocessing.current_process().daemon
 
 
 def _check_image(image: Any) -> None:

@@ -94,13 +94,16 @@ def test_a_census_is_what_a_slow_rereading_finds(seed):
         assert list(repeats.examples) == shown
 
 
-@pytest.mark.parametrize("threads", [0, 3])
-def test_a_folders_census_is_too(folder, threads, monkeypatch):
-    monkeypatch.setattr(module, "threads_for", lambda _: threads)
+@pytest.mark.parametrize(("readers", "many"), [(0, 0), (3, 100), (2, 0)])  # none, threads, forks
+def test_a_folders_census_is_too(folder, readers, many, monkeypatch):
+    monkeypatch.setattr(module, "threads_for", lambda _: readers)
+    monkeypatch.setattr(module, "_MANY", many)
+    before = torch.get_rng_state()
     shutil.copy(folder / "train/cat/deeper/1.png", folder / "test/dog/seen.png")
     Image.open(folder / "test/cat/deeper/2.png").save(folder / "test/cat/again.bmp")
     data = open_data(f"folder:{folder}", image_size=8)
     found = checked(data)
+    assert torch.equal(torch.get_rng_state(), before)
     counts, again, content = reread(data)
     assert (found.counts, found.fingerprint, found.shape) == (counts, content, (3, 8, 8))
     assert {k: r.count for k, r in found.repeats.items()} == {k: len(p) for k, p in again.items()}

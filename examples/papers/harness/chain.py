@@ -17,6 +17,9 @@ from advssl.evaluation.records import Measurement, Model
 from advssl.evaluation.sharing import device_here
 from advssl.modes import copied
 from advssl.pixels import Pixels
+from harness.inputs import features as features
+from harness.inputs import steps_per_epoch as steps_per_epoch
+from harness.inputs import training_images as training_images
 from harness.method import Method
 from harness.plans import ATTACKS as ATTACKS
 from harness.plans import Plan as Plan
@@ -25,11 +28,8 @@ from harness.plans import digest as digest
 from harness.plans import finetuned_on as finetuned_on
 from harness.plans import open_plan as open_plan
 from harness.pretraining import Pretrained as Pretrained
-from harness.pretraining import features as features
 from harness.pretraining import first_step as first_step
 from harness.pretraining import pretrained as pretrained
-from harness.pretraining import steps_per_epoch as steps_per_epoch
-from harness.pretraining import training_images as training_images
 from plus import FINETUNING, PROBING, plus_plus
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -13,17 +12,14 @@ from typing import Any, NamedTuple
 
 import torch
 from pytorch_lightning.utilities import rank_zero_only
-from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader
 
-from advssl import ClusterFitHead, evaluating, on_branch
+from advssl import ClusterFitHead
 from advssl.evaluation import records
 from advssl.evaluation.data import Data
 from advssl.evaluation.identity import dataset_fingerprint, fingerprint_of, identity_of, keep, kept
 from advssl.evaluation.places import without_place
-from advssl.evaluation.sharing import device_here
-from advssl.types import embeddings_of
-from harness.data import Batch, Loader, pixels
+from harness.data import Batch, pixels
+from harness.inputs import features, loader, steps_per_epoch, training_images
 from harness.method import Method
 from harness.networks import Network
 from harness.plans import Plan, before, build, digest
@@ -117,7 +113,7 @@ def pretrained(
     seconds = pretrain(
         method,
         plan.recipe,
-        partial(_loader, images, plan, memory_gb),
+        partial(loader, images, plan, memory_gb),
         steps,
         folder=folder,
         identity=identity,
@@ -132,26 +128,6 @@ def pretrained(
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         keep(trained, digest(identity), {"weights": method.state_dict(), "told": told})
     return Pretrained(method, told)
-
-
-def training_images(method: Method, data: Data) -> Any:
-    """Those a method is pretrained on: unlabelled ones too, unless it reads labels."""
-    if data.unlabelled is None or method.labelled:
-        return data.train
-    return ConcatDataset([data.train, data.unlabelled])
-
-
-def steps_per_epoch(plan: Plan, images: Any, devices: int = 1) -> int:
-    """Whole batches in an epoch, or a ValueError if there is none."""
-    size = plan.recipe.batch_size
-    if size > len(images):
-        raise ValueError(
-            f"a batch of {size} needs as many training images, there are {len(images)}; "
-            "take a smaller --batch-size"
-        )
-    if size % devices:
-        raise ValueError(f"a batch of {size} cannot be shared equally by {devices} devices")
-    return len(images) // size
 
 
 def _identity(plan: Plan, method: Method, images: Any) -> dict[str, Any]:
@@ -189,26 +165,5 @@ def first_step(plan: Plan, methods: Mapping[str, type[Method]], data: Data) -> t
         known = method.after in methods  # else a network's features, of which none is read here
         earlier = build(before(plan, method), methods[method.after], data) if known else method
         method.prepare(earlier, torch.randn(len(images), 8))
-    batch = next(iter(_loader(images, plan, 0.0, 0, 1)))
+    batch = next(iter(loader(images, plan, 0.0, 0, 1)))
     return method, batch._replace(images=pixels(batch.images))
-
-
-def features(method: Method, images: Any) -> Tensor:
-    """The measured encoder's features (N, D) of a training set, in its order, on its own branch."""
-    (encoder, branches), device = method.measured(), device_here()
-    own = on_branch(encoder, branches[0]) if branches else nullcontext()
-    method.to(device)
-    with torch.no_grad(), evaluating(method), own:
-        answers = (encoder(method.normalized(x.to(device))) for x, _ in DataLoader(images, 256))
-        return torch.cat([embeddings_of("the encoder", answer).cpu() for answer in answers])
-
-
-def _loader(images: Any, plan: Plan, memory_gb: float, rank: int, world_size: int) -> Loader:
-    return Loader(
-        images,
-        plan.recipe.batch_size // world_size,
-        seed=plan.seed,
-        memory_gb=memory_gb,
-        rank=rank,
-        world_size=world_size,
-    )

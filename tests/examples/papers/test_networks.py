@@ -12,8 +12,8 @@ from advcl import AdvCL
 from advssl import ClusterFitHead
 from advssl.integrations.timm import backbone
 from harness import chain
+from harness.inputs import features
 from harness.networks import Network
-from harness.pretraining import features
 from harness.recording import as_json
 
 from . import tiny

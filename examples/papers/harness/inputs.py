@@ -1,0 +1,59 @@
+"""What a method is pretrained on: images, their batches, and an encoder's features of them."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader
+
+from advssl import evaluating, on_branch
+from advssl.evaluation.data import Data
+from advssl.evaluation.sharing import device_here
+from advssl.types import embeddings_of
+from harness.data import Loader
+from harness.method import Method
+from harness.plans import Plan
+
+
+def training_images(method: Method, data: Data) -> Any:
+    """Those a method is pretrained on: unlabelled ones too, unless it reads labels."""
+    if data.unlabelled is None or method.labelled:
+        return data.train
+    return ConcatDataset([data.train, data.unlabelled])
+
+
+def steps_per_epoch(plan: Plan, images: Any, devices: int = 1) -> int:
+    """Whole batches in an epoch, or a ValueError if there is none."""
+    size = plan.recipe.batch_size
+    if size > len(images):
+        raise ValueError(
+            f"a batch of {size} needs as many training images, there are {len(images)}; "
+            "take a smaller --batch-size"
+        )
+    if size % devices:
+        raise ValueError(f"a batch of {size} cannot be shared equally by {devices} devices")
+    return len(images) // size
+
+
+def loader(images: Any, plan: Plan, memory_gb: float, rank: int, world_size: int) -> Loader:
+    return Loader(
+        images,
+        plan.recipe.batch_size // world_size,
+        seed=plan.seed,
+        memory_gb=memory_gb,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def features(method: Method, images: Any) -> Tensor:
+    """The measured encoder's features (N, D) of a training set, in its order, on its own branch."""
+    (encoder, branches), device = method.measured(), device_here()
+    own = on_branch(encoder, branches[0]) if branches else nullcontext()
+    method.to(device)
+    with torch.no_grad(), evaluating(method), own:
+        answers = (encoder(method.normalized(x.to(device))) for x, _ in DataLoader(images, 256))
+        return torch.cat([embeddings_of("the encoder", answer).cpu() for answer in answers])

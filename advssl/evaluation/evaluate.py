@@ -15,7 +15,7 @@ from msgspec import structs
 from torch import nn
 from torch.utils.data import Subset
 
-from advssl.balls import Ball, Linf, check_radius, grey_of, name_of, resized
+from advssl.balls import Ball, Linf, check_radius, grey_of, resized
 from advssl.evaluation import costs, diagnostics, plan, report
 from advssl.evaluation.attacks import PGD, Attack, AutoAttack, Clean, attacks_of
 from advssl.evaluation.census import PARTS, Census, checked
@@ -24,7 +24,6 @@ from advssl.evaluation.chosen import Chosen, attacked, balanced
 from advssl.evaluation.data import Data, targets
 from advssl.evaluation.identity import classifier_fingerprint
 from advssl.evaluation.logits import class_count, device_of
-from advssl.evaluation.measuring import threat_of
 from advssl.evaluation.places import without_place
 from advssl.evaluation.progress import Progress, ignored
 from advssl.evaluation.protocols import OWN as OWN
@@ -32,7 +31,7 @@ from advssl.evaluation.protocols import Probes as Probes
 from advssl.evaluation.protocols import Way as Way
 from advssl.evaluation.protocols import protocol
 from advssl.evaluation.protocols import ways as ways
-from advssl.evaluation.records import Measurement, Model, Source, Threat
+from advssl.evaluation.records import Measurement, Model, Source
 from advssl.evaluation.running import FIRST, Run
 from advssl.evaluation.sharing import of_first_rank
 from advssl.pixels import Pixels
@@ -81,7 +80,7 @@ def evaluate(
         data: to train a probe on and to measure on.
         ball: the threat model, in pixels of [0, 1].
         attacks: names of :data:`advssl.evaluation.attacks.ATTACKS`, or attacks. Clean accuracy is
-            always measured.
+            always measured, and first; the others' measurements are in this order.
         probe: a preset's name, whose "slf" is taken, a :class:`~advssl.evaluation.probes.Protocol`,
             or several; "own" is a classifier's own head. By default the field's standard linear
             finetuning for photographs, "standardised" for digits and the like.
@@ -128,9 +127,8 @@ def evaluate(
 
 
 def chosen_attacks(asked: Sequence[str | Attack], ball: Ball) -> tuple[Attack, ...]:
-    """Those of the names, and those that are attacks themselves.
+    """Those of the names, and those that are attacks themselves, in their order behind the clean.
 
-    Clean accuracy is first, then come the attacks of the threat model, of which the worst case is.
     All names together are all attacks that there are for the ball: of a user's, no AutoAttack.
     """
     if isinstance(asked, str):
@@ -142,9 +140,7 @@ def chosen_attacks(asked: Sequence[str | Attack], ball: Ball) -> tuple[Attack, .
         if name != "aa" or not every or AutoAttack.knows(ball)
         for one in (attacks_of([name], ball) if isinstance(name, str) else [name])
     ]
-    hostile = [attack for attack in dict.fromkeys(found) if not isinstance(attack, Clean)]
-    threat = Threat(name_of(ball), ball.radius)
-    return (Clean(), *sorted(hostile, key=lambda attack: threat_of(attack) != threat))
+    return (Clean(), *(attack for attack in dict.fromkeys(found) if not isinstance(attack, Clean)))
 
 
 def modules_by_branch(given: nn.Module | Modules) -> dict[str | None, nn.Module]:

@@ -13,6 +13,7 @@ import torch
 from msgspec import structs
 from torch import nn
 
+from advssl.balls import name_of
 from advssl.evaluation import diagnostics, measuring, probes, report
 from advssl.evaluation.attacks import PGD, Attack, AutoAttack, Clean
 from advssl.evaluation.census import Census
@@ -22,7 +23,7 @@ from advssl.evaluation.identity import classifier_fingerprint
 from advssl.evaluation.logits import borrowed, logits_of
 from advssl.evaluation.progress import Progress
 from advssl.evaluation.protocols import Way, protocol
-from advssl.evaluation.records import Measurement, replacing, wilson
+from advssl.evaluation.records import Measurement, Threat, replacing, wilson
 from advssl.evaluation.sharing import of_first_rank
 from advssl.types import Images
 
@@ -219,6 +220,7 @@ class Run:
             strip=self._strip(place.classifier) if quick else None,
             classifier=self._kept(place.classifier) if self.stays and way.how else None,
             probe=way.record(None, asked.seed),
+            asked=Threat(name_of(asked.ball), asked.ball.radius),
         )
         more = [m for m in done.values() if m.n > least]
         if more:

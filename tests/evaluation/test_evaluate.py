@@ -206,11 +206,11 @@ def test_attacks_of_ones_own_and_twice_named(data):
         images=10,
         curves=False,
     )
-    assert [m.name for m in found.sections[0].measurements] == [
-        "clean",
-        *(a.name for a in attacks.ATTACKS["pgd"].of(BALL)),
-        mine.name,  # of another threat model, and so after those of the worst case
-    ]
+    (section,) = found.sections
+    pgd = [a.name for a in attacks.ATTACKS["pgd"].of(BALL)]
+    assert [m.name for m in section.measurements] == ["clean", mine.name, *pgd]
+    assert section.threat == Threat("linf", BALL.radius)  # not the first attack's
+    assert [m.name for m in section.under_threat()] == pgd
 
 
 def test_the_worst_case_is_of_all_attacks_of_the_threat_model_whatever_their_order(data):
@@ -225,7 +225,7 @@ def test_the_worst_case_is_of_all_attacks_of_the_threat_model_whatever_their_ord
         curves=False,
     )
     (section,) = found.sections
-    clean, *hostile, l2 = section.measurements
+    clean, l2, *hostile = section.measurements
     assert l2.threat == Threat("l2", 0.5)
     assert len(hostile) == 4
     assert section.threat == Threat("linf", BALL.radius)

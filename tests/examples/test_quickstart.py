@@ -32,7 +32,7 @@ def quickstart():
 def out(quickstart, tmp_path_factory):
     @dataclass(frozen=True)
     class TwoRadii(quickstart.Evaluation):
-        radii: tuple[float, ...] = (0.1, 0.2)
+        radii: tuple[float, ...] = (0.05, 0.1)
 
     folder = tmp_path_factory.mktemp("quickstart") / "new"
     with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
@@ -93,6 +93,28 @@ def test_record_has_every_accuracy_of_every_method(record):
         assert curve[0] == method["clean"]["mean"]
         assert curve[method["curve"]["radii"].index(0.1)] == method["pgd"]["mean"]
         assert set(method["seconds"]) == {"pretraining", "linear probe", "PGD", "AutoAttack"}
+
+
+class Brightness(torch.nn.Module):
+    """Bright images are of class 1, dark ones of class 0."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        brightness = images.mean(dim=(1, 2, 3)) - 0.5
+        others = torch.full((len(images), 8), -9.0)
+        return torch.cat([-brightness[:, None], brightness[:, None], others], dim=1)
+
+
+def test_every_point_of_a_curve_is_of_its_radius(quickstart):
+    values = torch.tensor([0.485, 0.515, 0.465, 0.535, 0.42, 0.58, 0.37, 0.63, 0.1, 0.9])
+    images = values.view(-1, 1, 1, 1).expand(-1, 1, 16, 16).contiguous()
+    data = quickstart.Digits(images, (values > 0.5).long(), images, (values > 0.5).long(), {})
+    evaluation = quickstart.Evaluation(autoattack_images=0)
+    reporter = quickstart.Reporter(lambda **_: None)
+    reached = quickstart.measure(Brightness(), data, evaluation, 0, reporter)
+    expected = [sum(abs(values - 0.5) > radius).item() / 10 for radius in evaluation.radii]
+    assert reached["curve"] == pytest.approx(expected)
+    assert reached["pgd"] == pytest.approx(0.4)
+    assert reached["clean"] == 1.0
 
 
 def test_table_has_the_numbers_of_the_record(record, out):

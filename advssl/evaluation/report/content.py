@@ -77,6 +77,7 @@ class Section:
         encoder: whose it is, if the page is of several.
         classifier: a fingerprint, by which the file with its weights is found.
         probe: what was put on the encoder, and how it was trained.
+        asked: the threat model that the encoder was measured for.
         measurements: the first is the clean accuracy, the others are attacks.
         checks: the reasons to doubt, with their verdicts.
         by_radius: (radius in pixels of [0, 1], accuracy in [0, 1]) pairs.
@@ -95,6 +96,7 @@ class Section:
     encoder: str | None = None
     classifier: str | None = None
     probe: Probe | None = None
+    asked: Threat | None = None
 
     def __post_init__(self) -> None:
         if not self.measurements:
@@ -113,8 +115,12 @@ class Section:
 
     @property
     def threat(self) -> Threat | None:
-        """The threat model of the section: that of its first attack on the same images."""
-        return next((m.threat for m in self.measurements[1:] if paired(m, self.clean)), None)
+        """The threat model of the worst case: the one asked for, or else the first attack's.
+
+        Of attacks on the images of the clean accuracy alone.
+        """
+        found = [m.threat for m in self.measurements[1:] if paired(m, self.clean)]
+        return self.asked if self.asked in found else next(iter(found), None)
 
     def under_threat(self) -> list[Measurement]:
         """The attacks on the images of the clean accuracy, of the section's threat model."""

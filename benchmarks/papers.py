@@ -7,18 +7,20 @@
     python benchmarks/papers.py precision_cifar --data folder:data/cifar10 --epochs 10 --seeds 2
 
 Each run is one of ``examples/papers/reproduce.py``, ``--workers`` at a time, each in a process of
-its own; finished ones are read back, so that a run which was killed goes on. Every encoder is
-measured under each of ``--probes``: the first one's numbers are the table's, the others' stand
-beside them.
+its own; finished ones are read back, so that a run which was killed, or ran out of its
+``--time-budget``, goes on. Every encoder is measured under each of ``--probes``: the first one's
+numbers are the table's, the others' stand beside them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -107,8 +109,10 @@ def main() -> None:
         help=_PROBES,
     )
     add("--workers", type=int, default=os.cpu_count(), help="runs at a time, of one thread each")
+    add("--time-budget", type=float, metavar="SECONDS", help="the same command goes on then")
     add("--out", type=Path, default=Path("runs/papers"))
     options = parser.parse_args()
+    options.deadline = time.monotonic() + (options.time_budget or math.inf)
     if options.what.endswith("cifar") == (options.data == "digits"):
         parser.error(f"{options.what} is not of {options.data}; name its images with --data")
     rows = ROWS[options.what]
@@ -120,9 +124,11 @@ def main() -> None:
         if seed == seeds[0] or row not in ONE_SEED
     ]
     with ThreadPoolExecutor(options.workers) as pool:
-        runs = [
-            run for found in pool.map(lambda job: runs_of(*job, options), jobs) for run in found
-        ]
+        done = list(pool.map(lambda job: runs_of(*job, options), jobs))
+    runs = [run for found in done for run in found]
+    if len(runs) < len(jobs) * len(options.probes):
+        print(f"{len(runs)} of {len(jobs) * len(options.probes)} runs; the same command goes on")
+        return
     name = options.what if options.what.startswith("precision") else f"papers_{options.what}"
     gathered = {
         "name": name,
@@ -137,7 +143,7 @@ def main() -> None:
 
 
 def runs_of(row: str, words: str, seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The record of one training under each probe."""
+    """The record of one training under each probe, as far as there is time."""
     found = []
     for probe in options.probes:
         # Whether PGD is strong enough: one seed and one probe tell.
@@ -149,6 +155,11 @@ def runs_of(row: str, words: str, seed: int, options: argparse.Namespace) -> lis
         if options.data.startswith("folder:"):
             shared += ["--image-size", "32"]
         script = PRECISIONS if options.what.startswith("precision") else REPRODUCE
+        left = options.deadline - time.monotonic()
+        if left <= 0:
+            break
+        if options.time_budget:
+            shared += ["--time-budget", f"{left:.0f}"]
         command = [sys.executable, str(script), *words.split(), *shared, "--out", str(options.out)]
         done = subprocess.run(
             command,
@@ -158,6 +169,8 @@ def runs_of(row: str, words: str, seed: int, options: argparse.Namespace) -> lis
         )
         if done.returncode:
             raise SystemExit(f"{row}, seed {seed}, {probe}:\n{done.stdout}\n{done.stderr}")
+        if "time budget is spent" in done.stdout:
+            break
         folder = done.stdout.rsplit("are in ", 1)[1].split("\n")[0]
         print(f"{row}, seed {seed}, {probe} probe: done", flush=True)
         record = json.loads((Path(folder) / "record.json").read_text(encoding="utf-8"))

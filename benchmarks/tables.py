@@ -263,19 +263,14 @@ def _small(m: Measurement) -> bool:
 
 def robustify() -> str:
     """Before and after, each with its interval over images, and the paired differences."""
-    path = RESULTS / "robustify.json"
-    record = json.loads(path.read_text(encoding="utf-8"))
-    rows = {
-        row: [Measurement.from_json(json.dumps(entry)) for entry in entries]
-        for row, entries in record["rows"].items()
-    }
+    record, rows = _robustified()
     lines = ["| accuracy (%) | clean | PGD-20 |", "|---|--:|--:|"]
     for row, found in rows.items():
-        lines.append(f"| {row} | {' | '.join(map(_with_interval, found[:2]))} |")
+        lines.append(f"| {row} | {' | '.join(map(_with_interval, found))} |")
     verdicts = []
-    for what, pair in zip(("clean", "PGD-20"), zip(*rows.values(), strict=True), strict=False):
-        before, after = (structs.replace(m, name=name) for m, name in zip(pair, rows, strict=True))
-        verdicts.append(f"- {what}: {compare([before], [after])}")
+    for what, pair in zip(("clean", "PGD-20"), zip(*rows.values(), strict=True), strict=True):
+        before, after = (_named(name, [m]) for name, m in zip(rows, pair, strict=True))
+        verdicts.append(f"- {what}: {compare(before, after)}")
     settings, recipe, machine = record["settings"], record["recipe"], record["machine"]
     shown = record["training_images"] // recipe["batch_size"] * recipe["batch_size"]
     m = rows["before"][0]
@@ -292,6 +287,29 @@ def robustify() -> str:
         f"commit {record['commit'][:10]}, {machine['cpu']}, torch {machine['torch']}."
     )
     return "\n".join([*lines, "", under, "", "Paired by image:", "", *verdicts])
+
+
+def robustify_line() -> str:
+    """The same in a sentence."""
+    record, rows = _robustified()
+    (before, attacked), (after, kept) = ([100 * m.value for m in rows[r]] for r in rows)
+    return (
+        f"A ResNet-18 that others trained on CIFAR-10 goes from {attacked:.1f} to {kept:.1f} % "
+        f"under PGD-20 at {255 * record['settings']['radius']:.0f}/255 and from {before:.1f} to "
+        f"{after:.1f} % on clean images in {record['seconds']['training'] / 60:.0f} minutes of one "
+        f"CPU thread, under the head that it had ([record]"
+        "(benchmarks/results/robustify.json): one seed, "
+        f"{rows['before'][0].n} test images, no AutoAttack)."
+    )
+
+
+def _robustified() -> tuple[dict[str, Any], dict[str, list[Measurement]]]:
+    """The record, and its rows: clean and PGD-20."""
+    record = _read("robustify")
+    return record, {
+        row: [Measurement.from_json(json.dumps(entry)) for entry in entries[:2]]
+        for row, entries in record["rows"].items()
+    }
 
 
 def _with_interval(m: Measurement) -> str:
@@ -413,6 +431,7 @@ TABLES = {
     "quickstart": quickstart,
     "speed": speed,
     "robustify": robustify,
+    "robustify_line": robustify_line,
     "systems": systems,
     "gsa_hosts": gsa_hosts,
     **{name: partial(papers, name) for name in _COMPARED},

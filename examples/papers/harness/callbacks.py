@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.plugins import CheckpointIO
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,7 +17,37 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from advssl.evaluation.identity import keep, kept
+
 _SHOWN = 0.5  # seconds between two looks at the loss, each of which waits for the device
+
+
+class Shelf(CheckpointIO):
+    """Lightning's checkpoints, kept as all else: whole or none, and a damaged one counts as none.
+
+    Args:
+        path: of the only one.
+        identity: of the run, see :func:`advssl.evaluation.identity.keep`.
+    """
+
+    def __init__(self, path: Path, identity: str) -> None:
+        self.identity, self.there = identity, kept(path, identity)
+
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: str | Path,
+        storage_options: Any = None,
+    ) -> None:
+        keep(Path(path), self.identity, checkpoint)
+
+    def load_checkpoint(self, *_: Any, **__: Any) -> dict[str, Any]:
+        """What was there at the start, once: it is as large as the training."""
+        there, self.there = self.there, None
+        return there or {}
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        Path(path).unlink(missing_ok=True)
 
 
 class Keeper(pl.Callback):
@@ -35,10 +65,7 @@ class Keeper(pl.Callback):
         due = over or now >= self.written + self.every or trainer.global_step >= trainer.max_steps
         over, due = trainer.strategy.broadcast((over, due))  # the first rank's clock is everyone's
         if due:
-            part = self.path.with_suffix(f".{os.getpid()}.part")  # two commands may share a run
-            trainer.save_checkpoint(part)
-            if trainer.is_global_zero:
-                part.replace(self.path)  # all of it or nothing, whenever the process is killed
+            trainer.save_checkpoint(self.path)
             self.written = time.monotonic()
         trainer.should_stop = trainer.should_stop or over
 

@@ -31,11 +31,10 @@ class Training(pl.LightningModule):
         loader: Callable[[int, int], Loader],
         steps_per_epoch: int,
         seed: int,
-        identity: dict[str, Any],
     ) -> None:
         super().__init__()
         self.method, self.recipe, self.loader = method, recipe, loader
-        self.steps_per_epoch, self.seed, self.identity = steps_per_epoch, seed, identity
+        self.steps_per_epoch, self.seed = steps_per_epoch, seed
         own = [
             p for o, _ in method.optimizers().values() for g in o.param_groups for p in g["params"]
         ]
@@ -92,7 +91,7 @@ class Training(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         own = self.method.optimizers()
-        checkpoint["identity"], checkpoint["seconds"] = self.identity, self.seconds
+        checkpoint["seconds"] = self.seconds
         checkpoint["own_optimizers"] = {name: o.state_dict() for name, (o, _) in own.items()}
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:

@@ -93,9 +93,10 @@ def pretrained(
     identity = _identity(plan, method, images)
     if network is not None:
         identity["network"] = fingerprint_of(network.state_dict())
-    folder = out / "work" / f"{plan.method}-{digest(identity)}"
+    key = digest(identity)
+    folder = out / "work" / f"{plan.method}-{key}"
     trained = folder / "method.pt"
-    there = kept(trained, digest(identity))
+    there = kept(trained, key)
     if there is not None:
         method.load_state_dict(there["weights"])
         return Pretrained(method, there["told"])
@@ -116,7 +117,7 @@ def pretrained(
         partial(loader, images, plan, memory_gb),
         steps,
         folder=folder,
-        identity=identity,
+        identity=key,
         name=f"pretraining {plan.method}, seed {plan.seed}",
         seed=plan.seed,
         precision=plan.precision,
@@ -126,7 +127,7 @@ def pretrained(
         return None
     told |= {"seconds": round(seconds, 1), "commit": records.commit(), "machine": records.machine()}
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-        keep(trained, digest(identity), {"weights": method.state_dict(), "told": told})
+        keep(trained, key, {"weights": method.state_dict(), "told": told})
     return Pretrained(method, told)
 
 

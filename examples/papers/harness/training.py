@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
 import torch._functorch.config
 
-from harness.callbacks import Bar, Keeper
+from harness.callbacks import Bar, Keeper, Shelf
 from harness.data import Loader
 from harness.logs import loggers, quiet
 from harness.method import Method
@@ -29,7 +27,7 @@ def pretrain(
     steps_per_epoch: int,
     *,
     folder: Path,
-    identity: Mapping[str, Any],
+    identity: str,
     name: str = "pretraining",
     seed: int = 0,
     precision: str = "32-true",
@@ -46,7 +44,7 @@ def pretrain(
         loader: of a rank and the number of ranks.
         steps_per_epoch: over all ranks together.
         folder: of the checkpoint and the logs (CSV, and TensorBoard where it is installed).
-        identity: what the run is; a checkpoint of another one is refused.
+        identity: of the run; the checkpoint of another one, and a damaged one, count as none.
         name: for the progress bar.
         seed: of everything drawn during training.
         precision: Lightning's, such as "bf16-mixed".
@@ -60,14 +58,13 @@ def pretrain(
         Seconds of training, earlier starts included; None if it is not complete.
 
     Raises:
-        ValueError: on a checkpoint of another run, or on one that cannot be read.
         KeyboardInterrupt: on Ctrl-C.
     """
     path = folder / LAST
     steps = recipe.epochs * steps_per_epoch
-    if path.exists():
-        check_identity(path, identity)
-    module = Training(method, recipe, loader, steps_per_epoch, seed, dict(identity))
+    shelf = Shelf(path, identity)
+    begun = shelf.there is not None
+    module = Training(method, recipe, loader, steps_per_epoch, seed)
     if compiled:
         torch._dynamo.config.cache_size_limit = _GRAPHS  # the name that every torch understands
         torch._functorch.config.donated_buffer = False  # SAM goes through a graph twice
@@ -81,6 +78,7 @@ def pretrain(
             strategy="ddp" if devices > 1 else "auto",
             use_distributed_sampler=False,  # a loader knows its rank
             callbacks=[Keeper(path, save_every, deadline), Bar(name)],
+            plugins=[shelf],
             logger=loggers(folder),
             log_every_n_steps=min(50, steps_per_epoch),
             enable_checkpointing=False,  # the keeper writes, so that a run may stop at any second
@@ -88,26 +86,7 @@ def pretrain(
             enable_progress_bar=False,
         )
         try:
-            trainer.fit(module, ckpt_path=str(path) if path.exists() else None, weights_only=True)
+            trainer.fit(module, ckpt_path=str(path) if begun else None)
         except SystemExit as stopped:  # how Lightning ends on Ctrl-C
             raise KeyboardInterrupt from stopped
     return module.seconds if trainer.global_step >= steps else None
-
-
-def check_identity(path: Path, identity: Mapping[str, Any]) -> None:
-    """A ValueError if the checkpoint at ``path`` is not of the run ``identity``."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        there = checkpoint["identity"]
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"{path} is not a checkpoint of this harness; delete it, or name another --out"
-        ) from error
-    differs = {k for k in {*there, *identity} if there.get(k) != identity.get(k)}
-    if differs:
-        seen = ", ".join(
-            f"{k}: {there.get(k)!r} there, {identity.get(k)!r} asked" for k in sorted(differs)
-        )
-        raise ValueError(
-            f"{path} belongs to another run ({seen}); name another --out, or delete it"
-        )

@@ -15,17 +15,16 @@ from shutil import which
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
 from PIL import Image
 
+from advssl.evaluation.identity import keep, kept
 from harness import chain
-from harness.training import LAST, Training, check_identity, pretrain
+from harness.training import LAST, Training
 from reproduce import METHODS
 from simclr import SimCLR
 
 from . import tiny
-from .tiny import never
 
 PAPERS = Path(tiny.chain.__file__).parents[1]
 
@@ -48,6 +47,11 @@ def folder(out: Path) -> Path:
     """Where the only run below keeps its checkpoint."""
     (found,) = (out / "work").iterdir()
     return found
+
+
+def key(out: Path) -> str:
+    """By which its checkpoint is kept."""
+    return folder(out).name.rpartition("-")[2]
 
 
 # --- going on -------------------------------------------------------------------------------------
@@ -147,7 +151,7 @@ def test_hooks_are_called_once_per_step_and_before_the_first_of_each_start(tmp_p
 def test_the_index_stays_on_the_cpu():
     plan = tiny.plan("simclr")
     method, batch = chain.first_step(plan, METHODS, chain.open_plan(plan))
-    training = Training(method, plan.recipe, None, 3, 0, {})
+    training = Training(method, plan.recipe, None, 3, 0)
     moved = training.transfer_batch_to_device(batch, torch.device("meta"), 0)
     assert [part.device.type for part in moved] == ["meta", "meta", "cpu"]
     assert torch.equal(moved.index, batch.index)
@@ -157,9 +161,9 @@ def test_seconds_are_those_of_all_starts(tmp_path):
     plan = tiny.plan("simclr", "--epochs", "2")
     assert tiny.train(plan, tmp_path, deadline=time.monotonic()) is None
     path = folder(tmp_path) / LAST
-    checkpoint = torch.load(path, weights_only=True)
+    checkpoint = kept(path, key(tmp_path))
     assert 0 < checkpoint["seconds"] < 60
-    torch.save({**checkpoint, "seconds": 1000.0}, path)
+    keep(path, key(tmp_path), {**checkpoint, "seconds": 1000.0})
     assert 1000 < tiny.train(plan, tmp_path).told["seconds"] < 1060
 
 
@@ -172,58 +176,37 @@ def test_a_run_killed_after_its_last_step_trains_nothing_more(tmp_path, monkeypa
 
 
 def test_a_kill_while_the_checkpoint_is_written_leaves_the_one_before(tmp_path, monkeypatch):
-    plan, save, written = tiny.plan("simclr"), pl.Trainer.save_checkpoint, []
+    plan, save, written = tiny.plan("simclr"), torch.save, []
 
-    def torn(self, filepath, *args, **kwargs):
-        written.append(filepath)
+    def torn(state, path):
+        written.append(path)
         if len(written) == 2:
-            Path(filepath).write_bytes(b"half")
+            Path(path).write_bytes(b"half")
             raise MemoryError
-        save(self, filepath, *args, **kwargs)
+        save(state, path)
 
-    monkeypatch.setattr(pl.Trainer, "save_checkpoint", torn)
+    monkeypatch.setattr(torch, "save", torn)
     with pytest.raises(MemoryError):
         tiny.train(plan, tmp_path, save_every=0)
-    assert torch.load(folder(tmp_path) / LAST, weights_only=True)["global_step"] == 1
+    assert kept(folder(tmp_path) / LAST, key(tmp_path))["global_step"] == 1
     whole = tiny.weights(tiny.train(plan, tmp_path / "whole"))
     assert tiny.same(tiny.weights(tiny.train(plan, tmp_path)), whole)
 
 
-# --- what is refused ------------------------------------------------------------------------------
-
-
-def again(path: Path, identity: dict) -> None:
-    method = chain.build(plan := tiny.plan("simclr"), SimCLR, chain.open_plan(plan))
-    pretrain(method, plan.recipe, never, 3, folder=path, identity=identity)
-
-
-def test_a_checkpoint_of_another_run_is_refused_with_what_differs(tmp_path):
-    assert tiny.train(tiny.plan("simclr"), tmp_path, deadline=time.monotonic()) is None
-    place = folder(tmp_path)
-    identity = torch.load(place / LAST, weights_only=True)["identity"]
-    check_identity(place / LAST, identity)
-    other = {**identity, "method": "acl", "data": "cifar10", "seed": 0}
-    with pytest.raises(
-        ValueError,
-        match=r"another run \(data: 'digits' there, 'cifar10' asked, method: 'simclr' there, "
-        r"'acl' asked\); name another --out, or delete it",
-    ):
-        again(place, other)
-    with pytest.raises(ValueError, match=r"steps.: 5.*steps.: 7"):
-        again(place, {**identity, "settings": {**identity["settings"], "steps": 7}})
-
-
-@pytest.mark.parametrize("content", [b"", b"text", "other", "cut off"])
-def test_what_is_no_checkpoint_is_refused(content, tmp_path):
-    path = tmp_path / LAST
-    if isinstance(content, bytes):
+def test_a_damaged_checkpoint_is_computed_again(tmp_path):
+    plan = tiny.plan("simclr", "--limit", "20")  # one step
+    expected = tiny.weights(tiny.train(plan, tmp_path))
+    path, name = folder(tmp_path) / LAST, key(tmp_path)
+    whole = path.read_bytes()
+    damages = [b"", b"text", whole[:-500], bytes(100).join((whole[:2000], whole[2100:]))]
+    moved = kept(path, name)
+    next(iter(moved["state_dict"].values())).add_(1)
+    keep(path, "another run", moved)
+    for content in (*damages, path.read_bytes()):
+        (path.parent / "method.pt").unlink()
         path.write_bytes(content)
-    else:
-        torch.save({"weights": torch.zeros(1000)}, path)
-    if content == "cut off":
-        path.write_bytes(path.read_bytes()[:-500])
-    with pytest.raises(ValueError, match="not a checkpoint of this harness; delete it, or name"):
-        again(tmp_path, {})
+        assert tiny.same(tiny.weights(tiny.train(plan, tmp_path)), expected)
+        assert kept(path, name)["global_step"] == 1
 
 
 # --- what else it can do --------------------------------------------------------------------------

@@ -74,11 +74,12 @@ def inputs(case: Case) -> Check:
     anywhere, at_edges = (min(column) for column in zip(*tried, strict=True))
     pairs = [x.aminmax() for x, _ in case.batches]
     low, high = min(float(p.min) for p in pairs), max(float(p.max) for p in pairs)
+    shorter = f" down to 1/{1 / SCALES[len(tried) - 1]:.0f} of it" if len(tried) > 1 else ""
     evidence = (
-        f"images lie in [{low:.3g}, {high:.3g}]; over steps of {_GREY_LEVEL * SCALES[0]:.1g} down "
-        f"to {_GREY_LEVEL * SCALES[len(tried) - 1]:.1g} the logits' rise and what their gradient "
-        f"says come within {anywhere:.2f} of each other, for pixels at 0 or 1 alone within "
-        f"{at_edges:.2f} (0 same, 1 unrelated); {percent(flat)} of the images have no gradient"
+        f"images lie in [{low:.3g}, {high:.3g}]; over steps of a grey level{shorter} the logits' "
+        f"rise and what their gradient says come within {anywhere:.2f} of each other, for pixels "
+        f"at 0 or 1 alone within {at_edges:.2f} (0 same, 1 unrelated); {percent(flat)} of the "
+        "images have no gradient"
     )
     failed = max(anywhere, at_edges) > _DISAGREEMENT or flat > _VANISHING
     return answer(

@@ -25,10 +25,12 @@ from advssl.evaluation.diagnostics import doubts
 
 def test_a_clamp_is_seen_at_the_edges_alone(learnt):
     model, batches = learnt
-    numbers = named(doubts(Clamping(model), batches))[INPUTS].numbers
+    found = named(doubts(Clamping(model), batches))[INPUTS]
+    numbers = found.numbers
     x = torch.zeros(1, requires_grad=True)
     x.clamp(0, 1).sum().backward()
     hidden = x.grad == 0  # from torch 2.14 on
+    assert ("over steps of a grey level down to 1/512 of it" in found.evidence) == bool(hidden)
     assert (numbers["at_edges"] > 0.9) == bool(hidden)
     assert numbers["disagreement"] < numbers["at_edges"] or not hidden
 
@@ -52,6 +54,7 @@ def test_a_linear_one_is_what_it_says():
     x = torch.rand(32, 1, 8, 8) * 0.5 + 0.25
     checks = named(doubts(model, [(x, model(x).argmax(dim=1))]))
     assert checks[INPUTS].numbers["disagreement"] < 1e-3
+    assert "over steps of a grey level the logits'" in checks[INPUTS].evidence
     assert checks[GAP].numbers["gap"] == 0
     assert failing(checks.values()) == set()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -19,14 +20,37 @@ from torch.utils.data import Dataset, TensorDataset
 from advssl.distributed import gather, rank, world_size
 from advssl.evaluation.batches import check_batch
 from advssl.evaluation.identity import identity_of, keep, kept, whole_file
+from advssl.evaluation.memory import room, size
 from advssl.evaluation.progress import Progress, ignored
+from advssl.evaluation.sharing import on_all_ranks
 from advssl.evaluation.streams import in_parts
 from advssl.types import Images, Labels
 
 Encode: TypeAlias = Callable[[Images], Tensor]  # to (B, D), float32
 
 _SIZE = 256  # images in a batch
-_SMALL = 2**28  # bytes of features that are held in memory where there is no folder
+_SMALL = 2**28  # bytes of features that are held in memory at once
+_AROUND = 2**16  # bytes that the system reads at most around those that are asked for
+
+
+class Mapped(TensorDataset):
+    """Features in a memory map, and their labels, of which little is in memory at once.
+
+    Args:
+        values: (N, D) float32, in a map of a file that nobody writes.
+        labels: (N,) int64.
+    """
+
+    def __init__(self, values: Any, labels: Labels) -> None:
+        super().__init__(torch.from_numpy(values), labels)
+        self._map, self._read = values._mmap, 0
+
+    def was_read(self, rows: int) -> None:
+        """Count what was copied from the map; what counts as memory never passes 256 MB."""
+        self._read += rows * (4 * self.tensors[0].shape[1] + _AROUND)
+        if self._read > _SMALL and hasattr(mmap, "MADV_DONTNEED"):  # else the system does
+            self._map.madvise(mmap.MADV_DONTNEED)
+            self._read = 0
 
 
 def featurised(
@@ -42,12 +66,11 @@ def featurised(
     """The features (N, D), float32, and the labels of a dataset, in its order, made in one pass.
 
     Held at once are a batch of 256 images, those that are read ahead of it, and their features. The
-    features are in a memory map: of a file in ``folder``, else of one that has no name, or in
-    memory where they are less than 256 MB. What is read of a map counts as the process's memory
-    (4 · N · D bytes in the end), though the system takes it back when others need it; not so where
-    the folder, or without one the system's for temporary files (``TMPDIR``), is itself in memory.
-    With several processes each makes its share of the
-    batches, and all have all features, which are those of one process.
+    features are in a memory map: of a file in ``folder``, else of one without a name among the
+    system's temporary files (``TMPDIR``), or in memory where they are less than 256 MB. Of a map
+    no more than that is in memory at once, as long as it is read by :func:`read`. With several
+    processes each makes its share of the batches, and all have all features, which are those of
+    one process.
 
     Args:
         encode: a batch of images on ``device`` to features (B, D).
@@ -61,8 +84,8 @@ def featurised(
         progress: called after every batch that is made.
 
     Raises:
-        ValueError: on images, labels or an encoder that cannot be read, and on features that are
-            not finite.
+        ValueError: on images, labels or an encoder that cannot be read, on features that are not
+            finite, and before the work on more features than there is room for.
         RuntimeError: on all other processes, if one of them raises.
     """
     shape = len(dataset), width  # type: ignore[arg-type]
@@ -72,6 +95,7 @@ def featurised(
         path = folder / f"features-{identity[:16]}.npy"
         found = _kept(path, identity, shape, device)
         if found is None:
+            on_all_ranks(partial(_check_room, folder, shape))
             if rank() == 0:
                 _keep(path, identity, shape, made())
             else:
@@ -84,11 +108,22 @@ def featurised(
         none = torch.empty(0, width, device="cpu"), torch.empty(0, dtype=torch.int64, device="cpu")
         features, labels = zip(none, *made(), strict=True)
         return TensorDataset(torch.cat(features), torch.cat(labels))
+    on_all_ranks(partial(_check_room, Path(tempfile.gettempdir()), shape))
     with tempfile.TemporaryFile() as file:
         known, _ = _written(file, made())
         file.flush()
-        values: Any = np.memmap(file, np.float32, mode="c", shape=shape)
-    return TensorDataset(torch.from_numpy(values), known)
+        return Mapped(np.memmap(file, np.float32, mode="c", shape=shape), known)
+
+
+def _check_room(folder: Path, shape: tuple[int, int]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (count, width), there = shape, room(folder)
+    if 4 * count * width > there:
+        raise ValueError(
+            f"features of {count:,} images, {width:,} numbers each, take {size(4 * count * width)} "
+            f"and {folder} has room for {size(there)}; give a folder on a larger disk (TMPDIR is "
+            f"that of what is not kept), or {there // (4 * width):,} images at most"
+        )
 
 
 def _made(
@@ -112,8 +147,8 @@ def _made(
         if not _everywhere(error is None, device):
             raise error or RuntimeError("another process could not make its features")
         features, labels = gather(features), gather(labels)
-        for place, size in enumerate(sizes):
-            batch = slice(place * _SIZE, place * _SIZE + size)
+        for place, count in enumerate(sizes):
+            batch = slice(place * _SIZE, place * _SIZE + count)
             check_finite(features[batch])
             yield features[batch].cpu(), labels[batch].cpu()
             progress("features", first + place + 1, len(rows))
@@ -159,14 +194,12 @@ def _read_whole(path: Path, identity: str, shape: tuple[int, int]) -> TensorData
         values = np.load(path, mmap_mode="c")
         if told is None or (values.shape, values.dtype) != (shape, np.float32):
             return None
-        digest = hashlib.sha256()
-        for start in range(0, len(values), _SIZE):
-            digest.update(np.ascontiguousarray(values[start : start + _SIZE]).data)
+        found, digest = Mapped(values, told["labels"]), hashlib.sha256()
+        for features, _ in in_order(found):
+            digest.update(features.numpy().data)
     except Exception:  # not there, or not whole
         return None
-    if digest.hexdigest() != told["digest"]:
-        return None
-    return TensorDataset(torch.from_numpy(values), told["labels"])
+    return found if digest.hexdigest() == told["digest"] else None
 
 
 def check_finite(features: Tensor) -> None:
@@ -202,6 +235,8 @@ def read(dataset: Any, rows: Iterable[Tensor]) -> Iterator[tuple[Tensor, Labels]
     if isinstance(dataset, TensorDataset) and dataset.tensors[0].ndim == 2:
         for part in filter(len, rows):
             yield dataset.tensors[0][part], dataset.tensors[1][part]
+            if isinstance(dataset, Mapped):
+                dataset.was_read(len(part))
         return
     for images, labels in in_parts(dataset, (part.tolist() for part in rows)):
         images = images.float() if images.is_floating_point() else images

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -81,14 +81,23 @@ class Classifier(nn.Module):
             return unit(features)
         return (features - self.shift) * self.scale if self.reads == "standard" else features
 
-    def standardise(self, features: Tensor) -> None:
+    def standardise(self, features: Tensor | Dataset[Any]) -> None:
         """Make these raw features (N, D) have mean 0 and deviation 1 before the linear layer.
 
         One that does not vary, beyond how its mean is rounded, becomes 0, as all do with N = 1.
         They are read in parts, each of them in float64 on the classifier's device.
+
+        Args:
+            features: as a tensor, or as a dataset of them.
         """
+        rows = max(1, _WIDE // self.linear.in_features)
+        read: Iterable[Tensor] = (
+            torch.split(features, rows)
+            if isinstance(features, Tensor)
+            else (part for part, _ in in_order(features, rows))
+        )
         count, mean, squares = 0, torch.zeros(()), torch.zeros(())
-        for part in torch.split(features, max(1, _WIDE // features.shape[1])):
+        for part in read:
             wide = part.to(self.shift.device).double()
             spread, middle = torch.var_mean(wide, dim=0, correction=0)
             new = count + len(wide)

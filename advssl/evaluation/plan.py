@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,6 +16,9 @@ from advssl.balls import name_of
 from advssl.evaluation.costs import NOTHING, Range, forwards, of_probe, sum_of
 from advssl.evaluation.data import targets
 from advssl.evaluation.logits import borrowed, device_of
+from advssl.evaluation.memory import at_hand as at_hand
+from advssl.evaluation.memory import in_use as in_use
+from advssl.evaluation.memory import size as size
 from advssl.evaluation.places import without_place
 from advssl.evaluation.running import FIRST
 from advssl.evaluation.search import in_levels
@@ -25,6 +27,7 @@ from advssl.types import Images, embeddings_of
 if TYPE_CHECKING:
     from advssl.evaluation.attacks import Attack
     from advssl.evaluation.evaluate import Evaluation
+    from advssl.evaluation.protocols import Way
 
 _IN_FLIGHT = 1.5  # a backward holds gradients beside what the forward left
 _TRIED = 16  # images of the measured forward
@@ -93,37 +96,6 @@ def _timed(work: Callable[[], None], device: torch.device) -> float:
     return min(times)
 
 
-def at_hand(device: torch.device) -> int | None:
-    """Bytes of memory that are free here; None where nobody says."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    known = []
-    with suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        line = next(line for line in lines if line.startswith("MemAvailable"))
-        known.append(1024 * int(line.split()[1]))
-    with suppress(OSError, ValueError):  # of a container; "max" is no number
-        group = Path("/sys/fs/cgroup")
-        limit, used = (
-            int((group / name).read_text(encoding="ascii"))
-            for name in ("memory.max", "memory.current")
-        )
-        stat = (group / "memory.stat").read_text(encoding="ascii").split()
-        cache = int(stat[stat.index("inactive_file") + 1])
-        known.append(limit - used + cache)
-    return min(known) if known else None
-
-
-def in_use() -> int:
-    """Bytes of this process; 0 where nobody says."""
-    with suppress(OSError, ValueError):
-        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
-        import resource
-
-        return int(pages) * resource.getpagesize()
-    return 0
-
-
 @dataclass(frozen=True)
 class Job:
     """A part of an evaluation, as its plan lists it."""
@@ -141,7 +113,7 @@ class Plan:
         jobs: all that is done, in order, with its forwards.
         forward: measured on this machine.
         memory: bytes at most, of the process and on its device.
-        batch_size: of attacked images.
+        batch_size: of attacked images, how many there are at once.
     """
 
     facts: tuple[tuple[str, str], ...]
@@ -171,7 +143,10 @@ class Plan:
             ("an F", f"one image through the network, or back; {speed}"),
             *((job.what, _forwards(job.forwards)) for job in self.jobs),
             ("in all", f"{_forwards(self.forwards)}: about {time_} here{aside}"),
-            ("memory", f"about {size(self.memory)} in batches of {self.batch_size}"),
+            (
+                "memory",
+                f"about {size(self.memory)} in batches of {self.batch_size}",
+            ),
         ]
         width = max(len(name) for name, _ in lines)
         return "\n".join(f"{name.ljust(width)}  {text}" for name, text in lines)
@@ -181,16 +156,45 @@ def check_memory(
     forward: Measured, batch_size: int, device: torch.device, there: int | None = None
 ) -> int:
     """Bytes that attacks in such batches take, or a ValueError with the batch that fits."""
+    each = int(_IN_FLIGHT * max(forward.held, 1))
     there = at_hand(device) if there is None else there
-    needed = int(_IN_FLIGHT * forward.held * batch_size)
-    if there is not None and needed > there:
-        fits = int(there / (_IN_FLIGHT * max(forward.held, 1)))
-        advice = f"take a batch size of {fits}" if fits else "take a smaller network or image size"
+    return _fitting("attacks", batch_size, each, there, "take a batch size of {} (--batch-size)")
+
+
+def check_probe(
+    forward: Measured, way: Way, train: int, device: torch.device, there: int | None = None
+) -> int:
+    """Bytes that the training of a probe takes, or a ValueError with the batch that fits.
+
+    Args:
+        forward: of the encoder.
+        way: the probe.
+        train: how many images there are to train on.
+        device: of the encoder.
+        there: bytes that are at hand; looked up by default.
+    """
+    how = way.how
+    if how is None:
+        return 0
+    if how.loss == "ce" and not how.trains_encoder:
+        each = 2 * forward.layer  # what a layer reads and what it answers
+    else:  # TRADES goes back through the clean images and the hard ones
+        each = int(_IN_FLIGHT * forward.held * (2 if how.loss == "trades" else 1))
+    there = at_hand(device) if there is None else there
+    advice = "take a Protocol with a batch_size of {}, another --preset or smaller images"
+    return _fitting(f"trainings of {way.label}", min(how.batch_size, train), each, there, advice)
+
+
+def _fitting(what: str, count: int, each: int, there: int | None, advice: str) -> int:
+    """The bytes of so many images at once."""
+    if there is not None and count * each > there:
+        fits = there // each
+        do = advice.format(fits) if fits else "take a smaller network or image size"
         raise ValueError(
-            f"attacks on {batch_size} images at once take about {size(needed)} of memory and "
-            f"{size(there)} are at hand; {advice} (--batch-size)"
+            f"{what} on {count} images at once take about {size(count * each)} of memory and "
+            f"{size(there)} are at hand; {do}"
         )
-    return needed
+    return count * each
 
 
 def duration(seconds: float) -> str:
@@ -200,11 +204,6 @@ def duration(seconds: float) -> str:
     if seconds < 100 * 60:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.0f} h" if seconds < 72 * 3600 else f"{seconds / 86400:.0f} days"
-
-
-def size(count: int) -> str:
-    """Bytes, as people say it."""
-    return f"{count / 2**30:.1f} GB" if count >= 2**29 else f"{max(1, count >> 20)} MB"
 
 
 def _forwards(count: Range | None) -> str:
@@ -229,7 +228,8 @@ def planned(asked: Evaluation, folder: str | Path | None = None) -> Plan:
     """
     data, n, classes = asked.data, asked.measured.n, len(asked.data.classes)
     train, validation, test = (len(targets(p)) for p in (data.train, data.validation, data.test))
-    memory = check_memory(asked.forward, asked.batch_size, asked.device)
+    batch = min(n, asked.batch_size)
+    memory = check_memory(asked.forward, batch, asked.device)
     jobs, branches = list[Job](), len(asked.modules)
 
     def of(attacks: Iterable[Attack]) -> Range:
@@ -246,6 +246,7 @@ def planned(asked: Evaluation, folder: str | Path | None = None) -> Plan:
     for way in [*asked.ways, *([asked.beside] if asked.beside else [])]:
         beside = way is asked.beside
         if way.how is not None:
+            memory = max(memory, check_probe(asked.forward, way, train, asked.device))
             cost = of_probe(way.how, train, validation, data.natural)
             add(f"probe {way.label}", Range(cost, cost))
         if beside:
@@ -272,4 +273,4 @@ def planned(asked: Evaluation, folder: str | Path | None = None) -> Plan:
         ("results", "nowhere" if folder is None else str(folder)),
     ]
     facts = [fact for fact in facts if fact[1]]
-    return Plan(tuple(facts), tuple(jobs), asked.forward, memory + in_use(), asked.batch_size)
+    return Plan(tuple(facts), tuple(jobs), asked.forward, memory + in_use(), batch)

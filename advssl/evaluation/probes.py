@@ -73,8 +73,8 @@ def finetune(
     joins the one before it, and where there is only one image BatchNorm keeps its statistics.
 
     Images are read in a stream. A frozen encoder's features of images that are not augmented are
-    made once, in a memory map if they are many: see
-    :func:`advssl.evaluation.features.featurised`, also on what of it counts as memory.
+    made once, in a memory map if they are many, of which little is in memory at once: see
+    :func:`advssl.evaluation.features.featurised`.
     Where ``torch.distributed`` runs, every process is given the same arguments and gets the same
     classifier: features are made in shares, and all else is done by each.
 
@@ -104,7 +104,7 @@ def finetune(
     Raises:
         ValueError: on an encoder, images or labels that break the above, no image to train on, or a
             training that diverged: one with a loss, weights, features or logits that are not finite
-            has no accuracy.
+            has no accuracy. On features for which there is no room, with how many there are.
     """
     check_module("encoder", encoder)
     seed = whole("seed", seed, -(2**63))

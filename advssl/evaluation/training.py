@@ -129,7 +129,7 @@ class Training:
         fixed = how.loss == "ce" and not (data.natural and how.augments)
         train: Any = self._featurised("train", progress) if standard or fixed else data.train
         if standard:
-            classifier.standardise(train.tensors[0])
+            classifier.standardise(train)
         if how.loss != "ce":
             return data.train, data.validation
         return train if fixed else data.train, self._featurised("validation", progress)

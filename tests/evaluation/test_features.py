@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from bars import SHORT, bars, encoder_of_bars, equal_states, images_of
@@ -14,9 +16,10 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from advssl.evaluation import features
-from advssl.evaluation.features import featurised, in_order, parts, read, shuffled
+from advssl.evaluation.features import Mapped, featurised, in_order, parts, read, shuffled
 from advssl.evaluation.identity import fingerprint_of
 from advssl.evaluation.linear import Classifier
+from advssl.evaluation.memory import in_use
 from advssl.evaluation.probes import finetune, protocol
 
 CPU = torch.device("cpu")
@@ -120,6 +123,32 @@ def test_few_images_live_at_once(encode):
     for _ in shuffled(images, 100, torch.Generator().manual_seed(0)):
         pass
     assert images.most <= 2 * 100
+
+
+@pytest.mark.skipif(not in_use(), reason="the system does not say what a process takes")
+@pytest.mark.parametrize("order", [None, 0])
+def test_little_of_a_map_is_in_memory_at_once(tmp_path, monkeypatch, order):
+    count = width = 2**12  # 64 MB
+    (tmp_path / "features").touch()
+    os.truncate(tmp_path / "features", 4 * count * width)
+    values = np.memmap(tmp_path / "features", np.float32, mode="c", shape=(count, width))
+    made = Mapped(values, torch.zeros(count, dtype=torch.int64))
+    monkeypatch.setattr(features, "_SMALL", 2**22)
+    every = in_order(made, 64) if order is None else shuffled(made, 64, torch.Generator())
+    before, most, sizes = in_use(), 0, 0
+    for part, _ in every:
+        most, sizes = max(most, in_use() - before), sizes + len(part)
+    assert sizes == count
+    assert most < 2**24
+
+
+@pytest.mark.parametrize("keeping", [False, True])
+def test_features_that_have_no_room_are_refused_before_the_work(tmp_path, monkeypatch, keeping):
+    monkeypatch.setattr(features, "_SMALL", 0)
+    monkeypatch.setattr(features, "room", lambda _: 2**20)
+    folder = tmp_path / "work" if keeping else None
+    with pytest.raises(ValueError, match=r"take 4 MB and .* has room for 1 MB.* 256 images at"):
+        featurised(None, range(1024), 1024, CPU, folder=folder)
 
 
 def test_batches_are_read_in_the_order_that_was_asked_for():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from advssl import Linf
 from advssl.evaluation import attacks, costs, plan
 from advssl.evaluation.data import open_data
 from advssl.evaluation.evaluate import Evaluation, chosen_attacks, ways
+from advssl.evaluation.protocols import Way, protocol
 from advssl.pixels import Pixels
 
 BALL = Linf(8 / 255)
@@ -62,22 +65,31 @@ def test_more_memory_than_at_hand_is_an_error_with_the_batch_that_fits():
         plan.check_memory(forward, 11, cpu, there=2**20)
 
 
-def test_memory_at_hand_is_known_here():
-    there = plan.at_hand(torch.device("cpu"))
-    assert there is None or there > 2**20
-    assert plan.in_use() == 0 or plan.in_use() > 2**24
+@pytest.mark.parametrize(
+    ("name", "each"),
+    [("slf", 2 * 2**20), ("alf", 15 * 2**20), ("fsf", 15 * 2**20), ("aff", 30 * 2**20)],
+)
+def test_a_probe_trains_in_batches_of_its_own(name, each):
+    forward, cpu = plan.Measured(0.1, 10 * 2**20, 2**20), torch.device("cpu")
+    way = Way("advcl", protocol("advcl", name))
+    count = way.how.batch_size
+    assert plan.check_probe(forward, way, 10**6, cpu, there=count * each) == count * each
+    assert plan.check_probe(forward, way, 3, cpu, there=2**30) == 3 * each
+    with pytest.raises(ValueError, match=rf"{name} .advcl.* batch_size of {count - 1},"):
+        plan.check_probe(forward, way, 10**6, cpu, there=count * each - 1)
+    assert plan.check_probe(forward, Way("own", None), 10**6, cpu, there=0) == 0
 
 
-def test_a_containers_limit_counts_without_the_cache_that_can_go(monkeypatch, tmp_path):
-    monkeypatch.setattr(plan, "Path", lambda place: tmp_path / place.lstrip("/"))
-    group = tmp_path / "sys" / "fs" / "cgroup"
-    group.mkdir(parents=True)
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 90 kB\nMemAvailable:   50 kB\n")
-    assert plan.at_hand(torch.device("cpu")) == 50 * 1024
-    for name, text in (("max", "40000"), ("current", "30000"), ("stat", "x 1\ninactive_file 20")):
-        (group / f"memory.{name}").write_text(text)
-    assert plan.at_hand(torch.device("cpu")) == 40_000 - 30_000 + 20
+def test_the_plan_counts_the_batches_that_there_are(monkeypatch):
+    monkeypatch.setattr(plan, "in_use", lambda: 0)
+    few = asked(images=20).plan()
+    assert few.batch_size == 20
+    large = replace(protocol("standardised", "alf"), batch_size=400)
+    found = asked(images=20, ways=ways(large, asked().data), with_beside=False).plan()
+    assert found.memory == int(1.5 * found.forward.held) * 400
+    monkeypatch.setattr(plan, "at_hand", lambda _: found.memory - 1)
+    with pytest.raises(ValueError, match=r"trainings of alf .* 399,"):
+        asked(images=20, ways=ways(large, asked().data)).plan()
 
 
 def test_the_time_is_the_least_of_several(monkeypatch):

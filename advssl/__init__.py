@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from advssl.balls import L2, Ball, Linf
     from advssl.branches import branch_batchnorm, keep_branch, on_branch
     from advssl.critics import GlobalDivergenceCritic
+    from advssl.guards import CatastrophicOverfittingGuard
     from advssl.heads import ClusterFitHead
     from advssl.indexed import IndexedDataset
     from advssl.losses import LocalSelectionSupCon, MultiViewNTXentLoss
@@ -25,6 +26,7 @@ __all__ = [
     "L2",
     "AdversarialViewGenerator",
     "Ball",
+    "CatastrophicOverfittingGuard",
     "ClusterFitHead",
     "GlobalDivergenceCritic",
     "HighFreqView",
@@ -54,6 +56,7 @@ _PLACES = {
     "keep_branch": "branches",
     "on_branch": "branches",
     "GlobalDivergenceCritic": "critics",
+    "CatastrophicOverfittingGuard": "guards",
     "ClusterFitHead": "heads",
     "IndexedDataset": "indexed",
     "LocalSelectionSupCon": "losses",

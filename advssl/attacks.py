@@ -10,8 +10,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Generator, Tensor, nn
+from torch._compile import _disable_dynamo
 
-from advssl.balls import Ball, Linf, check_radius, widest
+from advssl.balls import Ball, Linf, check_radius, resized, widest
 from advssl.modes import frozen
 from advssl.pixels import Pixels
 from advssl.precision import uphill, widen
@@ -25,6 +26,7 @@ from advssl.types import (
     flag,
     height_of,
     modules_of,
+    number,
     positive,
     see,
     whole,
@@ -32,7 +34,9 @@ from advssl.types import (
 
 Views = TypeVar("Views")  # a tensor, or a tuple, list or dict of such
 
+_STARTS = ("uniform", "gaussian", "zero", "noise")
 _GAUSSIAN_START = 0.001  # standard deviation, TRADES
+_NOISE = 2.0  # of the radius, N-FGSM
 _OUTSIDE = 1e-4  # what rounding may put outside the bounds
 _UNIT = (0.0, 1.0)  # told from the same pair given by its identity
 
@@ -62,17 +66,27 @@ class AdversarialViewGenerator(nn.Module):
             of images in [0, 1].
         steps: gradient evaluations.
         step_size: η, in the ball's own norm and units. None is 2.5 · radius / steps.
-        start: "uniform" in the ball, "gaussian" (0.001, TRADES) or "zero".
+        start: "uniform" in the ball, "gaussian" (0.001, TRADES), "zero", or "noise": uniform in
+            twice the ball, which then stays around the noisy image and not around the clean one, so
+            that a view ends up to three radii away. With one step that is N-FGSM, made against
+            catastrophic overfitting; :mod:`advssl.guards` catches it where it comes all the same.
         clamp_start: whether the start is in ``bounds`` before the first gradient, as RoCL's is;
             ACL's and AdvCL's is not. All that comes after it is.
+        zerograd: q, the share of an image's entries that do not move in a step, those of the
+            smallest gradients: ZeroGrad, made against the same; 0.35 for CIFAR-10.
         bounds: what a pixel may be; with ``mean`` and ``std`` a :class:`~advssl.pixels.Pixels`.
         mean: per channel, if the images are normalised as (pixel - mean) / std. Ball, step and
             bounds stay in units of pixels.
         std: per channel.
         pixels: the three as one value, in their place: ``pixels=IMAGENET``.
 
+    ``radius``, ``steps`` and ``step_size`` may be set at any time, for schedules, and hold from the
+    next call on; a ``step_size`` of None follows the other two. They are settings and no state: a
+    resumed run sets them again.
+
     Reference: Madry et al. 2018, https://arxiv.org/abs/1706.06083; for views of a contrastive loss
-    Kim et al. 2020, Eq. 3, https://arxiv.org/abs/2006.07589
+    Kim et al. 2020, Eq. 3, https://arxiv.org/abs/2006.07589; N-FGSM: de Jorge et al. 2022, Alg. 1,
+    https://arxiv.org/abs/2202.01181; ZeroGrad: Golgooni et al. 2021, https://arxiv.org/abs/2103.15476
 
     Example:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
@@ -90,8 +104,9 @@ class AdversarialViewGenerator(nn.Module):
         steps: int = 5,
         step_size: float | None = None,
         *,
-        start: Literal["uniform", "gaussian", "zero"] = "uniform",
+        start: Literal["uniform", "gaussian", "zero", "noise"] = "uniform",
         clamp_start: bool = True,
+        zerograd: float = 0.0,
         bounds: tuple[float, float] | None = _UNIT,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -100,25 +115,18 @@ class AdversarialViewGenerator(nn.Module):
         super().__init__()
         if not isinstance(ball, Ball):
             raise ValueError(f"ball must know radius, sample, steepest and project, got {ball!r}")
-        radius = positive("the radius of the ball", ball.radius)
-        steps = whole("steps", steps, 0)
-        chosen = step_size is not None
-        if step_size is None:
-            step_size = 2.5 * radius / max(steps, 1)
-        step_size = positive("step_size", step_size)
-        if 0 < steps * step_size < radius:
-            warnings.warn(
-                f"{steps} steps of {step_size:.3g} cannot reach the edge of a ball of radius "
-                f"{radius:.3g}; take more or larger steps, or step_size=None",
-                stacklevel=2,
+        positive("the radius of the ball", ball.radius)
+        if not isinstance(start, str) or start not in _STARTS:
+            raise ValueError(
+                f'start must be "uniform", "gaussian", "zero" or "noise", got {start!r}'
             )
-        if not isinstance(start, str) or start not in ("uniform", "gaussian", "zero"):
-            raise ValueError(f'start must be "uniform", "gaussian" or "zero", got {start!r}')
         self.ball = ball
         self.steps = steps
-        self.step_size = step_size
         self.start = start
         self.clamp_start = flag("clamp_start", clamp_start)
+        self.zerograd = number("zerograd", zerograd)
+        if not 0 <= self.zerograd < 1:
+            raise ValueError(f"zerograd is a share, in [0, 1), got {self.zerograd}")
         if pixels is None:
             pixels = Pixels(mean, std, bounds)  # type: ignore[arg-type]
         elif mean is not None or std is not None or bounds is not _UNIT:
@@ -128,7 +136,42 @@ class AdversarialViewGenerator(nn.Module):
         if not isinstance(pixels, Pixels):
             raise ValueError(f"pixels must be Pixels(mean, std, bounds), got {described(pixels)}")
         self.pixels = pixels
-        self._check_units(step_chosen=chosen)
+        self._check_width(ball)
+        self.step_size = step_size
+        self._say_unreachable()
+
+    @property
+    def radius(self) -> float:
+        """Of ``ball``; setting it puts the ball of that size in its place."""
+        return float(self.ball.radius)
+
+    @radius.setter
+    def radius(self, radius: float) -> None:
+        ball = resized(self.ball, radius)
+        self._check_width(ball)
+        self.ball = ball
+
+    @property
+    def steps(self) -> int:
+        return self._steps
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        self._steps = whole("steps", steps, 0)
+
+    @property
+    def step_size(self) -> float:
+        """η; where None was given 2.5 · radius / steps, of what these are now."""
+        if self._step_size is None:
+            return 2.5 * self.radius / max(self.steps, 1)
+        return self._step_size
+
+    @step_size.setter
+    def step_size(self, step_size: float | None) -> None:
+        if step_size is not None:
+            step_size = positive("step_size", step_size)
+            self._say_wide_step(step_size)
+        self._step_size = step_size
 
     @property
     def mean(self) -> tuple[float, ...] | None:
@@ -154,6 +197,7 @@ class AdversarialViewGenerator(nn.Module):
         *,
         freeze: nn.Module | Iterable[nn.Module] | None = None,
         generator: Generator | None = None,
+        start: Any = None,
     ) -> Views:
         """The view, or one per image tensor where several are attacked jointly.
 
@@ -172,6 +216,11 @@ class AdversarialViewGenerator(nn.Module):
                 others that the attack moves (BatchNorm, a queue, a tensor outside of modules) is
                 warned of once for each class; ``freeze=()`` says that it is meant to move.
             generator: makes the view reproducible alone, the objective's own draws included.
+            start: the perturbation to begin from in place of a random one, as free adversarial
+                training and YOPO carry it over: a tensor of the images' shape and unit, in any
+                floating point type, or one per view in their order. It is projected into the ball,
+                and into ``bounds`` where ``clamp_start`` says so. To keep for the next time is
+                ``hard - images``, by dataset index if need be.
 
         Returns:
             What came in, perturbed. In a joint attack a tensor that the objective does not depend
@@ -180,9 +229,9 @@ class AdversarialViewGenerator(nn.Module):
             the random start, as whether it is needed shows in the first step.
 
         Raises:
-            ValueError: on images or an objective that break the above, an objective that is not
-                finite (naming the step) or that depends on no view, a radius beyond the whole range
-                of the images, or a frozen module whose trainable parameters it changes.
+            ValueError: on images, a start or an objective that break the above, an objective that
+                is not finite (naming the step) or that depends on no view, a radius beyond the
+                whole range of the images, or a frozen module whose trainable parameters it changes.
         """
         if not callable(objective):
             raise ValueError(
@@ -192,13 +241,16 @@ class AdversarialViewGenerator(nn.Module):
         if not isinstance(generator, Generator | None):
             raise ValueError(f"generator must be a torch.Generator, got {described(generator)}")
         given: list[Tensor] = []
-        _mapped(images, given.append)
-        views = [i for i, x in enumerate(given) if isinstance(images, Tensor) or _is_view(x)]
+        mapped(images, given.append)
+        views = [i for i, x in enumerate(given) if isinstance(images, Tensor) or is_view(x)]
         if not views:
             raise ValueError(
                 "there is nothing to attack: images must be (B, C, H, W), one or several, got "
                 f"{described(images)}"
             )
+        starts = None if start is None else _starts(start, [given[i] for i in views])
+        if starts is None:  # what is carried over may get there in several calls
+            self._say_unreachable()
         modules = [] if freeze is None else modules_of("freeze", freeze)
         meant = freeze is not None and not modules
 
@@ -207,14 +259,15 @@ class AdversarialViewGenerator(nn.Module):
 
         watched = [] if meant else _watched(objective, submodules(*modules))
         with torch.inference_mode(False), torch.enable_grad(), frozen(*modules):
-            found = self._search([given[i] for i in views], of_all, watched, generator)
+            found = self._search([given[i] for i in views], of_all, watched, generator, starts)
         others = [x if i in views else x.clone() for i, x in enumerate(given)]
         back = iter(_exchanged(others, views, found))
-        return _mapped(images, lambda _: next(back))
+        return mapped(images, lambda _: next(back))
 
     def extra_repr(self) -> str:
         text = f"{self.ball}, steps={self.steps}, step_size={self.step_size:.4g}, "
         text += f"start={self.start!r}, bounds={self.bounds}"
+        text += f", zerograd={self.zerograd}" if self.zerograd else ""
         return text if self.mean is None else f"{text}, mean={self.mean}, std={self.std}"
 
     def _search(
@@ -223,6 +276,7 @@ class AdversarialViewGenerator(nn.Module):
         objective: Objective,
         watched: list[Any],
         generator: Generator | None,
+        starts: Sequence[Perturbation] | None,
     ) -> list[Images]:
         # An inference tensor cannot take part in a graph; its copy, made out here, can.
         images = [x.clone() if x.is_inference() else x.detach() for x in images]
@@ -233,10 +287,16 @@ class AdversarialViewGenerator(nn.Module):
         clean = [self._to_pixels(x) for x in images]
         valid = [self._in_bounds(x) for x in clean]
         # What lies outside is no image, and moves only if the objective asks for it; then it ends.
+        if starts is None:
+            first = [self._first(x, generator) for x in clean]
+        else:
+            first = [self._carried(*three) for three in zip(starts, images, clean, strict=True)]
         pixels = [
-            torch.where(ok, self._begun(x, generator), x)
-            for x, ok in zip(clean, valid, strict=True)
+            torch.where(ok, self._begun(x, delta), x)
+            for x, delta, ok in zip(clean, first, valid, strict=True)
         ]
+        noisy = starts is None and self.start == "noise"
+        centres = list(pixels) if noisy else clean
         touched = [self.steps == 0] * len(images)
         finite = []
         device = images[0].device
@@ -260,34 +320,48 @@ class AdversarialViewGenerator(nn.Module):
                     if gradient is not None:
                         self._check_as_image(images[i])
                         touched[i] = True
-                        pixels[i] = self._climb(pixels[i], clean[i], gradient)
+                        pixels[i] = self._climb(pixels[i], centres[i], gradient)
                     elif not touched[i]:
                         pixels[i] = clean[i]
                 if step == 0:
                     self._say_moved(marks)
         needed = [i for i, moved in enumerate(touched) if moved]
-        self._check_afterwards([clean[i] for i in needed], [valid[i] for i in needed], finite)
+        self._check_afterwards(
+            [clean[i] for i in needed], [valid[i] for i in needed], finite, starts or ()
+        )
         return [
             self._from_pixels(x).detach() if moved else original.clone()
             for x, original, moved in zip(pixels, images, touched, strict=True)
         ]
 
-    def _begun(self, clean: Images, generator: Generator | None) -> Images:
-        start = clean + self._first(clean, generator)
+    def _begun(self, clean: Images, delta: Perturbation) -> Images:
+        start = clean + delta
         return self.pixels.clamp(start) if self.clamp_start or self.steps == 0 else start
 
+    # Radius and step size may change at every call: what was compiled would be so each time anew.
+    @_disable_dynamo
     def _first(self, clean: Images, generator: Generator | None) -> Perturbation:
         if self.start == "zero":
             return torch.zeros_like(clean)
         if self.start == "uniform":
             return self.ball.sample(clean, generator)
+        if self.start == "noise":
+            return _NOISE * self.ball.sample(clean, generator)
         noise = torch.empty_like(clean).normal_(std=_GAUSSIAN_START, generator=generator)
         return self.ball.project(noise)
 
-    def _climb(self, pixels: Images, clean: Images, gradient: Perturbation) -> Images:
-        step = self.step_size * self.ball.steepest(self.pixels.slope(gradient))
+    @_disable_dynamo
+    def _carried(self, start: Perturbation, images: Images, clean: Images) -> Perturbation:
+        return self.ball.project(self._to_pixels(images + start.detach().to(images)) - clean)
+
+    @_disable_dynamo
+    def _climb(self, pixels: Images, centre: Images, gradient: Perturbation) -> Images:
+        slope = self.pixels.slope(gradient)
+        if self.zerograd:
+            slope = _without_smallest(slope, self.zerograd)
+        step = self.step_size * self.ball.steepest(slope)
         # Clamping to a box that holds the clean image shortens the perturbation: it stays inside.
-        return self.pixels.clamp(clean + self.ball.project(pixels - clean + step))
+        return self.pixels.clamp(centre + self.ball.project(pixels - centre + step))
 
     # What has other channels is beside the images and handed on as it is.
     def _to_pixels(self, images: Images) -> Images:
@@ -315,6 +389,7 @@ class AdversarialViewGenerator(nn.Module):
                 "torch.utils.checkpoint"
             ) from error
 
+    @_disable_dynamo
     def _say_moved(self, marks: Any) -> None:
         said = _SAID.setdefault(self, set())
         moved = moved_since(marks)
@@ -329,18 +404,30 @@ class AdversarialViewGenerator(nn.Module):
                 stacklevel=2,
             )
 
-    def _check_units(self, step_chosen: bool) -> None:
-        """Numbers in 255 grey levels, where the bounds are others."""
-        if self.bounds is None:
+    @_disable_dynamo
+    def _say_unreachable(self) -> None:
+        steps, size, radius = self.steps, self.step_size, self.radius
+        if not 0 < steps * size < radius:
             return
-        check_radius(self.ball, bounds=self.bounds)
-        if step_chosen and self.step_size > widest(self.ball, bounds=self.bounds):
+        said = _SAID.setdefault(self, set())
+        text = f"{steps} steps of {size:.3g} cannot reach the edge of a ball of radius {radius:.3g}"
+        if text not in said:  # by the constructor, or at an earlier call
+            said.add(text)
+            warnings.warn(f"{text}; take more or larger steps, or step_size=None", stacklevel=3)
+
+    def _say_wide_step(self, step_size: float) -> None:
+        """A number in 255 grey levels, where the bounds are others."""
+        if self.bounds is not None and step_size > widest(self.ball, bounds=self.bounds):
             warnings.warn(
-                f"a step_size of {self.step_size:.4g} crosses the whole range of images in bounds "
+                f"a step_size of {step_size:.4g} crosses the whole range of images in bounds "
                 f"{self.bounds}; it is in their unit: of 255 grey levels write "
-                f"{self.step_size:.4g} / 255",
-                stacklevel=3,
+                f"{step_size:.4g} / 255",
+                stacklevel=4,
             )
+
+    def _check_width(self, ball: Ball) -> None:
+        if self.bounds is not None:
+            check_radius(ball, bounds=self.bounds)
 
     def _check(self, images: Images) -> None:
         if images.ndim != 4 or len(images) == 0:
@@ -358,11 +445,20 @@ class AdversarialViewGenerator(nn.Module):
             check_radius(self.ball, images.shape[1:], self.bounds)
 
     def _check_afterwards(
-        self, clean: Sequence[Images], valid: Sequence[Tensor], finite: Sequence[Tensor]
+        self,
+        clean: Sequence[Images],
+        valid: Sequence[Tensor],
+        finite: Sequence[Tensor],
+        starts: Sequence[Perturbation],
     ) -> None:
         """What needs values on the host waits until here: one device sync for a whole attack."""
         all_valid = torch.stack(list(valid)).all()
-        answers = torch.stack([all_valid, *(f for pair in finite for f in pair)]).tolist()
+        begun = [s.isfinite().all().to(all_valid.device) for s in starts]
+        steps = (f for pair in finite for f in pair)
+        answers = torch.stack([*begun, all_valid, *steps]).tolist()
+        if not all(answers[: len(begun)]):
+            raise ValueError("start holds numbers that are not finite; look where it was kept")
+        answers = answers[len(begun) :]
         if not answers[0]:
             seen = [f"[{x.min():.4g}, {x.max():.4g}]" for x in clean]
             raise ValueError(
@@ -396,6 +492,28 @@ _NO_GRADIENT = (
 _SAID: WeakKeyDictionary[AdversarialViewGenerator, set[str]] = WeakKeyDictionary()
 
 
+def _starts(start: Any, views: Sequence[Images]) -> list[Perturbation]:
+    """What was given to begin from, one for each view."""
+    found: list[Tensor] = []
+    mapped(start, found.append)
+    shapes = [s.shape if s.is_floating_point() else None for s in found]
+    if shapes != [v.shape for v in views]:
+        raise ValueError(
+            "start must be one perturbation for each view, floating point and of its shape: "
+            f"{described(list(views))}, got {described(start)}; of what was kept give the rows of "
+            "these images, start[: len(images)] or start[index]"
+        )
+    return found
+
+
+def _without_smallest(gradient: Perturbation, share: float) -> Perturbation:
+    """Zero where the magnitude is among the smallest ``share`` of its image's; ties stay."""
+    size = gradient.abs()
+    ordered = size.flatten(1).sort(dim=1).values  # kthvalue is refused where all is deterministic
+    least = ordered[:, int(share * ordered.shape[1]), None, None, None]
+    return torch.where(size >= least, gradient, 0)
+
+
 def _watched(objective: Objective, kept: Iterable[nn.Module]) -> list[Any]:
     """What the objective may move that is not given back."""
     known = {id(one) for m in kept for one in (m, *m._parameters.values(), *m._buffers.values())}
@@ -403,19 +521,19 @@ def _watched(objective: Objective, kept: Iterable[nn.Module]) -> list[Any]:
     return [one for one in (*modules, *others) if id(one) not in known]
 
 
-def _is_view(value: Tensor) -> bool:
+def is_view(value: Tensor) -> bool:
     return value.ndim == 4 and value.is_floating_point()
 
 
-def _mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
+def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
     """``value`` with every tensor in it changed, through tuples, lists and dicts."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, Mapping):
-        entries = {key: _mapped(one, change) for key, one in value.items()}
+        entries = {key: mapped(one, change) for key, one in value.items()}
         return entries if type(value) is dict else type(value)(entries)  # type: ignore[call-arg]
     if isinstance(value, tuple | list):
-        parts = [_mapped(one, change) for one in value]
+        parts = [mapped(one, change) for one in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     return value
 

@@ -32,6 +32,7 @@ ORDER = [
     "indexed",
     "heads",
     "attacks",
+    "guards",
     "sharpness",
     "integrations",
     "evaluation",

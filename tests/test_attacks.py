@@ -492,7 +492,7 @@ class TestErrors:
             ({"ball": 0.1}, "ball must know radius, sample, steepest and project, got 0.1"),
             ({"steps": -1}, "steps must be at least 0, got -1"),
             ({"step_size": 0.0}, "step_size must be positive and finite, got 0.0"),
-            ({"start": "random"}, 'start must be "uniform", "gaussian" or "zero", got \'random\''),
+            ({"start": "random"}, '"gaussian", "zero" or "noise", got \'random\''),
             ({"bounds": (1, 0)}, r"bounds must be \(low, high\)"),
             ({"mean": MEAN}, "mean and std go together"),
             ({"mean": MEAN, "std": (1, 0, 1)}, "one number per channel, std above zero"),
@@ -841,3 +841,237 @@ def test_says_what_it_is():
     text = repr(AdversarialViewGenerator(L2(0.5), mean=MEAN, std=STD))
     assert "L2(radius=0.5), steps=5, step_size=0.25, start='uniform'" in text
     assert "mean=(0.485" in text
+
+
+def curved(*views):
+    """An objective whose gradient is another at every point, in the views' own type."""
+    return sum(((30 * x).cos() * x.flip(3)).sum((1, 2, 3)) for x in views)
+
+
+class TestCarriedStart:
+    """A perturbation given at the call: attacks that go on where the last one ended."""
+
+    @pytest.mark.parametrize("ball", BALLS, ids=str)
+    @pytest.mark.parametrize("norms", [{}, {"mean": MEAN, "std": STD}], ids=["", "normalised"])
+    def test_two_calls_of_one_step_are_one_call_of_two(self, images, ball, norms):
+        def adversary(steps):
+            return AdversarialViewGenerator(ball, steps, ball.radius, start="zero", **norms)
+
+        pixels = adversary(1).pixels
+        first, second = pixels.of(images.double()), pixels.of(images.flip(2).double())
+        expected = adversary(2)((first, second), curved)
+        half = adversary(1)((first, second), curved)
+        kept = [hard - x for hard, x in zip(half, (first, second), strict=True)]
+        found = adversary(1)((first, second), curved, start=kept)
+        torch.testing.assert_close(found, expected)
+        assert not torch.equal(found[0], half[0])
+        alone = adversary(1)(first, curved, start=kept[0])
+        torch.testing.assert_close(alone, expected[0])
+
+    @pytest.mark.parametrize("ball", BALLS, ids=str)
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+    def test_is_projected_into_ball_and_box(self, images, ball, dtype):
+        images, kept = images.double(), torch.randn_like(images).to(dtype)
+        view = AdversarialViewGenerator(ball, steps=0)(images, curved, start=kept)
+        torch.testing.assert_close(view, (images + ball.project(kept.double())).clamp(0, 1))
+        assert (distance(ball, view - images) <= ball.radius * (1 + 1e-6)).all()
+
+    def test_one_step_a_call_reaches_the_optimum_of_a_linear_objective(self):
+        images, w = torch.full((4, 3, 8, 8), 0.5).double(), torch.randn(3, 8, 8).double()
+        adversary = AdversarialViewGenerator(Linf(0.1), 1)
+        adversary.step_size = 0.04  # which one call cannot reach the edge with
+        kept = torch.zeros_like(images)
+        for calls in range(1, 5):
+            kept = adversary(images, lambda v: (v * w).sum((1, 2, 3)), start=kept) - images
+            gain = (kept * w).sum((1, 2, 3))
+            best = min(0.04 * calls, 0.1) * w.abs().sum()
+            torch.testing.assert_close(gain, best.expand(4))
+
+    def test_draws_nothing_and_costs_nothing(self, images):
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(288, 4))
+        adversary, kept = AdversarialViewGenerator(steps=1), torch.zeros_like(images)
+        before = random_state(images.device)[0]
+        spent = flops(lambda: adversary(images, lambda v: model(v).sum(1), start=kept, freeze=()))
+        assert torch.equal(random_state(images.device)[0], before)
+        assert spent == 2 * flops(lambda: model(images))
+        assert not kept.any()  # nor is what was kept written into
+
+    @pytest.mark.parametrize(
+        ("start", "message"),
+        [
+            (lambda x: x[:4], r"got .*\(4, 3, 8, 8\); of what was kept give the rows of"),
+            (lambda x: [x, x], "one perturbation for each view"),
+            (lambda _: [], "one perturbation for each view"),
+            (lambda _: "zero", "one perturbation for each view.*got 'zero'"),
+            (lambda x: x.long(), "floating point"),
+            (lambda x: x * torch.nan, "start holds numbers that are not finite"),
+        ],
+    )
+    @pytest.mark.parametrize("steps", [0, 1])
+    def test_refuses_what_does_not_fit(self, images, start, message, steps):
+        with pytest.raises(ValueError, match=message):
+            AdversarialViewGenerator(steps=steps)(images, curved, start=start(images))
+
+
+class TestChangedSettings:
+    """Radius, steps and step size of a living generator, as schedules set them."""
+
+    @pytest.mark.parametrize("ball", BALLS, ids=str)
+    @pytest.mark.parametrize("step_size", [None, 0.2])
+    @pytest.mark.parametrize(
+        "change", [{"radius": 0.07}, {"steps": 3}, {"step_size": 0.3}, {"step_size": None}]
+    )
+    def test_are_those_of_a_new_one(self, images, ball, step_size, change):
+        settings = {"radius": ball.radius, "steps": 4, "step_size": step_size}
+        adversary = AdversarialViewGenerator(ball, settings["steps"], step_size, start="zero")
+        before = repr(adversary)
+        for name, value in change.items():
+            setattr(adversary, name, value)
+        settings |= change
+        made = AdversarialViewGenerator(
+            type(ball)(settings["radius"]), settings["steps"], settings["step_size"], start="zero"
+        )
+        assert repr(adversary) == repr(made)
+        assert torch.equal(adversary(images, curved), made(images, curved))
+        assert (repr(made) == before) == (change == {"step_size": step_size})
+        again = copy.deepcopy(adversary)
+        assert repr(again) == repr(made)
+        assert not adversary.state_dict()  # a schedule sets them again
+
+    @pytest.mark.heavy
+    @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+    def test_hold_in_a_step_that_was_compiled_and_is_not_so_anew_each_time(self, images):
+        graphs = []
+
+        def backend(graph, _):
+            graphs.append(graph)
+            return graph.forward
+
+        adversary = AdversarialViewGenerator(Linf(0.05), 1, start="zero")
+        step = torch.compile(lambda x: adversary(x, lambda v: v.sum()) - x, backend=backend)
+        images = images * 0.5 + 0.25  # only the ball binds
+        assert step(images).abs().max() == pytest.approx(0.05)
+        compiled = [len(graphs)]
+        for name, value, longest in [
+            ("radius", 0.04, 0.04),
+            ("steps", 2, 0.04),
+            ("step_size", 0.06, 0.04),
+            ("radius", 0.03, 0.03),
+            ("radius", 0.15, 0.12),  # 2 steps of 0.06
+            ("step_size", 0.08, 0.15),
+            ("step_size", None, 0.15),
+        ]:
+            setattr(adversary, name, value)
+            compiled.append(len(graphs))
+            short = pytest.warns(UserWarning, match="2 steps of 0.06 cannot reach")
+            with short if longest == 0.12 else nullcontext():
+                assert step(images).abs().max() == pytest.approx(longest, rel=1e-5)
+        assert compiled[0] > 0
+        assert compiled[4] == compiled[-1] == len(graphs)  # once each was another than at first
+
+    @pytest.mark.parametrize(
+        ("name", "value", "message"),
+        [
+            ("radius", 0.0, "radius must be positive"),
+            ("radius", "8", "radius must be a number"),
+            ("radius", 8, "wider than the whole range"),
+            ("steps", -1, "steps must be at least 0"),
+            ("steps", 2.5, "steps must be a whole number"),
+            ("step_size", 0.0, "step_size must be positive"),
+        ],
+    )
+    def test_are_refused_as_by_the_constructor(self, name, value, message):
+        adversary = AdversarialViewGenerator()
+        before = repr(adversary)
+        with pytest.raises(ValueError, match=message):
+            setattr(adversary, name, value)
+        assert repr(adversary) == before
+
+    def test_a_ball_that_has_one_size_says_so(self):
+        class Fixed(Rows):
+            def resized(self, radius):
+                raise NotImplementedError
+
+        adversary = AdversarialViewGenerator(Fixed(0.1))
+        with pytest.raises(NotImplementedError):
+            adversary.radius = 0.2
+
+    def test_steps_that_cannot_reach_the_edge_any_more_are_said_at_the_next_call(self, images):
+        adversary = AdversarialViewGenerator(Linf(0.1), 5, 0.025)
+        adversary.radius, adversary.step_size = 0.2, 0.05  # no word in between
+        adversary(images, curved)
+        adversary.steps = 3
+        with pytest.warns(UserWarning, match=r"3 steps of 0.05 cannot reach .* radius 0.2"):
+            adversary(images, curved)
+        adversary(images, curved)  # once
+        with pytest.warns(UserWarning, match="255 grey levels"):
+            adversary.step_size = 2
+
+
+class TestOneStep:
+    """What makes one step safe: N-FGSM's start, and ZeroGrad."""
+
+    @pytest.mark.parametrize("ball", BALLS, ids=str)
+    @pytest.mark.parametrize("step_size", [None, 0.05])
+    def test_n_fgsm_steps_from_noise_of_twice_the_radius_that_is_clipped_by_the_box_alone(
+        self, ball, step_size
+    ):
+        images, w = torch.rand(4, 3, 8, 8).double(), torch.randn(3, 8, 8).double()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            adversary = AdversarialViewGenerator(ball, 1, step_size, start="noise")
+        torch.manual_seed(3)
+        view = adversary(images, lambda v: (v * w).sum((1, 2, 3)))
+        torch.manual_seed(3)
+        noisy = (images + 2 * ball.sample(images)).clamp(0, 1)
+        step = ball.radius if step_size is None else step_size
+        torch.testing.assert_close(
+            view, (noisy + step * ball.steepest(w.expand(4, 3, 8, 8))).clamp(0, 1)
+        )
+        far = distance(ball, view - images) / ball.radius
+        assert (far > 1.2).all()
+        assert (far <= 3 + 1e-6).all()
+
+    def test_with_more_steps_the_ball_stays_around_the_noise(self, images):
+        seen = []
+        images = images.round()  # half of all noise leads out of the box
+        adversary = AdversarialViewGenerator(Linf(0.1), 4, start="noise", clamp_start=False)
+        view = adversary(images, lambda v: (seen.append(v.detach().clone()), curved(v))[1])
+        noisy, *others = seen
+        assert (noisy - images).abs().max() > 0.19
+        assert noisy.max() > 1
+        for x in (*others, view):
+            assert (x - noisy.clamp(0, 1)).abs().max() <= 0.1 + 1e-6
+            assert x.min() >= 0
+            assert x.max() <= 1
+
+    @pytest.mark.parametrize("share", [0.0, 0.35, 0.99])
+    @pytest.mark.parametrize("norms", [{}, {"mean": MEAN, "std": STD}], ids=["", "normalised"])
+    def test_zerograd_moves_the_pixels_of_the_largest_gradients(self, share, norms):
+        pixels, w = torch.full((4, 3, 8, 8), 0.5).double(), torch.randn(4, 3, 8, 8).double()
+        adversary = AdversarialViewGenerator(Linf(0.1), 1, start="zero", zerograd=share, **norms)
+        images = adversary.pixels.of(pixels)
+        objective = lambda v: (adversary.pixels.to(v) * w).sum((1, 2, 3))  # noqa: E731
+        gain = objective(adversary(images, objective)) - objective(images)
+        largest = (
+            w.abs().flatten(1).sort(dim=1, descending=True).values[:, : 192 - int(192 * share)]
+        )
+        torch.testing.assert_close(gain, 0.1 * largest.sum(1))
+
+    def test_zerograd_leaves_ties_alone(self, images):
+        images = images * 0.5 + 0.25
+        adversary = AdversarialViewGenerator(Linf(0.1), 1, start="zero", zerograd=0.5)
+        torch.testing.assert_close(adversary(images, lambda v: v.sum((1, 2, 3))), images + 0.1)
+
+    @pytest.mark.parametrize("settings", [{"start": "noise"}, {"zerograd": 0.35}], ids=str)
+    def test_costs_one_forward_and_one_backward_to_the_input(self, images, settings):
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(288, 4))
+        adversary = AdversarialViewGenerator(steps=1, **settings)
+        spent = flops(lambda: adversary(images, lambda v: model(v).sum(1), freeze=model))
+        assert spent == 2 * flops(lambda: model(images))
+        assert str(next(iter(settings.values()))) in repr(adversary)
+
+    @pytest.mark.parametrize("share", [-0.1, 1.0, "a"])
+    def test_zerograd_is_a_share(self, share):
+        with pytest.raises(ValueError, match="zerograd"):
+            AdversarialViewGenerator(zerograd=share)

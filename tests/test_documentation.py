@@ -87,6 +87,27 @@ def test_ten_lines_keep_an_encoder_s_embeddings_under_attack():
     assert all(torch.equal(p, before[n]) for n, p in scope["original"].named_parameters())
 
 
+def test_one_step_attacks_run_as_the_page_on_costs_says():
+    loop, carried = code("python", (ROOT / "docs" / "costs.md").read_text(encoding="utf-8"))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 8))
+    before = model[1].weight.detach().clone()
+    images = torch.rand(4, 3, 4, 4)
+    scope = {
+        **names(),
+        "model": model,
+        "epochs": 4,
+        "images": images,
+        "loader": [(images, images.flip(3))],
+        "nt_xent": advssl.MultiViewNTXentLoss(),
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+    }
+    exec(loop, scope)
+    assert not torch.equal(model[1].weight, before)
+    assert scope["adversary"].radius == 8 / 255
+    exec(carried, scope)
+    assert (scope["kept"].abs().amax((1, 2, 3)) > 0).all()
+
+
 def section(title: str) -> str:
     return README.split(f"## {title}\n")[1].split("\n## ")[0]
 

@@ -40,6 +40,7 @@ from torchmetrics import MeanMetric
 
 from advssl import (
     AdversarialViewGenerator,
+    CatastrophicOverfittingGuard,
     ClusterFitHead,
     GlobalDivergenceCritic,
     IndexedDataset,
@@ -50,6 +51,7 @@ from advssl.integrations.lightning import (
     AdversarialViews,
     ClusterFit,
     GlobalDivergence,
+    OverfittingGuard,
     SharpnessAware,
 )
 
@@ -380,6 +382,27 @@ class TestAdversarialViews:
         assert_same(state(module), state(plain))
         fit(module, [adversarial(), SharpnessAware(), divergence()], steps=2)
 
+    @pytest.mark.parametrize("inside", [False, True], ids=["", "adversary_in_the_module"])
+    def test_radius_and_steps_are_those_of_the_moment(self, inside):
+        """A schedule sets them between batches, on the adversary that the callback has."""
+        adversary = AdversarialViewGenerator(Linf(0.01), 1, start="zero")
+
+        class Growing(pl.Callback):
+            def on_train_batch_start(self, trainer, module, batch, batch_idx):
+                adversary.radius = 0.01 * (1 + batch_idx)
+                adversary.steps = 1 + batch_idx
+
+        module = made(Witness)
+        if inside:
+            module.adversary = adversary
+        fit(made(Witness), steps=2)
+        fit(module, [Growing(), AdversarialViews(adversary)], steps=2)
+        (clean, *_), (second, *_), *told = TOLD
+        assert len(told) == (1 + 1) + (2 + 1)
+        for hard, x, radius in ((told[1][0], clean, 0.01), (told[-1][0], second, 0.02)):
+            assert (hard - x).abs().max() == pytest.approx(radius, rel=1e-4)
+        assert repr(adversary).startswith("AdversarialViewGenerator(Linf(radius=0.02), steps=2")
+
     def test_refuses_a_view_that_is_not_there(self):
         with pytest.raises(ValueError, match=r"the batch has 2 views, got views=\(2,\)"):
             fit(made(SimCLR), [adversarial((2,))])
@@ -580,6 +603,83 @@ class TestAllCallbacks:
         assert isinstance(adversarial(), pl.Callback)
         if find_spec("lightning"):
             assert isinstance(adversarial(), import_module("lightning.pytorch").Callback)
+
+
+class Overshot(pl.LightningModule):
+    """From its third batch on, a whole step of the attack gains nothing and half of one does."""
+
+    def __init__(self, holds=None) -> None:
+        super().__init__()
+        self.weight, self.holds = nn.Parameter(torch.ones(())), holds
+        self.batches = 0
+
+    def training_step(self, batch, batch_idx):
+        image, clean = batch
+        t = (image - clean.view_as(image)) / BALL.radius
+        lost = self.batches >= 2
+        self.batches += 1
+        return self.weight * (4 * t * (1 - t) if lost else t).mean() + 3
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+    def train_dataloader(self):
+        images = 0.25 + IMAGES / 2
+        return DataLoader(TensorDataset(images, images.flatten(1)), batch_size=4)
+
+
+class TestOverfittingGuard:
+    @staticmethod
+    def callbacks(every: int = 1):
+        adversary = AdversarialViewGenerator(BALL, 1, start="zero")
+        guard = CatastrophicOverfittingGuard(adversary, every=every)
+        return [AdversarialViews(adversary), OverfittingGuard(guard)]
+
+    @pytest.mark.parametrize("method", [BYOL, SwAV, Metered])
+    def test_a_healthy_run_is_the_run_without_it(self, method):
+        plain, module = made(method), made(method)
+        (views, guard), (alone, _) = self.callbacks(), self.callbacks()
+        expected = fit(plain, [alone, divergence()] if method is Metered else [alone], steps=3)
+        callbacks = [views, guard, *([divergence()] if method is Metered else [])]
+        trainer = fit(module, callbacks, steps=3)
+        assert_same(state(module), state(plain))
+        gained = {"attack_gain", "pgd_gain"}
+        for logged, without in zip(trainer.logger.metrics, expected.logger.metrics, strict=True):
+            assert gained <= logged.keys()
+            assert {k: v for k, v in logged.items() if k not in gained} == without
+        assert views.adversary.steps == 1
+
+    @pytest.mark.parametrize("inside", [False, True], ids=["", "adversary_in_the_module"])
+    def test_catches_what_was_planted(self, inside, tmp_path):
+        views, guard = self.callbacks()
+        module = Overshot(views.adversary if inside else None)
+        with pytest.warns(UserWarning, match="catastrophic overfitting: .* takes 2 steps"):
+            trainer = fit(module, [views, guard], steps=3)
+        assert views.adversary.steps == 2
+        attack, pgd = (
+            [logged[name] for logged in trainer.logger.metrics]
+            for name in ("attack_gain", "pgd_gain")
+        )
+        assert attack == pytest.approx([1, 1, 0], abs=0.01)
+        assert pgd[2] > 0.3
+        trainer.save_checkpoint(tmp_path / "caught.ckpt")
+        views, guard = self.callbacks()
+        fit(Overshot(), [views, guard], steps=3, ckpt_path=tmp_path / "caught.ckpt")
+        assert views.adversary.steps == 2
+        assert guard.guard.state_dict()["calls"] == 3
+
+    def test_looks_every_so_often(self):
+        views, guard = self.callbacks(every=2)
+        trainer = fit(made(SimCLR), [views, guard], steps=1, log_every_n_steps=1)
+        assert "pgd_gain" in trainer.logger.metrics[0]
+        trainer = fit(made(SimCLR), [views, guard], steps=1, log_every_n_steps=1)
+        assert "pgd_gain" not in trainer.logger.metrics[0]
+
+    def test_needs_the_attack_that_it_watches(self):
+        (views, _), (_, guard) = self.callbacks(), self.callbacks()
+        for callbacks in ([guard], [views, guard]):
+            with pytest.raises(ValueError, match="watches the attack of AdversarialViews"):
+                fit(made(SimCLR), callbacks)
 
 
 class TestSharpnessAware:
@@ -1220,3 +1320,6 @@ def test_costs_what_the_documentation_says():
     assert spent(views) == close(13)
     assert spent(SharpnessAware()) == close(6)
     assert spent(views, SharpnessAware(), GlobalDivergence(critic, on="net")) == close(21)
+    one = AdversarialViewGenerator(BALL, steps=1)
+    guard = OverfittingGuard(CatastrophicOverfittingGuard(one))
+    assert spent(AdversarialViews(one), guard) == close(3 + 2 + 2 + 13)

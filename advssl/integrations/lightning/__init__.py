@@ -5,7 +5,8 @@ Lightning lets no callback change a batch or a loss. So for as long as ``fit`` r
 trainer's list. What it does with a batch is, with every callback there:
 
 1. the clean pass, whose embeddings GlobalDivergence compares with;
-2. the attack: AdversarialViews raises the module's own loss plus the weighted terms;
+2. the attack: AdversarialViews raises the module's own loss plus the weighted terms, and now and
+   then OverfittingGuard compares it with PGD;
 3. the training pass on the adversarial batch, the only one that leaves a trace and logs;
 4. SharpnessAware: that pass once more at the worst nearby weights;
 5. the weighted terms of GlobalDivergence and ClusterFit, added to the loss.
@@ -18,8 +19,15 @@ from __future__ import annotations
 from advssl.integrations.lightning.callbacks import (
     AdversarialViews,
     GlobalDivergence,
+    OverfittingGuard,
     SharpnessAware,
 )
 from advssl.integrations.lightning.clusters import ClusterFit
 
-__all__ = ["AdversarialViews", "ClusterFit", "GlobalDivergence", "SharpnessAware"]
+__all__ = [
+    "AdversarialViews",
+    "ClusterFit",
+    "GlobalDivergence",
+    "OverfittingGuard",
+    "SharpnessAware",
+]

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from advssl.attacks import AdversarialViewGenerator
 from advssl.critics import GlobalDivergenceCritic
+from advssl.guards import CatastrophicOverfittingGuard
 from advssl.integrations.lightning.batches import Batch, views_of
 from advssl.integrations.lightning.bolts import Bolt, Term, bolts_of, check_kind
 from advssl.integrations.lightning.steps import Calls, TrainingStep
@@ -99,6 +100,46 @@ class AdversarialViews(Bolt):
         seed = int(torch.randint(2**62, (), generator=self._draws))
         start = torch.Generator(views[0].device).manual_seed(seed)
         return self.adversary(views, objective, freeze=(), generator=start)  # given back there
+
+
+class OverfittingGuard(Bolt):
+    """Watches AdversarialViews' attack, and makes it stronger where training overfits to it.
+
+    Every ``guard.every``-th batch is attacked by PGD-5 too, against the same objective; what both
+    attacks gain is logged as "attack_gain" and "pgd_gain". See
+    :class:`~advssl.CatastrophicOverfittingGuard`. The steps that it comes to are in the checkpoint.
+
+    Args:
+        guard: of the adversary that AdversarialViews has.
+    """
+
+    def __init__(self, guard: CatastrophicOverfittingGuard) -> None:
+        check_kind("guard", guard, CatastrophicOverfittingGuard)
+        self.guard = guard
+
+    def check(self, trainer: Trainer, module: LightningModule) -> None:
+        super().check(trainer, module)
+        attacks = [b.adversary for b in bolts_of(trainer) if isinstance(b, AdversarialViews)]
+        if not any(adversary is self.guard.adversary for adversary in attacks):
+            raise ValueError(
+                "OverfittingGuard watches the attack of AdversarialViews; give the trainer that "
+                "too, with the adversary that the guard is made of"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.guard.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.guard.load_state_dict(state_dict)
+
+    def join(self, step: TrainingStep) -> None:
+        step.guard = self
+
+    def judge(self, module: LightningModule, values: list[float] | None) -> None:
+        gains = self.guard.judge(values)
+        if gains is not None:
+            module.log("attack_gain", gains.training)
+            module.log("pgd_gain", gains.pgd)
 
 
 class SharpnessAware(Bolt):

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
 
     from advssl.integrations.lightning.bolts import Bolt, Term
-    from advssl.integrations.lightning.callbacks import AdversarialViews, SharpnessAware
+    from advssl.integrations.lightning.callbacks import (
+        AdversarialViews,
+        OverfittingGuard,
+        SharpnessAware,
+    )
     from advssl.integrations.lightning.clusters import ClusterFit
 
 Calls: TypeAlias = list[Embeddings]  # what a submodule returned, call by call
@@ -33,6 +37,7 @@ class TrainingStep:
         self.trainer = trainer
         self.module = module
         self.attack: AdversarialViews | None = None
+        self.guard: OverfittingGuard | None = None
         self.sharp: SharpnessAware | None = None
         self.clusters: ClusterFit | None = None
         self.terms: list[Term] = []
@@ -96,12 +101,17 @@ class TrainingStep:
                 loss = loss + term.weight * term.term([z.detach() for z in clean], seen)
             return loss
 
+        attacked, seen = tuple(views[i] for i in chosen), None
         try:
-            hard = attack.search(tuple(views[i] for i in chosen), objective)
+            hard = attack.search(attacked, objective)
+            if self.guard is not None:
+                seen = self.guard.guard.look(attacked, objective, freeze=())
         except Skipped:
             return batch
         finally:
             now.restore()
+        if self.guard is not None:  # not earlier: the adversary may be a part of the module
+            self.guard.judge(self.module, seen)
         return with_views(hard)
 
     def _sharpened(

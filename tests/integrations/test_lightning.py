@@ -632,7 +632,8 @@ class TestOverfittingGuard:
     @staticmethod
     def callbacks(every: int = 1):
         adversary = AdversarialViewGenerator(BALL, 1, start="zero")
-        guard = CatastrophicOverfittingGuard(adversary, every=every)
+        # Of eight images an untrained BYOL's gains are noise: the share falls to a third by itself.
+        guard = CatastrophicOverfittingGuard(adversary, every=every, least=0.1)
         return [AdversarialViews(adversary), OverfittingGuard(guard)]
 
     @pytest.mark.parametrize("method", [BYOL, SwAV, Metered])

@@ -176,7 +176,7 @@ def test_links_lead_somewhere(page):
 
 def test_the_pages_python_runs(tmp_path, monkeypatch, capsys):
     """On a smaller network and fewer, smaller images."""
-    (block,) = re.findall(r"```python\n(.*?)```", EVALUATE, flags=re.DOTALL)
+    block, *_ = re.findall(r"```python\n(.*?)```", EVALUATE, flags=re.DOTALL)
     for old, new in {
         'open_data("cifar10")': 'open_data("digits", image_size=8), doubts=False, curves=False',
         "images=200": "images=20",

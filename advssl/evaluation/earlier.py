@@ -132,4 +132,4 @@ def _section(section: Any, seed: Any, said: Mapping[str, str]) -> Any:
     checks = section.get("checks")
     if isinstance(checks, list):
         checks = [{"follows": "", **c} if isinstance(c, dict) else c for c in checks]
-    return {**section, "checks": checks, "probe": probe if said else None}
+    return {**section, "checks": checks, "probe": probe if said else None, "asked": None}

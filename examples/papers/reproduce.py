@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from pytorch_lightning.utilities import rank_zero_only
 
 from advssl import Linf
@@ -79,6 +80,8 @@ def run(plan: Plan, options: argparse.Namespace, command: str) -> dict[str, Any]
         deadline=options.deadline,
         memory_gb=options.memory_gb,
     )
+    if dist.is_initialized():  # or the first process would wait for the others
+        dist.destroy_process_group()
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         raise SystemExit(0)  # the first process does the rest
     if trained is None:

@@ -161,8 +161,14 @@ def systems() -> str:
 def _systems() -> dict[str, Any]:
     own, digits = _read("papers_systems"), _read("papers_digits")
     runs = [run for run in digits["runs"] + own["runs"] if run["row"] in _SYSTEMS]
-    name = "papers_digits.json` and `benchmarks/results/papers_systems"
-    return {"name": name, "rows": _SYSTEMS, "probes": own["probes"], "runs": runs}
+    both = [digits["name"], own["name"]]
+    return {
+        "name": own["name"],
+        "of": both,
+        "rows": _SYSTEMS,
+        "probes": own["probes"],
+        "runs": runs,
+    }
 
 
 def gsa_hosts() -> str:
@@ -239,14 +245,14 @@ def _under(record: dict[str, Any], probes: list[str], columns: str) -> str:
     precision = precisions.pop() if len(precisions) == 1 else "training in the precision named"
     commits = sorted({r["commit"][:10] for r in record["runs"]})
     n = run["measurements"][0]["n"]
+    files = [f"`benchmarks/results/{name}.json`" for name in record.get("of", [record["name"]])]
     spread = f"mean ± standard deviation over seeds {seeds}" if len(seeds) > 1 else "one seed"
     return (
         f"{plan['backbone']} at {plan['image_size']} pixels, {presentations:,} image "
         f"presentations each, {precision}, linear probe on the frozen encoder (`{probes[0]}`, last "
         f"epoch), {spread}; {n:,} test images, ℓ∞ radius {run['settings']['radius']:.3g}, PGD "
         f"with steps of a quarter of it, multi-targeted PGD-20 on the first seed alone. {columns}"
-        "Record: "
-        f"`benchmarks/results/{record['name']}.json`, commit {', '.join(commits)}, "
+        f"Record: {' and '.join(files)}, commit {', '.join(commits)}, "
         f"{machine['cpu']}, torch {machine['torch']}."
     )
 

@@ -195,6 +195,25 @@ def test_the_pages_python_runs(tmp_path, monkeypatch, capsys):
     assert Path("report/report.html").exists()
 
 
+def test_the_pages_measures_of_an_encoder_run(capsys):
+    _, *blocks = re.findall(r"```python\n(.*?)```", EVALUATE, flags=re.DOTALL)
+    assert len(blocks) == 2
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+    images, labels = torch.rand(8, 3, 2, 2), torch.arange(8) % 2
+    known = {
+        "encoder": encoder,
+        "classifier": probes.Classifier(encoder, 4, 2).eval(),
+        "images": images,
+        "labels": labels,
+        "batches": [(images, labels)],
+    }
+    for block in blocks:
+        exec(block, known)
+    assert known["found"].relative > 0
+    assert "second bound" in capsys.readouterr().out
+
+
 def test_the_functions_arguments_are_those_there_are():
     told = {name for row in table(EVALUATE, "the command").values() for name in codes(row[0])}
     named = {re.match(r"[a-z_]*", name)[0] for name in told}

@@ -122,6 +122,7 @@ def prepared(options: Options) -> tuple[Evaluation, list[str]]:
         batch_size=options.batch_size,
         budget=options.budget,
         model=found.model,
+        measures=options.measures,
     )
     if options.preset is None and not own:
         asked = asked.affordable(read.append)

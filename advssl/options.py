@@ -39,6 +39,7 @@ class Options:
     eps: float
     doubts: bool | None
     figures: bool | None
+    measures: list[str]
     budget: float | None
     batch_size: int
     seed: int
@@ -144,6 +145,18 @@ def _attack_names(text: str) -> list[str]:
     names = _names(text)
     if not set(names) <= {*ATTACKS}:
         raise _wrong(text, f"attacks are {', '.join(ATTACKS)}")
+    return names
+
+
+def _measures(text: str) -> list[str]:
+    from advssl.evaluation.beyond import named
+
+    names = _names(text)
+    for name in names:
+        try:
+            named(name)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
     return names
 
 
@@ -338,6 +351,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--figures", action=yes_no, default=None, help="accuracy against radius and steps; likewise"
+    )
+    add(
+        "--with",
+        dest="measures",
+        type=_measures,
+        default=[],
+        metavar="NAMES",
+        help="beyond accuracy, with commas: divergence; none",
     )
     add(
         "--budget",

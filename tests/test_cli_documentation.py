@@ -15,6 +15,7 @@ from torch import nn
 from advssl import Linf, options
 from advssl.evaluation import diagnostics, evaluate, loading, probes
 from advssl.evaluation.attacks import ATTACKS, attacks_of
+from advssl.evaluation.beyond import MEASURES
 from advssl.evaluation.checkpoints import FORMATS
 from advssl.integrations import timm as backbones
 from advssl.options import Compared, Options, parse
@@ -152,6 +153,10 @@ def test_the_presets_are_those_there_are():
 
 def test_the_attacks_are_those_there_are():
     assert list(table(EVALUATE, "name")) == list(ATTACKS)
+
+
+def test_the_measures_are_those_there_are():
+    assert list(table(EVALUATE, "measure")) == list(MEASURES)
 
 
 def test_every_option_on_the_page_exists_and_none_is_forgotten():

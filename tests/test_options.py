@@ -29,6 +29,8 @@ def test_defaults_are_those_that_help_names():
     for word, value in (("--doubts", True), ("--no-doubts", False)):
         assert parse([*FEWEST, word]).doubts is value
     assert parse([*FEWEST, "--no-figures"]).figures is False
+    assert asked.measures == []
+    assert parse([*FEWEST, "--with", "divergence"]).measures == ["divergence"]
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("20min", 1200), ("1.5h", 5400)])
@@ -46,6 +48,8 @@ def test_a_budget_is_a_time(text, seconds):
         (["--protocol", "own"], "own head; give its --checkpoint"),
         (["--protocol", "own", "--checkpoint", "a.pt", "--preset", "advcl"], "own has none"),
         (["--batch-size", "0"], "whole number from 1"),
+        (["--with", "divergence,aura"], "measures are divergence.*got 'aura'"),
+        (["--with", "divergence:there"], "got 'divergence:there'"),
         (["--bn-branch", "pgd"], "give --checkpoint"),
     ],
 )

@@ -16,13 +16,14 @@ from torch import nn
 from torch.utils.data import Subset
 
 from advssl.balls import Ball, Linf, check_radius, grey_of, resized
-from advssl.evaluation import costs, diagnostics, plan, report
+from advssl.evaluation import beyond, costs, diagnostics, plan, report
 from advssl.evaluation.attacks import PGD, Attack, AutoAttack, Clean, attacks_of
 from advssl.evaluation.census import PARTS, Census, checked
 from advssl.evaluation.chosen import BATCH as BATCH
 from advssl.evaluation.chosen import Chosen, attacked, balanced
 from advssl.evaluation.data import Data, targets
 from advssl.evaluation.identity import classifier_fingerprint
+from advssl.evaluation.linear import Classifier
 from advssl.evaluation.logits import class_count, device_of
 from advssl.evaluation.places import without_place
 from advssl.evaluation.progress import Progress, ignored
@@ -35,7 +36,7 @@ from advssl.evaluation.records import Measurement, Model, Source
 from advssl.evaluation.running import FIRST, Run
 from advssl.evaluation.sharing import of_first_rank
 from advssl.pixels import Pixels
-from advssl.types import described, whole
+from advssl.types import described, several, whole
 
 Modules: TypeAlias = Mapping[str | None, nn.Module]  # by BatchNorm branch
 
@@ -58,6 +59,7 @@ def evaluate(
     doubts: bool = True,
     curves: bool = True,
     beside: bool = True,
+    measures: Sequence[str] = (),
     seed: int = 0,
     folder: str | Path | None = None,
     progress: Progress = lambda *_: None,
@@ -90,6 +92,8 @@ def evaluate(
         doubts: look into the reasons not to believe the numbers.
         curves: accuracy against radius and against steps.
         beside: a short section of the other probe, if its features are made once.
+        measures: what is measured beyond accuracy, names of
+            :data:`advssl.evaluation.beyond.MEASURES`, such as "divergence".
         seed: of the probe and of the attacks, and by which reports are paired.
         folder: where results are kept; None keeps none.
         progress: called with what is done, how much of it, and of how much.
@@ -120,6 +124,7 @@ def evaluate(
         batch_size=batch_size,
         budget=budget,
         model=model,
+        measures=measures,
     )
     if probe is None:
         asked = asked.affordable(say or (lambda _: None))
@@ -175,6 +180,7 @@ class Evaluation:
     batch_size: int
     budget: float | None
     model: Model | None
+    measures: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for name in ("seed", "attack_seed"):
@@ -191,6 +197,8 @@ class Evaluation:
                     f"a classifier is evaluated by its {OWN} head or an encoder by probes, not both"
                 )
             self._check_classes()
+        for word in several("measures", self.measures, "names", "; write a list of one name"):
+            beyond.check(word, self)
 
     def _check_classes(self) -> None:
         images, _ = next(iter(self.measured))
@@ -313,6 +321,13 @@ class Evaluation:
         labels = targets(self.data.train)
         rows = balanced(labels, min(FIRST, self.measured.n, len(labels)))
         return Chosen(self.data.train, rows, self.batch_size, self.device)
+
+    def encoder(self, classifier: nn.Module) -> nn.Module | None:
+        """A probe's, as it was finetuned, of images in [0, 1]; None of an own head."""
+        if not isinstance(classifier, Classifier):
+            return None
+        own = classifier.encoder
+        return own if self.pixels.mean is None else Normalised(own, self.pixels)
 
     def affordable(self, say: Callable[[str], None]) -> Evaluation:
         """With a probe whose features are made once, where the default's would eat the budget."""

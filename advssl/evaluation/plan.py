@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from advssl.balls import name_of
+from advssl.evaluation import beyond
 from advssl.evaluation.costs import NOTHING, Range, forwards, of_probe, sum_of
 from advssl.evaluation.data import targets
 from advssl.evaluation.logits import borrowed, device_of
@@ -260,6 +261,8 @@ def planned(asked: Evaluation, folder: str | Path | None = None) -> Plan:
         if asked.curves:
             points = [attack for _, _, attack in asked.points]
             add(f"figures, {len(points)} points", of(points), n * branches)
+        for word in asked.measures:
+            add(beyond.named(word)[0], beyond.cost(word, asked), n * branches)
         if way.how is not None and validation:
             add("its best epoch", short, n * branches)
     shape = " x ".join(map(str, data.test[0][0].shape[1:]))

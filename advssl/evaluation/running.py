@@ -14,7 +14,7 @@ from msgspec import structs
 from torch import nn
 
 from advssl.balls import name_of
-from advssl.evaluation import diagnostics, measuring, probes, report
+from advssl.evaluation import beyond, diagnostics, measuring, probes, report
 from advssl.evaluation.attacks import PGD, Attack, AutoAttack, Clean
 from advssl.evaluation.census import Census
 from advssl.evaluation.chosen import Chosen
@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 _STRIP = 8  # images shown
 FIRST = 128  # images of the first answer
-# Of the time that is left: for all attacks but AutoAttack, for the doubts, for the curves.
-_ATTACKS, _DOUBTS, _CURVES = 0.35, 0.4, 0.2
+# Of the time that is left: for all attacks but AutoAttack, for the doubts, for the curves, for each
+# measure beyond accuracy.
+_ATTACKS, _DOUBTS, _CURVES, _MEASURE = 0.35, 0.4, 0.2, 0.3
 _LATE = 0.1  # how much of it a batch may take
 
 
@@ -200,6 +201,7 @@ class Run:
             found[attack] = self._grown(place, attack, within.until(1 / (len(quick) - i)))
         checks = self._checks(classifiers, place, clock)
         by_radius, by_steps = self._curves(place, clean, clock)
+        findings = self._findings(classifiers, place, clock)
         for attack in asked.attacks:
             if isinstance(attack, AutoAttack):
                 found[attack] = self._grown(place, attack, clock)
@@ -221,6 +223,7 @@ class Run:
             classifier=self._kept(place.classifier) if self.stays and way.how else None,
             probe=way.record(None, asked.seed),
             asked=Threat(name_of(asked.ball), asked.ball.radius),
+            findings=findings,
         )
         more = [m for m in done.values() if m.n > least]
         if more:
@@ -331,9 +334,8 @@ class Run:
         asked = self.asked
         if not asked.curves:
             return (), ()
-        images = asked.measured
+        images = self._few(clock)
         if clock.runs:
-            images = images.first(max(FIRST, images.size))
             cost = images.n * sum(asked.cost(attack)[0] for _, _, attack in asked.points)
             if clock.until(_CURVES).left() < cost:
                 self._skip(place, "the curves")
@@ -346,6 +348,39 @@ class Run:
             found[kind].append((where, self._measure(place, attack, images).value))
             place.progress("curves", i + 1, len(asked.points))
         return tuple(found["radius"]), tuple(found["steps"])
+
+    def _few(self, clock: Clock) -> Chosen:
+        """The images of what shows a trend: all, or within a budget the first of them."""
+        images = self.asked.measured
+        return images.first(max(FIRST, images.size)) if clock.runs else images
+
+    def _findings(
+        self, classifiers: Mapping[str | None, nn.Module], place: _Place, clock: Clock
+    ) -> dict[str, Any]:
+        """What is measured beyond accuracy."""
+        asked, found = self.asked, dict[str, Any]()
+        for word in asked.measures:
+            name, where = beyond.named(word)
+            subject = beyond.Subject(
+                classifier=place.classifier,
+                encoder=asked.encoder(place.classifier),
+                branch=place.branch,
+                encoders={b: e for b, c in classifiers.items() if (e := asked.encoder(c))},
+                images=self._few(clock),
+                classes=asked.data.classes,
+                ball=asked.ball,
+                seed=asked.attack_seed,
+                place=where,
+                folder=self.folder / "beyond",
+                progress=place.progress,
+            )
+            least = subject.images.n * beyond.cost(word, asked).least
+            if clock.until(_MEASURE).left() < least * asked.forward.seconds:
+                self._skip(place, name)
+                continue
+            found[name] = beyond.MEASURES[name].look(subject)
+            self.say(f"{place.label}: {report.words(name, found[name])}")
+        return found
 
     def _strip(self, classifier: nn.Module) -> report.Strip:
         asked = self.asked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -78,6 +78,8 @@ class Section:
         classifier: a fingerprint, by which the file with its weights is found.
         probe: what was put on the encoder, and how it was trained.
         asked: the threat model that the encoder was measured for.
+        findings: what else was measured, by the measure's name, see
+            :data:`~advssl.evaluation.report.findings.FACES`.
         measurements: the first is the clean accuracy, the others are attacks.
         checks: the reasons to doubt, with their verdicts.
         by_radius: (radius in pixels of [0, 1], accuracy in [0, 1]) pairs.
@@ -97,6 +99,7 @@ class Section:
     classifier: str | None = None
     probe: Probe | None = None
     asked: Threat | None = None
+    findings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.measurements:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from advssl.evaluation.provenance import needed
 from advssl.evaluation.report.content import Report
 from advssl.evaluation.report.figures import figures, svg
+from advssl.evaluation.report.findings import FACES, tables
 from advssl.evaluation.report.view import CHECKS, MARKS, SETTINGS, View
 from advssl.evaluation.report.words import columns, text
 
@@ -38,7 +38,11 @@ def html(report: Report) -> str:
     markup = needed("markupsafe").Markup
     drawn = {name: markup(svg(figure, name)) for name, figure in figures(report).items()}
     style = markup((_HERE / "style.css").read_text(encoding="utf-8"))
-    return _filled("page.html.jinja", report, drawn=drawn, captions=_CAPTIONS, style=style)
+    pictures = {name: p for face in FACES.values() for name, p in face.pictures.items()}
+    captions = _CAPTIONS | {name: picture.caption for name, picture in pictures.items()}
+    wide = [n for n in drawn if n == "strip" or (n in pictures and pictures[n].wide)]
+    more = {"drawn": drawn, "captions": captions, "wide": wide, "style": style}
+    return _filled("page.html.jinja", report, **more)
 
 
 def markdown(report: Report) -> str:
@@ -63,7 +67,8 @@ def terminal(report: Report) -> str:
     # Down and not across: names of attacks are long, and sections are few.
     down = zip(view.columns, *map(view.cells, view.rows), strict=True)
     shown = columns([("", *(row.section.label for row in view.rows)), *down])
-    more = [line for table in report.tables for line in ("", str(table))]
+    beside = (*tables(report), *report.tables)
+    more = [line for table in beside for line in ("", str(table))]
     return "\n".join([*lines, f"{mark(state)} {sentence}", "", *shown, *more])
 
 
@@ -79,7 +84,7 @@ def escaped(value: Any) -> str:
     return marked.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _filled(name: str, report: Report, **more: Mapping[str, Any] | str) -> str:
+def _filled(name: str, report: Report, **more: Any) -> str:
     template = _templates().get_template(name)
     filled: str = template.render(view=View(report), report=report, **more)
     return filled.strip() + "\n"

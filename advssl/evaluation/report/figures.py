@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import io
-import math
 import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from advssl.evaluation.report.content import Report, Strip, known
+from advssl.evaluation.report.findings import FACES, by_measure
+from advssl.evaluation.report.look import (
+    BAD,
+    INK,
+    ON_THE_PAGE,
+    legend,
+    look,
+    spread,
+    styles,
+)
 from advssl.evaluation.report.words import ends, pixels
 from advssl.evaluation.statistics import Interval
 from advssl.types import Images
@@ -25,23 +32,17 @@ if TYPE_CHECKING:
 
 _COLUMNS_OF_STRIP = 8
 
-# Okabe and Ito's colours, told apart with any colour vision; the markers say the same in grey.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-_MARKERS = ("o", "s", "^", "D", "v", "P")
-_INK, _BAD, _RULE = "#1c2127", "#b42318", "#c9ced6"
-_ON_THE_PAGE = {_INK: "currentColor", _BAD: "var(--bad)", _RULE: "var(--rule)"}
-
 
 def figures(report: Report) -> dict[str, Figure]:
     """The figures of the page by name, to be saved apart; those without data are left out.
 
     "accuracy-against-radius", "accuracy-against-steps", "clean-against-robust" (of two sections or
-    more) and "strip" (of the first section that has one).
+    more), "strip" (of the first section that has one), and those of what was found beside.
 
     Raises:
         ImportError: without matplotlib.
     """
-    with _look():
+    with look():
         radii = {s.label: s.by_radius for s in report.sections if s.by_radius}
         steps = {s.label: s.by_steps for s in report.sections if s.by_steps}
         strip = next((s.strip for s in report.sections if s.strip is not None), None)
@@ -51,50 +52,24 @@ def figures(report: Report) -> dict[str, Figure]:
             "clean-against-robust": _scatter_figure(report),
             "strip": _strip_figure(strip) if strip is not None else None,
         }
+        looks = _styles(report)
+        for measure, found in by_measure(report).items():
+            for name, picture in FACES[measure].pictures.items():
+                drawn[name] = picture.draw(found, looks)
     return {name: figure for name, figure in drawn.items() if figure is not None}
-
-
-@contextmanager
-def _look() -> Iterator[None]:
-    """The look of all figures, whatever the user's own matplotlib settings are."""
-    try:
-        import matplotlib
-        import matplotlib.style
-    except ImportError as error:
-        raise ImportError("a report's figures need matplotlib: pip install advssl[eval]") from error
-    look: dict[str, Any] = {
-        "svg.fonttype": "none",  # text stays text: any script is shown in the reader's fonts
-        "svg.hashsalt": "advssl",  # the same figure gives the same bytes
-        "font.size": 9.5,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": _RULE,
-        "grid.linewidth": 0.5,
-        "lines.linewidth": 1.8,
-        "lines.markersize": 5,
-        "legend.frameon": False,
-        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
-        "axes.edgecolor": _INK,
-    }
-    with matplotlib.style.context(["default", look]), warnings.catch_warnings():
-        # A class in another script: the browser has the glyphs that matplotlib's font lacks.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        yield
 
 
 def svg(figure: Figure, name: str) -> str:
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with _look():
+    with look():
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     # Several figures share one page, and so one space of ids.
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
     text = re.sub(r"'DejaVu Sans',[^;]*?sans-serif", "system-ui, sans-serif", text)
-    for colour, variable in _ON_THE_PAGE.items():
+    for colour, variable in ON_THE_PAGE.items():
         text = text.replace(colour, variable)
     return text.replace("<svg ", f'<svg role="img" aria-label="{name.replace("-", " ")}" ', 1)
 
@@ -126,34 +101,19 @@ def _curve_figure(
     report: Report, curves: Mapping[str, Sequence[tuple[float, float]]], label: str
 ) -> Figure:
     figure, axes = _new_figure()
-    styles = _styles(report)
+    looks = _styles(report)
     lines = []
     for name, curve in curves.items():
         xs, shares = zip(*sorted(curve), strict=True)
-        lines += axes.plot(xs, [100 * a for a in shares], clip_on=False, **styles[name])
-    _spread(axes, sorted({float(x) for curve in curves.values() for x, _ in curve}))
+        lines += axes.plot(xs, [100 * a for a in shares], clip_on=False, **looks[name])
+    spread(axes, sorted({float(x) for curve in curves.values() for x, _ in curve}))
     axes.set_xlabel(label)
     axes.set_ylabel("accuracy (%)")
     chance = _chance(report)
     if chance is not None:
-        lines += [axes.axhline(100 * chance, color=_INK, linestyle=":", linewidth=1)]
-    _legend(figure, lines, [*curves, "chance"][: len(lines)])
+        lines += [axes.axhline(100 * chance, color=INK, linestyle=":", linewidth=1)]
+    legend(figure, lines, [*curves, "chance"][: len(lines)])
     return figure
-
-
-def _spread(axes: Axes, values: Sequence[float]) -> None:
-    """Ticks at the values themselves, on a logarithmic axis if they span more than a decade."""
-    positive = [v for v in values if v > 0]
-    if positive and positive[-1] > 10 * positive[0]:
-        axes.set_xscale("symlog", base=2, linthresh=positive[0])
-    axes.set_xlim(right=values[-1] if len(values) > 1 else None)
-    place = axes.transScale + axes.transLimits
-    kept: list[float] = []
-    for value in values:
-        if not kept or place.transform((value, 0))[0] - place.transform((kept[-1], 0))[0] > 0.075:
-            kept.append(value)
-    axes.set_xticks(kept, [f"{round(v, 6):g}" for v in kept])
-    axes.minorticks_off()
 
 
 def _chance(report: Report) -> float | None:
@@ -168,19 +128,19 @@ def _scatter_figure(report: Report) -> Figure | None:
     if len(both) < 2:
         return None
     figure, axes = _new_figure()
-    styles = _styles(report)
+    looks = _styles(report)
     points = []
     for label, (clean, worst) in both.items():
         x, y = 100 * clean.value, 100 * worst.value
         errors = [[[100 * e] for e in _errors(m)] for m in (clean, worst)]
-        style = styles[label] | {"linestyle": "none"}
+        style = looks[label] | {"linestyle": "none"}
         points.append(axes.errorbar(x, y, xerr=errors[0], yerr=errors[1], elinewidth=1, **style))
-    axes.axline((0, 0), slope=1, color=_INK, linestyle=":", linewidth=1)
+    axes.axline((0, 0), slope=1, color=INK, linestyle=":", linewidth=1)
     axes.set_xlim(-3, 103)
     axes.set_xticks(range(0, 101, 20))
     axes.set_xlabel("standard accuracy (%)")
     axes.set_ylabel("robust accuracy (%)")
-    _legend(figure, points, [*both])
+    legend(figure, points, [*both])
     return figure
 
 
@@ -194,32 +154,7 @@ def _styles(report: Report) -> dict[str, dict[str, Any]]:
     # Best epochs, which have no curves, last: they take no colour from others.
     ordered = sorted(report.sections, key=lambda section: section.selected is not None)
     labels = dict.fromkeys(section.label for section in ordered)
-    return {
-        label: {
-            "color": _COLOURS[i % len(_COLOURS)],
-            "marker": _MARKERS[i % len(_MARKERS)],
-            "linestyle": ("-", "--", ":")[i // len(_COLOURS) % 3],
-        }
-        for i, label in enumerate(labels)
-    }
-
-
-def _legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    longest = max(map(len, labels))
-    columns = min(len(labels), 4 if longest < 8 else 2 if longest < 22 else 1)
-    # What the legend takes is given to the figure, not taken from the curves.
-    figure.set_figheight(3.1 + 0.19 * math.ceil(len(labels) / columns))
-    legend = figure.legend(
-        handles,
-        [label.lstrip("_") or "-" for label in labels],  # matplotlib hides what begins with "_"
-        loc="outside upper left",
-        ncols=columns,
-        handlelength=1.8,
-        columnspacing=1.4,
-        borderaxespad=0.2,
-    )
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    return styles(labels)
 
 
 def _strip_figure(strip: Strip) -> Figure:
@@ -248,7 +183,7 @@ def _draw_images(
 ) -> None:
     for axes, image, name, label in zip(row, images, predicted, labels, strict=False):
         axes.imshow(_drawable(image).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="none")
-        colour = _INK if name == label else _BAD
+        colour = INK if name == label else BAD
         axes.set_title(_short(name), color=colour, fontsize=8.5, pad=3, parse_math=False)
 
 

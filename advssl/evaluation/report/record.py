@@ -16,6 +16,7 @@ from msgspec import Struct
 from advssl.evaluation import earlier
 from advssl.evaluation.checks import Check
 from advssl.evaluation.records import check_told, opened, parsed, plain
+from advssl.evaluation.report import findings
 from advssl.evaluation.report.content import Report, Section, Table
 from advssl.types import described
 
@@ -47,10 +48,12 @@ def _section(section: Section) -> dict[str, Any]:
     document = {name: value for name, value in vars(section).items() if name in _SECTION}
     document["measurements"] = [m.to_plain() for m in section.measurements]
     document["checks"] = [vars(check) for check in section.checks]
+    if section.findings:  # most records have none, and look as before there were any
+        document["findings"] = findings.written(section.findings)
     return document
 
 
-_SECTION = {field.name for field in fields(Section)} - {"strip"}
+_SECTION = {field.name for field in fields(Section)} - {"strip", "findings"}
 _CHECK = {field.name for field in fields(Check)}
 _TABLE = {field.name for field in fields(Table)}
 
@@ -90,7 +93,10 @@ def _report(document: dict[str, Any]) -> Report:
     told: list[list[tuple[Any, Any]]] = []
     sections = []
     for where, section in _each(document["sections"], "$.sections"):
+        beside = section.pop("findings", {}) if isinstance(section, dict) else {}
         _exactly(section, where, _SECTION)
+        with _named(f"{where}.findings"):
+            beside = findings.read(beside)
         found = []
         for place, measurement in _each(section["measurements"], f"{where}.measurements"):
             with _named(place):
@@ -98,7 +104,9 @@ def _report(document: dict[str, Any]) -> Report:
         for place, check in _each(section["checks"], f"{where}.checks"):
             _exactly(check, place, _CHECK)
         told.append([values for _, values in found])
-        sections.append({**section, "measurements": [values for values, _ in found]})
+        sections.append(
+            {**section, "measurements": [values for values, _ in found], "findings": beside}
+        )
     for place, table in _each(document["tables"], "$.tables"):
         _exactly(table, place, _TABLE)
     del document["version"]

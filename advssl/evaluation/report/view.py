@@ -10,6 +10,7 @@ from typing import Any
 
 from advssl.evaluation.checks import Check
 from advssl.evaluation.records import WORST, Measurement, paired
+from advssl.evaluation.report import findings
 from advssl.evaluation.report.content import (
     Report,
     Section,
@@ -175,7 +176,7 @@ class View:
                 {i for row in table.rows for i, v in enumerate(row) if not isinstance(v, str)},
                 table.note,
             )
-            for table in self.report.tables
+            for table in (*findings.tables(self.report), *self.report.tables)
         ]
 
     @cached_property

@@ -13,6 +13,7 @@ import torch
 from advssl.evaluation.checks import Check
 from advssl.evaluation.records import Measurement
 from advssl.evaluation.report import Report, Section, Strip, write
+from advssl.evaluation.report.divergence import Divergence
 
 N, SUBSET = 40, 12
 IMAGES, OTHER_IMAGES = "0123456789abcdef", "fedcba9876543210"
@@ -98,6 +99,19 @@ def curved(protocol: str = "slf", lost: int = 0, failing: str | None = None, **f
         "by_steps": ((1, 0.8), (5, 0.65), (20, 0.6), (50, 0.6)),
     }
     return section(protocol, lost, failing, **{**curves, **fields})
+
+
+FINDINGS = {
+    "divergence": Divergence(
+        radii=(0.0, 4 / 255, 8 / 255),
+        intra=(0.125, 0.25, 0.5),
+        inter=(0.75, 0.625, 0.5),
+        relative=(1 / 6, 0.4, 1.0),
+        accuracy=(0.925, 0.5, 0.1),
+        images=N,
+        radius=8 / 255,
+    ),
+}
 
 
 def report(*sections: Section, **fields) -> Report:

@@ -1,0 +1,191 @@
+"""Beyond accuracy: what else is measured of an encoder, by name, with what it costs."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from advssl.balls import Ball, resized
+from advssl.evaluation.attacks import PGD, Attack, Clean
+from advssl.evaluation.chosen import Chosen
+from advssl.evaluation.costs import NOTHING, Range, forwards, sum_of
+from advssl.evaluation.divergences import clouds, divergences
+from advssl.evaluation.identity import fingerprint_of, identity_of, keep, kept
+from advssl.evaluation.linear import Classifier, logits_from
+from advssl.evaluation.logits import borrowed
+from advssl.evaluation.progress import Progress
+from advssl.evaluation.report.divergence import Divergence
+
+if TYPE_CHECKING:
+    from advssl.evaluation.evaluate import Evaluation
+
+_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the radii, in units of the ball's
+_BATCH = 128  # the paper's, of divergences
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One classifier, and all that an evaluation has of it.
+
+    Attributes:
+        classifier: images in [0, 1] to logits.
+        encoder: images in [0, 1] to features; None of a classifier with its own head.
+        branch: of which BatchNorm branch both are.
+        encoders: of every branch, each with the input that it takes in [0, 1].
+        images: those that are attacked; ``images.rows`` are their places in the test images.
+        classes: names, in the order of the labels.
+        ball: the threat model.
+        seed: of all that is drawn.
+        place: what follows the measure's name, ``corruptions:PATH``, or "".
+        folder: where finished parts are kept.
+        progress: called after each.
+    """
+
+    classifier: nn.Module
+    encoder: nn.Module | None
+    branch: str | None
+    encoders: Mapping[str | None, nn.Module]
+    images: Chosen
+    classes: Sequence[str]
+    ball: Ball
+    seed: int
+    place: str
+    folder: Path
+    progress: Progress
+
+    def once(self, part: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What ``work`` finds, plain JSON; read where it is kept, under all that it depends on.
+
+        Args:
+            part: a name, with all of the settings that the subject does not have.
+            work: finds it.
+        """
+        identity = fingerprint_of(self._identity, part)
+        path = self.folder / f"part-{identity[:32]}.json"
+        found = kept(path, identity)
+        if found is None:
+            keep(path, identity, work())
+            found = kept(path, identity)
+            assert found is not None
+        return found
+
+    @cached_property
+    def _identity(self) -> str:
+        device = None if self.images.device is None else self.images.device.type
+        held = self.classifier, self.encoder, dict(self.encoders), self.branch
+        images = [torch.cat(column) for column in zip(*self.images, strict=True)]
+        return identity_of(*held, images, self.ball, self.seed, device)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One more thing to measure, before it is.
+
+    Attributes:
+        look: finds it: a value of its :data:`~advssl.evaluation.report.findings.FACES` kind.
+        forwards: that it takes per image that is attacked, at least and at most.
+        check: raises a ValueError on what it cannot look at, before any work.
+        of_encoder: it looks at features, and needs an encoder.
+        takes_place: a place may follow its name, behind a colon.
+    """
+
+    look: Callable[[Subject], Any]
+    forwards: Callable[[Evaluation], Range]
+    check: Callable[[Evaluation, str], None] = lambda *_: None
+    of_encoder: bool = True
+    takes_place: bool = False
+
+
+def divergence(subject: Subject) -> Divergence:
+    """Divergences of features and accuracy, both under PGD-20 of several radii."""
+    classifier, batches = subject.classifier, [*subject.images]
+    assert isinstance(classifier, Classifier)  # a probe's
+    climbs = _climbs(subject.ball)
+    radii = (0.0, *(climb.ball.radius for climb in climbs))
+
+    def under(attack: Attack) -> dict[str, Any]:
+        cloud = clouds(classifier, attack, batches, seed=subject.seed)
+        spread = divergences(*cloud, batch_size=_BATCH)
+        device = classifier.shift.device
+        with borrowed(classifier, device, subject.seed), torch.no_grad():
+            predicted = logits_from(classifier, cloud.attacked.to(device)).argmax(1).cpu()
+        return {
+            "intra": spread.intra,
+            "inter": spread.inter,
+            "relative": None if math.isnan(spread.relative) else spread.relative,
+            "accuracy": float((predicted == cloud.labels).double().mean()),
+        }
+
+    found = list[dict[str, Any]]()
+    ladder: list[Attack] = [Clean(), *climbs]
+    for radius, attack in zip(radii, ladder, strict=True):
+        found.append(subject.once(f"divergence at {radius}", partial(under, attack)))
+        subject.progress("divergence", len(found), len(radii))
+    columns = {name: tuple(one[name] for one in found) for name in found[0]}
+    return Divergence(radii, **columns, images=subject.images.n, radius=subject.ball.radius)
+
+
+def _climbs(ball: Ball) -> list[PGD]:
+    """Of growing radius; of a ball that cannot be resized, of its own."""
+    with suppress(ValueError):
+        return [PGD(resized(ball, scale * ball.radius), 20, None) for scale in _SCALES]
+    return [PGD(ball, 20, None)]
+
+
+def _of_divergence(asked: Evaluation) -> Range:
+    climbs = [forwards(climb, len(asked.data.classes)) or NOTHING for climb in _climbs(asked.ball)]
+    clean = Range(2, 2).times(1 + len(climbs))  # and both features
+    return sum_of([clean, *climbs])
+
+
+def _two_of_a_class(asked: Evaluation, _: str) -> None:
+    most = Counter(asked.measured.labels).most_common(2)
+    if len(most) < 2 or most[0][1] < 2:
+        raise ValueError(
+            f"a divergence is of two images of one class and one of another, and {asked.measured.n}"
+            f" of {len(most)} classes are attacked; give more images"
+        )
+
+
+MEASURES: dict[str, Measure] = {
+    "divergence": Measure(divergence, _of_divergence, _two_of_a_class),
+}
+
+
+def named(word: str) -> tuple[str, str]:
+    """A measure's name, and the place behind it.
+
+    Raises:
+        ValueError: on a name that no measure has, and a place where none belongs.
+    """
+    name, _, place = word.partition(":")
+    if name not in MEASURES or (place and not MEASURES[name].takes_place):
+        known = [f"{k}[:FOLDER]" if m.takes_place else k for k, m in MEASURES.items()]
+        raise ValueError(f"measures are {', '.join(known)}, got {word!r}")
+    return name, place
+
+
+def check(word: str, asked: Evaluation) -> None:
+    """Raise unless a measure can look at what is evaluated."""
+    name, place = named(word)
+    measure = MEASURES[name]
+    if measure.of_encoder and any(way.how is None for way in asked.ways):
+        raise ValueError(
+            f"{name} looks at an encoder's features, and a classifier is evaluated by its own "
+            "head; give the encoder and a probe"
+        )
+    measure.check(asked, place)
+
+
+def cost(word: str, asked: Evaluation) -> Range:
+    """Forwards of a measure for each image that is attacked, of one classifier."""
+    return MEASURES[named(word)[0]].forwards(asked)

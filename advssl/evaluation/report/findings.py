@@ -1,0 +1,115 @@
+"""Findings: what is measured beside accuracy, and how a page shows it: words, a table, figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from advssl.evaluation.report import divergence
+from advssl.evaluation.report.content import Report, Table
+from advssl.evaluation.report.look import look, styles
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of what was found.
+
+    Attributes:
+        draw: what was found by section, and each section's style, to a figure; None if that shows
+            nothing.
+        caption: how it is to be read.
+        wide: it takes the page's whole width.
+    """
+
+    draw: Callable[[Mapping[str, Any], Mapping[str, Mapping[str, Any]]], Figure | None]
+    caption: str
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Face:
+    """How a page shows what one measure found.
+
+    Attributes:
+        kind: what it finds of a section: a frozen dataclass of plain values, as the record has it.
+        words: of one, in a sentence.
+        table: of all, by section; its note says what the numbers are.
+        pictures: figures of all, by name.
+    """
+
+    kind: type
+    words: Callable[[Any], str]
+    table: Callable[[Mapping[str, Any]], Table]
+    pictures: Mapping[str, Picture]
+
+
+# By the measures' names, see advssl.evaluation.beyond.
+FACES: dict[str, Face] = {
+    "divergence": Face(
+        divergence.Divergence,
+        divergence.words,
+        divergence.table,
+        {"divergence-against-accuracy": Picture(divergence.figure, divergence.CAPTION)},
+    ),
+}
+
+
+def by_measure(report: Report) -> dict[str, dict[str, Any]]:
+    """What was found of the sections, by measure and by section's label."""
+    found = {
+        name: {s.label: s.findings[name] for s in report.sections if name in s.findings}
+        for name in FACES
+    }
+    return {name: of for name, of in found.items() if of}
+
+
+def words(name: str, found: Any) -> str:
+    """What one measure found of a classifier, in a sentence."""
+    return FACES[name].words(found)
+
+
+def tables(report: Report) -> list[Table]:
+    """One of each measure, what it says in words behind it."""
+    made = []
+    for name, found in by_measure(report).items():
+        face = FACES[name]
+        said = [f"{label}: {words(name, one)}" for label, one in found.items()]
+        table = face.table(found)
+        made.append(replace(table, note=" ".join([*said, table.note])))
+    return made
+
+
+def drawn(name: str, found: Mapping[str, Any]) -> dict[str, Figure]:
+    """The figures of what one measure found of several encoders or classifiers.
+
+    Args:
+        name: of the measure, such as "divergence".
+        found: by the name that the legend has.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    with look():
+        made = {k: p.draw(found, styles(found)) for k, p in FACES[name].pictures.items()}
+    return {k: figure for k, figure in made.items() if figure is not None}
+
+
+def written(findings: Mapping[str, Any]) -> dict[str, Any]:
+    """As a record has them."""
+    return {name: asdict(found) for name, found in findings.items()}
+
+
+def read(findings: Any) -> dict[str, Any]:
+    """Of a record, or a ValueError on what is wrong."""
+    if not isinstance(findings, dict) or not set(findings) <= set(FACES):
+        raise ValueError(f"findings must be by names of {[*FACES]}, got {str(findings)[:60]}")
+    return {
+        name: msgspec.convert(found, FACES[name].kind, strict=True)
+        for name, found in findings.items()
+    }

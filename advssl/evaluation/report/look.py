@@ -1,0 +1,111 @@
+"""Look: how all figures look, whatever they show: colours, ticks and legends."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart with any colour vision; the markers say the same in grey.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+INK, BAD, RULE = "#1c2127", "#b42318", "#c9ced6"
+ON_THE_PAGE = {INK: "currentColor", BAD: "var(--bad)", RULE: "var(--rule)"}
+
+
+@contextmanager
+def look() -> Iterator[None]:
+    """The look of all figures, whatever the user's own matplotlib settings are."""
+    try:
+        import matplotlib
+        import matplotlib.style
+    except ImportError as error:
+        raise ImportError("a report's figures need matplotlib: pip install advssl[eval]") from error
+    settings: dict[str, Any] = {
+        "svg.fonttype": "none",  # text stays text: any script is shown in the reader's fonts
+        "svg.hashsalt": "advssl",  # the same figure gives the same bytes
+        "font.size": 9.5,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": RULE,
+        "grid.linewidth": 0.5,
+        "lines.linewidth": 1.8,
+        "lines.markersize": 5,
+        "legend.frameon": False,
+        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+        "axes.edgecolor": INK,
+    }
+    with matplotlib.style.context(["default", settings]), warnings.catch_warnings():
+        # A class in another script: the browser has the glyphs that matplotlib's font lacks.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
+def spread(axes: Axes, values: Sequence[float]) -> None:
+    """Ticks at the values themselves, on a logarithmic axis if they span more than a decade."""
+    positive = [v for v in values if v > 0]
+    if positive and positive[-1] > 10 * positive[0]:
+        axes.set_xscale("symlog", base=2, linthresh=positive[0])
+    axes.set_xlim(right=values[-1] if len(values) > 1 else None)
+    place = axes.transScale + axes.transLimits
+    kept: list[float] = []
+    for value in values:
+        if not kept or place.transform((value, 0))[0] - place.transform((kept[-1], 0))[0] > 0.075:
+            kept.append(value)
+    axes.set_xticks(kept, [f"{round(v, 6):g}" for v in kept])
+    axes.minorticks_off()
+
+
+def styles(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """A colour, a marker and a line for each."""
+    return {
+        label: {
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": MARKERS[i % len(MARKERS)],
+            "linestyle": ("-", "--", ":")[i // len(COLOURS) % 3],
+        }
+        for i, label in enumerate(labels)
+    }
+
+
+def titled(axes: Axes, text: str, width: float = 4.0) -> None:
+    """What is seen, as a sentence above the axes, in lines that fit so many inches."""
+    lines = textwrap.wrap(text, round(11 * width))
+    axes.set_title("\n".join(lines), loc="left", fontsize=9.5, fontweight="bold", parse_math=False)
+
+
+def legend(
+    figure: Figure, handles: Sequence[Any], labels: Sequence[str], *, height: float = 3.1
+) -> None:
+    """Above the axes, which are as high as without it.
+
+    Args:
+        figure: with a constrained layout.
+        handles: what was drawn.
+        labels: of each.
+        height: of the figure without its legend, in inches.
+    """
+    longest = max(map(len, labels))
+    columns = min(len(labels), 4 if longest < 8 else 2 if longest < 22 else 1)
+    # What the legend takes is given to the figure, not taken from the curves.
+    figure.set_figheight(height + 0.19 * math.ceil(len(labels) / columns))
+    legend = figure.legend(
+        handles,
+        [label.lstrip("_") or "-" for label in labels],  # matplotlib hides what begins with "_"
+        loc="outside upper left",
+        ncols=columns,
+        handlelength=1.8,
+        columnspacing=1.4,
+        borderaxespad=0.2,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)

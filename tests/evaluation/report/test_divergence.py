@@ -1,0 +1,52 @@
+"""The figure of divergences has their numbers, and its title says what they do."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from advssl.evaluation.report import drawn
+from advssl.evaluation.report.divergence import Divergence, table, words
+from evaluation.report.samples import FINDINGS
+
+FOUND = FINDINGS["divergence"]
+WORSE = dataclasses.replace(FOUND, relative=(0.5, 0.75, 1.5), accuracy=(0.9, 0.3, 0.0))
+
+
+def shown(**found: Divergence):
+    (figure,) = drawn("divergence", found).values()
+    return figure, figure.axes[0].get_title(loc="left").replace("\n", " ")
+
+
+def test_the_curve_is_accuracy_against_r_div():
+    figure, title = shown(one=FOUND)
+    curve = figure.axes[0].get_lines()[0]
+    assert curve.get_xdata() == pytest.approx(FOUND.relative)
+    assert curve.get_ydata() == pytest.approx([92.5, 50, 10])
+    assert title == ("Under attack R-DIV rises from 0.17 to 1.00, accuracy falls from 92 % to 10 %")
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "said"),
+    [((0.9, 0.3, 0.0), "and is right most often"), ((0.9, 0.9, 0.9), "but b is right most often")],
+)
+def test_the_title_says_whether_the_lowest_is_the_most_accurate(accuracy, said):
+    _, title = shown(a=FOUND, b=dataclasses.replace(WORSE, accuracy=accuracy))
+    assert title == f"a has the lowest R-DIV under attack, {said}"
+
+
+def test_features_that_all_lie_alike_have_no_ratio():
+    alike = dataclasses.replace(FOUND, inter=(0.0,) * 3, relative=(None,) * 3)
+    assert drawn("divergence", {"one": alike}) == {}
+    assert "R-DIV is not defined without attack" in words(alike)
+    assert [row[4] for row in table({"one": alike}).rows] == [None] * 3
+    _, title = shown(one=FOUND, other=alike)
+    assert title.startswith("Under attack R-DIV rises from 0.17")
+
+
+def test_columns_of_other_lengths_are_refused():
+    with pytest.raises(ValueError, match="one of each kind per radius"):
+        dataclasses.replace(FOUND, intra=(0.5,))
+    with pytest.raises(ValueError, match="that of the threat model among them"):
+        dataclasses.replace(FOUND, radius=0.5)

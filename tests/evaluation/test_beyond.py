@@ -1,0 +1,293 @@
+"""What is measured beyond accuracy is what its functions give, planned, kept and left out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from advssl import Linf
+from advssl.evaluation import attacks, beyond, diagnostics, evaluate, probes, report
+from advssl.evaluation.attacks import PGD, Clean, measure
+from advssl.evaluation.beyond import MEASURES, Subject, named
+from advssl.evaluation.chosen import Chosen
+from advssl.evaluation.comparison import compared
+from advssl.evaluation.data import open_data
+from advssl.evaluation.divergences import clouds, divergences
+from advssl.evaluation.evaluate import Evaluation, ways
+from advssl.evaluation.linear import Classifier
+from advssl.evaluation.protocols import protocol
+from advssl.evaluation.report.findings import FACES
+from advssl.pixels import Pixels
+
+BALL = Linf(16 / 255)
+PIXELS = Pixels((0.5,) * 3, (0.25,) * 3)
+SLF = replace(protocol("standardised", "slf"), epochs=2)
+QUICK = {
+    "ball": BALL,
+    "attacks": ["clean"],
+    "probe": SLF,
+    "pixels": PIXELS,
+    "images": 30,
+    "doubts": False,
+    "curves": False,
+}
+
+
+@pytest.fixture(scope="module")
+def data():
+    return open_data("digits", image_size=8)
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch):
+    monkeypatch.setattr(beyond, "_SCALES", (1.0, 2.0))
+
+
+def encoder() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.Flatten())
+
+
+def test_every_measure_can_be_shown():
+    assert set(MEASURES) == set(FACES)
+
+
+@pytest.mark.parametrize("word", ["", "aura", "divergence:there"])
+def test_no_other_names_are_known(word):
+    with pytest.raises(ValueError, match=r"measures are divergence.*got"):
+        named(word)
+
+
+@pytest.fixture(scope="module")
+def evaluated(data, tmp_path_factory):
+    """A report with its folder, and what was said on the way."""
+    folder, said = tmp_path_factory.mktemp("evaluated"), list[str]()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(beyond, "_SCALES", (1.0, 2.0))
+        asked = {**QUICK, "measures": ["divergence"], "folder": folder}
+        found = evaluate(encoder(), data, say=said.append, **asked)
+    return found, folder, said
+
+
+def test_divergence_is_what_its_parts_give(data, evaluated):
+    (last, best), folder = evaluated[0].sections, evaluated[1]
+    assert not best.findings
+    made = last.findings["divergence"]
+    judge = probes.finetune(encoder(), data, SLF, ball=BALL, pixels=PIXELS, folder=folder).last
+    rows = attacks.class_balanced(torch.tensor(data.test.targets), 30, 0)
+    images = torch.stack([data.test[i][0] for i in rows])
+    batches = [(images, torch.tensor([data.test[i][1] for i in rows]))]
+    assert made.radii == (0.0, BALL.radius, 2 * BALL.radius)
+    assert (made.images, made.radius) == (30, BALL.radius)
+    for i, radius in enumerate(made.radii):
+        attack = PGD(Linf(radius), 20, None) if radius else Clean()
+        spread = divergences(*clouds(judge, attack, batches))
+        assert (made.intra[i], made.inter[i]) == (spread.intra, spread.inter)
+        assert made.relative[i] == spread.relative
+        assert made.accuracy[i] == pytest.approx(measure(judge, attack, batches).value)
+
+
+def test_finished_parts_are_kept_and_read(data, evaluated, tmp_path, monkeypatch):
+    first, folder, _ = evaluated
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    asked = {**QUICK, "measures": ["divergence"], "folder": tmp_path}
+    parts = sorted((tmp_path / "beyond").iterdir())
+    assert len(parts) == 3
+    parts[0].unlink()
+    made = []
+    monkeypatch.setattr(beyond, "clouds", lambda *a, **k: made.append(1) or clouds(*a, **k))
+    assert evaluate(encoder(), data, **asked).sections[0].findings == first.sections[0].findings
+    assert made == [1]
+    evaluate(encoder(), data, **{**asked, "attack_seed": 1})
+    assert len(made) == 4
+
+
+def test_the_plan_says_what_it_costs(data):
+    asked = Evaluation(
+        modules={"a": encoder(), "b": encoder()},
+        data=data,
+        ball=BALL,
+        attacks=(Clean(),),
+        ways=ways(SLF, data),
+        pixels=Pixels(),
+        images=30,
+        doubts=False,
+        curves=False,
+        with_beside=False,
+        seed=0,
+        attack_seed=0,
+        batch_size=100,
+        budget=None,
+        model=None,
+        measures=["divergence"],
+    )
+    (job,) = [job for job in asked.plan().jobs if job.what == "divergence"]
+    each = 3 * 2 + 2 * (2 + 41)  # features twice at three radii, and two ascents
+    assert job.forwards == (2 * 30 * each,) * 2
+
+
+def test_a_budget_without_time_for_it_says_so(data, monkeypatch):
+    monkeypatch.setattr(beyond, "cost", lambda *_: beyond.Range(10**9, 10**9))
+    found = evaluate(encoder(), data, measures=["divergence"], budget=600.0, **QUICK)
+    assert not found.sections[0].findings
+    (table,) = [t for t in found.tables if t.title == "Left out"]
+    assert "divergence" in table.note
+
+
+def test_the_number_is_said_as_soon_as_it_is_known(evaluated):
+    found, _, said = evaluated
+    sentence = report.words("divergence", found.sections[0].findings["divergence"])
+    assert f"slf (custom): {sentence}" in said
+
+
+def test_two_encoders_stand_in_one_figure(evaluated, tmp_path):
+    page = compared({"plain": [evaluated[0]], "robust": [evaluated[0]]}, "again")
+    paths = report.write(page, tmp_path)
+    assert json.loads(paths["record"].read_text())["sections"][0]["findings"]
+    (figure,) = [f for n, f in report.figures(page).items() if n == "divergence-against-accuracy"]
+    told = {t.get_text() for t in figure.legends[0].get_texts()}
+    assert told == {"plain: slf (custom)", "robust: slf (custom)"}
+
+
+class Box:
+    """A ball of a user's own that cannot be made wider."""
+
+    radius = BALL.radius
+    sample, steepest, project = BALL.sample, BALL.steepest, BALL.project
+
+
+def linear(classes: int = 2) -> Classifier:
+    torch.manual_seed(0)
+    made = Classifier(nn.Flatten(), 12, classes, mean=(0.5,) * 3, std=(0.25,) * 3)
+    nn.init.normal_(made.linear.weight)
+    return made.eval()
+
+
+def subject(folder, **fields) -> Subject:
+    images = torch.rand(8, 3, 2, 2, generator=torch.Generator().manual_seed(2))
+    dataset = TensorDataset(images, torch.arange(8) % 2)
+    dataset.targets = (torch.arange(8) % 2).tolist()
+    given = {
+        "classifier": linear(),
+        "encoder": nn.Flatten(),
+        "branch": None,
+        "encoders": {None: nn.Flatten()},
+        "images": Chosen(dataset, range(8), 3),
+        "classes": ("a", "b"),
+        "ball": BALL,
+        "seed": 0,
+        "place": "",
+        "folder": folder,
+        "progress": lambda *_: None,
+    }
+    return Subject(**{**given, **fields})
+
+
+class TestOnce:
+    """A part is computed once for all that it depends on."""
+
+    @staticmethod
+    def asked(of: Subject, part: str = "a part") -> bool:
+        """Whether it was computed."""
+        computed = []
+        assert of.once(part, lambda: computed.append(1) or {"value": [1, 2.5]}) == {
+            "value": [1, 2.5]
+        }
+        return bool(computed)
+
+    def test_the_same_is_read(self, tmp_path):
+        assert self.asked(subject(tmp_path))
+        assert not self.asked(subject(tmp_path))
+
+    def test_in_batches_of_another_size_too(self, tmp_path):
+        assert self.asked(subject(tmp_path))
+        other = subject(tmp_path)
+        assert not self.asked(subject(tmp_path, images=other.images.in_batches(5)))
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"classifier": linear(3)},
+            {"encoder": nn.Sequential(nn.Flatten(), nn.ReLU())},
+            {"branch": "clean"},
+            {"ball": Linf(0.5)},
+            {"seed": 1},
+        ],
+        ids=lambda fields: next(iter(fields)),
+    )
+    def test_of_anything_else_it_is_another(self, fields, tmp_path):
+        assert self.asked(subject(tmp_path))
+        assert self.asked(subject(tmp_path, **fields))
+
+    def test_other_images_and_other_parts_are_others(self, tmp_path):
+        one = subject(tmp_path)
+        assert self.asked(one)
+        assert self.asked(one, "another part")
+        assert self.asked(subject(tmp_path, images=one.images.first(4)))
+
+    def test_a_part_that_was_cut_off_is_made_again(self, tmp_path):
+        assert self.asked(subject(tmp_path))
+        (path,) = tmp_path.iterdir()
+        path.write_text(path.read_text()[:20])
+        assert self.asked(subject(tmp_path))
+
+
+def test_of_a_ball_that_cannot_be_resized_there_is_its_own_radius(tmp_path):
+    found = beyond.divergence(subject(tmp_path, ball=Box()))
+    assert found.radii == (0.0, BALL.radius)
+
+
+def test_features_that_all_lie_alike_have_no_ratio(tmp_path):
+    blind = linear()
+    blind.std.fill_(torch.inf)  # all images are one
+    blind.mean.fill_(-1.0)
+    blind.encoder = nn.Sequential(nn.Flatten(), Ones())
+    found = beyond.divergence(subject(tmp_path, classifier=blind))
+    assert set(found.inter) == {0.0}
+    assert set(found.relative) == {None}
+
+
+class Ones(nn.Module):
+    def forward(self, features):
+        return 0 * features + 1
+
+
+def test_a_subject_has_the_features_that_the_probe_reads(data, monkeypatch):
+    seen = []
+    look = lambda subject: seen.append(subject) or beyond.divergence(subject)  # noqa: E731
+    known = beyond.MEASURES["divergence"]
+    monkeypatch.setitem(beyond.MEASURES, "divergence", replace(known, look=look))
+    branches = {"a": encoder(), "b": nn.Sequential(encoder(), nn.Tanh())}
+    evaluate(branches, data, measures=["divergence"], **QUICK)
+    assert [one.branch for one in seen] == ["a", "b"]
+    for one in seen:
+        assert [*one.encoders] == ["a", "b"]
+        assert one.classes == data.classes
+        ((images, _),) = one.images
+        raw = one.classifier.raw(images)
+        assert torch.equal(one.encoder(images), raw)
+        assert torch.equal(one.encoders[one.branch](images), raw)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"measures": "divergence"}, "write a list of one name"),
+        ({"measures": ["aura"]}, "measures are divergence"),
+        ({"measures": ["divergence"], "images": 10}, "two images of one class"),
+        ({"measures": ["divergence"], "probe": "own", "pixels": Pixels()}, "its own head"),
+    ],
+    ids=["text", "unknown", "too few", "own head"],
+)
+def test_mistakes_are_refused_before_any_work(asked, message, data, monkeypatch):
+    monkeypatch.setattr(probes, "finetune", lambda *_, **__: pytest.fail("it began"))
+    monkeypatch.setattr(diagnostics, "doubts", lambda *_, **__: pytest.fail("it began"))
+    model = nn.Sequential(encoder(), nn.Linear(36, 10)) if "probe" in asked else encoder()
+    with pytest.raises(ValueError, match=message):
+        evaluate(model, data, **{**QUICK, **asked})

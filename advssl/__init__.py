@@ -74,6 +74,7 @@ _MODULES = {
     "clustering",
     "copying",
     "distributed",
+    "doctor",
     "evaluation",
     "integrations",
     "precision",

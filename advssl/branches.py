@@ -189,7 +189,7 @@ def branch_batchnorm(
         )
     if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
         raise ValueError("TorchScript cannot be branched; call branch_batchnorm before scripting")
-    norms = [m for m in model.modules() if _has_statistics(m)]
+    norms = [m for m in model.modules() if has_statistics(m)]
     if not norms:
         raise ValueError(
             "the model has no BatchNorm to branch, nor another layer with running statistics; it "
@@ -214,7 +214,8 @@ def branch_batchnorm(
     )
 
 
-def _has_statistics(module: nn.Module) -> bool:
+def has_statistics(module: nn.Module) -> bool:
+    """Whether a layer, without what is inside it, has running statistics."""
     own = (name for name, buffer in module._buffers.items() if buffer is not None)
     return isinstance(module, _BatchNorm) or any(
         name.startswith(("running_", "moving_")) for name in own

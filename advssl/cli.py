@@ -1,4 +1,4 @@
-"""The command line: from a checkpoint to a robustness report, and from reports to a comparison."""
+"""The command line: a checkpoint's robustness report, a comparison of reports, a step's doctor."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advssl.evaluation.places import without_place
-from advssl.options import OWN, Compared, Options, parse
+from advssl.options import OWN, Compared, Costed, Examined, Options, parse
 
 # Torch takes seconds to import, so what needs it is imported where the work begins.
 if TYPE_CHECKING:
@@ -24,9 +25,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = shlex.join(["advssl", *map(without_place, words)])
     try:
         asked = parse(words)
-        written = (
-            evaluate(asked, command) if isinstance(asked, Options) else compare(asked, command)
-        )
+        if isinstance(asked, Options):
+            written = evaluate(asked, command)
+        elif isinstance(asked, Compared):
+            written = compare(asked, command)
+        else:
+            written = look_at_step(asked)
     except (ValueError, ImportError, OSError) as error:
         raise SystemExit(f"advssl: {error}") from error
     for path in written.values():
@@ -165,6 +169,39 @@ def compare(options: Compared, command: str) -> dict[str, Path]:
     for one in page.tables:
         print(one)
     return report.write(page, options.out)
+
+
+def look_at_step(options: Examined | Costed) -> dict[str, Path]:
+    """What would spoil an attack on a training step, with exit status 1 if anything would; or what
+    each component would add to it.
+    """
+    given = _given_by(options.step)
+    from advssl import doctor
+
+    if isinstance(options, Costed):
+        print(doctor.table(doctor.costs(*given)))
+        return {}
+    checks = doctor.examine(*given)
+    print(doctor.told(checks))
+    if any(check.verdict == "fail" for check in checks):
+        raise SystemExit(1)
+    return {}
+
+
+def _given_by(place: str) -> tuple[Any, ...]:
+    """What a user's function returns: a step and a batch, and perhaps what attacks it."""
+    module, _, name = place.partition(":")
+    made = getattr(import_module(module), name, None)
+    if not callable(made):
+        raise ValueError(f"{module} has no function {name}")
+    given = made()
+    if not isinstance(given, tuple) or len(given) not in (2, 3):
+        kind = f"{len(given)} things" if isinstance(given, tuple) else f"a {type(given).__name__}"
+        raise ValueError(
+            f"{place} must return a step and a batch, and perhaps an AdversarialViewGenerator, "
+            f"got {kind}"
+        )
+    return given
 
 
 if __name__ == "__main__":

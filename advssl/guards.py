@@ -16,7 +16,7 @@ from advssl.modes import frozen
 from advssl.randomness import random_state_kept
 from advssl.types import Objective, Scalar, described, height_of, modules_of, number, see, whole
 
-_STEPS = 5  # of the PGD that training is compared with
+PGD_STEPS = 5  # of the PGD that training is compared with
 _NOISE = 1e-3  # of the objective: a gain below it may be bfloat16's rounding
 
 
@@ -117,7 +117,7 @@ class CatastrophicOverfittingGuard:
         self.least = number("least", least)
         if not 0 < self.least < 1:
             raise ValueError(f"least is a share of PGD's gain, in (0, 1), got {self.least}")
-        self._pgd = AdversarialViewGenerator(Linf(8 / 255), _STEPS)
+        self._pgd = AdversarialViewGenerator(Linf(8 / 255), PGD_STEPS)
         self._calls = 0
         self._highest = 0.0
 
@@ -148,7 +148,7 @@ class CatastrophicOverfittingGuard:
         freeze: nn.Module | Iterable[nn.Module] | None = None,
     ) -> list[float] | None:
         """The first half of a call: the objective on images, views of the adversary, and PGD's."""
-        if self._calls % self.every or self.adversary.steps >= _STEPS:
+        if self._calls % self.every or self.adversary.steps >= PGD_STEPS:
             return None
         self._pgd.ball, self._pgd.pixels = self.adversary.ball, self.adversary.pixels
         return attacked_values([self.adversary, self._pgd], images, objective, freeze=freeze)
@@ -164,11 +164,11 @@ class CatastrophicOverfittingGuard:
             share = min(gains.training / gains.pgd, 1.0)
             self._highest = max(self._highest, share)
             if share < self.least * self._highest:
-                self._strengthen(min(max(2 * self.adversary.steps, 1), _STEPS))
+                self._strengthen(min(max(2 * self.adversary.steps, 1), PGD_STEPS))
                 warnings.warn(
                     f"catastrophic overfitting: the attack of training raises the objective by "
-                    f"{gains.training:.3g} and PGD-{_STEPS} by {gains.pgd:.3g}, from {clean:.3g}; "
-                    f"from here on it takes {self.adversary.steps} steps of "
+                    f"{gains.training:.3g} and PGD-{PGD_STEPS} by {gains.pgd:.3g}, "
+                    f"from {clean:.3g}; from here on it takes {self.adversary.steps} steps of "
                     f"{self.adversary.step_size:.3g}" + see("Catastrophic overfitting"),
                     stacklevel=3,
                 )

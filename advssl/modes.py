@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 from torch.nn.utils import parametrize
@@ -117,3 +118,33 @@ def weights_recomputed() -> Iterator[None]:
         yield
     finally:
         parametrize._cache = before
+
+
+@contextmanager
+def unlogged(*modules: nn.Module) -> Iterator[None]:
+    """Inside the block ``log``, ``log_dict`` and ``print`` of LightningModules do nothing."""
+    names = ("log", "log_dict", "print")
+    speakers = [m for m in submodules(*modules) if hasattr(type(m), "log_dict")]
+    before = [{n: vars(m)[n] for n in names if n in vars(m)} for m in speakers]
+    try:
+        for m in speakers:
+            vars(m).update(dict.fromkeys(names, Mute()))
+        yield
+    finally:
+        for m, own in zip(speakers, before, strict=True):
+            for n in names:
+                vars(m).pop(n, None)
+            vars(m).update(own)
+
+
+class Mute:
+    """Stands for a logger, its experiment and their methods."""
+
+    def __getattr__(self, name: str) -> Mute:
+        return self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Mute:  # noqa: ARG002
+        return self
+
+    def __getitem__(self, key: Any) -> Mute:
+        return self

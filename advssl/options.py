@@ -6,8 +6,10 @@ import argparse
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
@@ -81,7 +83,21 @@ class Compared:
         check_writable(Path(self.out))
 
 
-def parse(words: Sequence[str]) -> Options | Compared:
+@dataclass(frozen=True)
+class Examined:
+    """What ``advssl doctor`` was asked for."""
+
+    step: str
+
+
+@dataclass(frozen=True)
+class Costed:
+    """What ``advssl cost`` was asked for."""
+
+    step: str
+
+
+def parse(words: Sequence[str]) -> Options | Compared | Examined | Costed:
     """The words of a command, or a ValueError on what is wrong with them."""
     asked = vars(_parser().parse_args(words))
     kind = asked.pop("kind")
@@ -187,6 +203,25 @@ def _norms() -> list[str]:
     return [*BALLS]
 
 
+def _factory(text: str) -> str:
+    """A name in a module that is there, without importing the module."""
+    module, _, name = text.partition(":")
+    if not all(part.isidentifier() for part in [*module.split("."), name]):
+        raise _wrong(text, "a function's place as package.module:function")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = find_spec(module)
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
+        raise argparse.ArgumentTypeError(
+            f"there is no module {module} here or among the installed ones; call the command in "
+            "the folder that it is in"
+        )
+    return text
+
+
 def _spec(text: str) -> str:
     from advssl.evaluation.data import split_spec
 
@@ -251,9 +286,11 @@ def _duration(text: str) -> float:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="advssl", description="How robust is a checkpoint, and which of two is more robust?"
+        prog="advssl",
+        description="How robust is a checkpoint, which of two is more robust, and is a training "
+        "step fit to be attacked?",
     )
-    commands = parser.add_subparsers(required=True, metavar="evaluate | compare")
+    commands = parser.add_subparsers(required=True, metavar="evaluate | compare | doctor | cost")
     shape = lambda prog: argparse.HelpFormatter(prog, max_help_position=24, width=100)  # noqa: E731
     evaluation = commands.add_parser(
         "evaluate",
@@ -405,4 +442,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--data", type=_spec, help="where the images are now, if not where they were")
     add("--out", type=_text, default="comparison", help="folder of the three files; comparison")
+    for kind, name, said in (
+        (Examined, "doctor", "what would silently spoil an attack on your training step"),
+        (Costed, "cost", "what each component would add to your training step"),
+    ):
+        looking = commands.add_parser(name, help=said, formatter_class=shape)
+        looking.set_defaults(kind=kind)
+        looking.add_argument(
+            "step",
+            type=_factory,
+            metavar="PACKAGE.MODULE:FUNCTION",
+            help="a function without arguments that returns a LightningModule, or a function of a "
+            "batch that returns the loss; beside it one batch, and if you like the "
+            "AdversarialViewGenerator to attack it with",
+        )
     return parser

@@ -36,6 +36,7 @@ ORDER = [
     "sharpness",
     "integrations",
     "evaluation",
+    "doctor",
     "options",
     "cli",
 ]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from torch import nn
 
 from advssl.integrations.lightning.batches import Batch
+from advssl.modes import Mute, unlogged
 from advssl.snapshots import Snapshot
 
 if TYPE_CHECKING:
@@ -86,31 +87,10 @@ def given_back(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def logging_off(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     """Inside the block self.log, self.log_dict, self.print and self.logger do nothing."""
-    names = ("log", "log_dict", "print")
-    speakers = [m for m in module.modules() if hasattr(type(m), "log_dict")]
-    before = [{n: vars(m)[n] for n in names if n in vars(m)} for m in speakers]
     loggers = trainer.loggers
     try:
-        trainer.loggers = cast("Any", [_Mute() for _ in loggers])
-        for m in speakers:
-            vars(m).update(dict.fromkeys(names, _Mute()))
-        yield
+        trainer.loggers = cast("Any", [Mute() for _ in loggers])
+        with unlogged(module):
+            yield
     finally:
         trainer.loggers = loggers
-        for m, own in zip(speakers, before, strict=True):
-            for n in names:
-                vars(m).pop(n, None)
-            vars(m).update(own)
-
-
-class _Mute:
-    """Stands for a logger, its experiment and their methods."""
-
-    def __getattr__(self, name: str) -> _Mute:
-        return self
-
-    def __call__(self, *args: Any, **kwargs: Any) -> _Mute:
-        return self
-
-    def __getitem__(self, key: Any) -> _Mute:
-        return self

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from advssl.copying import copied
+from advssl.doctor.operations import CountFlops as CountFlops
+from advssl.doctor.operations import flops
 from harness import chain
 from harness.chain import Plan
 from harness.data import Batch
@@ -20,31 +20,6 @@ from plus import FINETUNING
 
 # To see what a step costs, of a batch that would take longer than that:
 _FEW, _PATIENCE = 16, 10.0  # images, seconds
-
-
-class CountFlops(TorchDispatchMode):
-    """``total`` is what matrix products and convolutions inside the block cost.
-
-    Counts inside ``autograd.grad`` too, where torch's own counter fails.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        count = flop_registry.get(func._overloadpacket)
-        if count is not None:
-            self.total += count(*args, **(kwargs or {}), out_val=out)
-        return out
-
-
-def flops(run: Callable[[], object]) -> int:
-    """The operations of ``run()``."""
-    with CountFlops() as counted:
-        run()
-    return counted.total
 
 
 def forwards_per_image(method: Method, batch: Batch) -> float:

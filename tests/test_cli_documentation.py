@@ -13,7 +13,7 @@ from evaluation import layouts
 from torch import nn
 
 from advssl import Linf, options
-from advssl.evaluation import diagnostics, evaluate, loading, probes
+from advssl.evaluation import corruptions, diagnostics, evaluate, loading, probes
 from advssl.evaluation.attacks import ATTACKS, attacks_of
 from advssl.evaluation.beyond import MEASURES
 from advssl.evaluation.checkpoints import FORMATS
@@ -200,15 +200,18 @@ def test_the_pages_python_runs(tmp_path, monkeypatch, capsys):
     assert Path("report/report.html").exists()
 
 
-def test_the_pages_measures_of_an_encoder_run(capsys):
+def test_the_pages_measures_of_an_encoder_run(capsys, monkeypatch):
     _, *blocks = re.findall(r"```python\n(.*?)```", EVALUATE, flags=re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     torch.manual_seed(0)
     encoder = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
     images, labels = torch.rand(8, 3, 2, 2), torch.arange(8) % 2
+    few = {name: corruptions.CORRUPTIONS[name] for name in ("fog", "contrast")}
+    monkeypatch.setattr(corruptions, "CORRUPTIONS", few)
     known = {
         "encoder": encoder,
         "classifier": probes.Classifier(encoder, 4, 2).eval(),
+        "other": probes.Classifier(encoder, 4, 2).eval(),
         "images": images,
         "labels": labels,
         "batches": [(images, labels)],
@@ -216,6 +219,8 @@ def test_the_pages_measures_of_an_encoder_run(capsys):
     for block in blocks:
         exec(block, known)
     assert known["found"].relative > 0
+    assert set(known["plain"].accuracy) == {"fog", "contrast"}
+    assert list(known["figures"]) == ["accuracy-under-corruptions"]
     assert "second bound" in capsys.readouterr().out
 
 

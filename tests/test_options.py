@@ -48,7 +48,7 @@ def test_a_budget_is_a_time(text, seconds):
         (["--protocol", "own"], "own head; give its --checkpoint"),
         (["--protocol", "own", "--checkpoint", "a.pt", "--preset", "advcl"], "own has none"),
         (["--batch-size", "0"], "whole number from 1"),
-        (["--with", "divergence,aura"], "measures are divergence.*got 'aura'"),
+        (["--with", "divergence,aura"], "measures are corruptions.*got 'aura'"),
         (["--with", "divergence:there"], "got 'divergence:there'"),
         (["--bn-branch", "pgd"], "give --checkpoint"),
     ],

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +18,20 @@ from torch import nn
 from advssl.balls import Ball, resized
 from advssl.evaluation.attacks import PGD, Attack, Clean
 from advssl.evaluation.chosen import Chosen
+from advssl.evaluation.corruptions import (
+    CORRUPTIONS,
+    SEVERITIES,
+    source_of,
+    under_corruptions,
+)
 from advssl.evaluation.costs import NOTHING, Range, forwards, sum_of
+from advssl.evaluation.data import targets
 from advssl.evaluation.divergences import clouds, divergences
 from advssl.evaluation.identity import fingerprint_of, identity_of, keep, kept
 from advssl.evaluation.linear import Classifier, logits_from
 from advssl.evaluation.logits import borrowed
 from advssl.evaluation.progress import Progress
+from advssl.evaluation.report.corruption import Corruptions
 from advssl.evaluation.report.divergence import Divergence
 
 if TYPE_CHECKING:
@@ -156,7 +165,38 @@ def _two_of_a_class(asked: Evaluation, _: str) -> None:
         )
 
 
+def corruption(subject: Subject) -> Corruptions:
+    """Accuracy under noise, blur, weather and digital damage."""
+    images, everyone = subject.images, targets(subject.images.dataset)
+    source = source_of(subject.place, everyone, images.dataset[0][0].shape[-1], subject.seed)
+    batches, done = [*images], count(1)
+
+    def once(part: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        found = subject.once(part, work)
+        subject.progress("corruptions", next(done), len(source.names))
+        return found
+
+    return under_corruptions(
+        subject.classifier, batches, source, indices=images.rows, seed=subject.seed, once=once
+    )
+
+
+def _of_corruptions(_: Evaluation) -> Range:
+    forward = 1 + len(SEVERITIES) * len(CORRUPTIONS)
+    return Range(forward, forward)
+
+
+def _corruptible(asked: Evaluation, place: str) -> None:
+    shape = tuple(asked.data.test[0][0].shape)
+    if shape != (3, shape[1], shape[1]):
+        raise ValueError(f"corruptions are of images (3, S, S), and these are {shape}")
+    source_of(place, targets(asked.data.test), shape[1])
+
+
 MEASURES: dict[str, Measure] = {
+    "corruptions": Measure(
+        corruption, _of_corruptions, _corruptible, of_encoder=False, takes_place=True
+    ),
     "divergence": Measure(divergence, _of_divergence, _two_of_a_class),
 }
 

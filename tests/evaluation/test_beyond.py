@@ -12,7 +12,15 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from advssl import Linf
-from advssl.evaluation import attacks, beyond, diagnostics, evaluate, probes, report
+from advssl.evaluation import (
+    attacks,
+    beyond,
+    corruptions,
+    diagnostics,
+    evaluate,
+    probes,
+    report,
+)
 from advssl.evaluation.attacks import PGD, Clean, measure
 from advssl.evaluation.beyond import MEASURES, Subject, named
 from advssl.evaluation.chosen import Chosen
@@ -60,7 +68,7 @@ def test_every_measure_can_be_shown():
 
 @pytest.mark.parametrize("word", ["", "aura", "divergence:there"])
 def test_no_other_names_are_known(word):
-    with pytest.raises(ValueError, match=r"measures are divergence.*got"):
+    with pytest.raises(ValueError, match=r"measures are corruptions\[:FOLDER\], divergence.*got"):
         named(word)
 
 
@@ -275,11 +283,47 @@ def test_a_subject_has_the_features_that_the_probe_reads(data, monkeypatch):
         assert torch.equal(one.encoders[one.branch](images), raw)
 
 
+@pytest.fixture
+def two_types(monkeypatch):
+    for module in (beyond, corruptions):
+        few = {name: corruptions.CORRUPTIONS[name] for name in ("fog", "contrast")}
+        monkeypatch.setattr(module, "CORRUPTIONS", few)
+
+
+@pytest.mark.usefixtures("two_types")
+def test_corruptions_are_what_their_parts_give_and_are_kept(data, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(encoder(), nn.Linear(36, 10))
+    asked = {**QUICK, "probe": "own", "pixels": Pixels(), "measures": ["corruptions"]}
+    steps = []
+    (section,) = evaluate(
+        model, data, folder=tmp_path, progress=lambda *s: steps.append(s), **asked
+    ).sections
+    rows = attacks.class_balanced(torch.tensor(data.test.targets), 30, 0).tolist()
+    images = torch.stack([data.test[i][0] for i in rows])
+    labels = torch.tensor([data.test[i][1] for i in rows])
+    found = section.findings["corruptions"]
+    assert found.clean == section.clean.value
+    for name in ("fog", "contrast"):
+        for severity, share in enumerate(found.accuracy[name], start=1):
+            x = corruptions.corrupted(images, name, severity, indices=rows)
+            assert share == measure(model, Clean(), [(x, labels)]).value
+    assert [s for s in steps if s[0].endswith("corruptions")][-1][1:] == (2, 2)
+    monkeypatch.setattr(corruptions, "corrupted", lambda *_, **__: pytest.fail("made again"))
+    again = evaluate(model, data, folder=tmp_path, **asked)
+    assert again.sections[0].findings == section.findings
+
+
+def test_a_place_goes_to_the_measure_and_is_looked_at_before_the_work(data, tmp_path):
+    with pytest.raises(ValueError, match="holds neither"):
+        evaluate(encoder(), data, measures=[f"corruptions:{tmp_path}"], **QUICK)
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
         ({"measures": "divergence"}, "write a list of one name"),
-        ({"measures": ["aura"]}, "measures are divergence"),
+        ({"measures": ["aura"]}, r"measures are corruptions"),
         ({"measures": ["divergence"], "images": 10}, "two images of one class"),
         ({"measures": ["divergence"], "probe": "own", "pixels": Pixels()}, "its own head"),
     ],

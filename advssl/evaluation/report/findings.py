@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from advssl.evaluation.report import divergence
+from advssl.evaluation.report import corruption, divergence
 from advssl.evaluation.report.content import Report, Table
 from advssl.evaluation.report.look import look, styles
 
@@ -51,6 +51,12 @@ class Face:
 
 # By the measures' names, see advssl.evaluation.beyond.
 FACES: dict[str, Face] = {
+    "corruptions": Face(
+        corruption.Corruptions,
+        corruption.words,
+        corruption.table,
+        {"accuracy-under-corruptions": Picture(corruption.figure, corruption.CAPTION, wide=True)},
+    ),
     "divergence": Face(
         divergence.Divergence,
         divergence.words,

@@ -13,6 +13,7 @@ import torch
 from advssl.evaluation.checks import Check
 from advssl.evaluation.records import Measurement
 from advssl.evaluation.report import Report, Section, Strip, write
+from advssl.evaluation.report.corruption import Corruptions
 from advssl.evaluation.report.divergence import Divergence
 
 N, SUBSET = 40, 12
@@ -102,6 +103,16 @@ def curved(protocol: str = "slf", lost: int = 0, failing: str | None = None, **f
 
 
 FINDINGS = {
+    "corruptions": Corruptions(
+        source="advssl corruptions",
+        clean=0.95,
+        accuracy={
+            "fog": (0.5, 0.4, 0.3, 0.2, 0.1),
+            "gaussian_noise": (0.9, 0.8, 0.7, 0.6, 0.5),
+            "jpeg_compression": (0.7, 0.6, 0.5, 0.4, 0.3),
+        },
+        images=N,
+    ),
     "divergence": Divergence(
         radii=(0.0, 4 / 255, 8 / 255),
         intra=(0.125, 0.25, 0.5),

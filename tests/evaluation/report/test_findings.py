@@ -39,9 +39,9 @@ def test_a_finding_is_in_every_face(name, folder):
     assert table.title in lines
     assert table.note in page.text
     assert table.note in lines
-    assert {"slf / clean", "slf / adversarial"} <= {
-        cell for row in (table.header, *table.rows) for cell in row if isinstance(cell, str)
-    }
+    told = " ".join(str(cell) for row in (table.header, *table.rows) for cell in row)
+    assert "slf / clean" in told
+    assert "slf / adversarial" in told
     shown = {a["id"] for tag, a in page.tags if tag == "figure"}
     assert set(FACES[name].pictures) <= shown
     assert set(FACES[name].pictures) == set(drawn(name, {"one": FINDINGS[name]}))
@@ -81,7 +81,7 @@ def test_a_finding_that_nobody_knows_is_refused(given, tmp_path):
     document["sections"][0]["findings"] = given
     path = tmp_path / "record.json"
     path.write_text(json.dumps(document))
-    with pytest.raises(ValueError, match=r"findings: findings must be by names of \['divergence'"):
+    with pytest.raises(ValueError, match=r"findings: findings must be by names of \['corruptions'"):
         read(path)
 
 

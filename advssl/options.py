@@ -395,7 +395,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_measures,
         default=[],
         metavar="NAMES",
-        help="beyond accuracy, with commas: corruptions, divergence; none",
+        help="beyond accuracy, with commas: corruptions, divergence, theory; none",
     )
     add(
         "--budget",

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
@@ -33,12 +33,15 @@ from advssl.evaluation.logits import borrowed
 from advssl.evaluation.progress import Progress
 from advssl.evaluation.report.corruption import Corruptions
 from advssl.evaluation.report.divergence import Divergence
+from advssl.evaluation.theory import RobustBounds, robust_bounds
 
 if TYPE_CHECKING:
     from advssl.evaluation.evaluate import Evaluation
 
 _SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the radii, in units of the ball's
 _BATCH = 128  # the paper's, of divergences
+_PAIRS = 128  # images of the theorem, if there are so many
+_ADVERSARIAL = ("adversarial", "pgd")  # branches of attacked images
 
 
 @dataclass(frozen=True)
@@ -193,11 +196,60 @@ def _corruptible(asked: Evaluation, place: str) -> None:
     source_of(place, targets(asked.data.test), shape[1])
 
 
+def theorem(subject: Subject) -> RobustBounds:
+    """The terms of GSA-RSL's bounds, on class-balanced images in one batch."""
+    encoder = subject.encoder
+    assert encoder is not None
+    images = subject.images.balanced(_in_one_batch(subject.images, len(subject.classes)))
+    x, y = (torch.cat(column) for column in zip(*images, strict=True))
+    others = {b: e for b, e in subject.encoders.items() if b != subject.branch}
+
+    def terms() -> dict[str, Any]:
+        found = robust_bounds(
+            encoder,
+            subject.classifier,
+            x,
+            y,
+            adversarial_encoder=next((others[b] for b in _ADVERSARIAL if b in others), None),
+            ball=subject.ball,
+            seed=subject.seed,
+        )
+        return asdict(found)
+
+    found = subject.once(f"theorem on {len(x)}", terms)
+    subject.progress("theory", 1, 1)
+    return RobustBounds(**found)
+
+
+def _in_one_batch(images: Chosen, classes: int) -> int:
+    """How many images: as many as are attacked at once, and two of each class at least."""
+    return min(images.n, max(images.size, _PAIRS, 2 * classes))
+
+
+def _of_theory(asked: Evaluation) -> Range:
+    n = asked.measured.n
+    climb, benign, sharp = 2 * 10 + 1, 2, 1 + 2 * 3
+    each = climb + benign + sharp + 2 * 20 + 2
+    used = each * _in_one_batch(asked.measured, len(asked.data.classes))
+    return Range(used // n, -(-used // n))
+
+
+def _two_of_every_class(asked: Evaluation, _: str) -> None:
+    counts = Counter(asked.measured.labels)
+    fewest = min(counts, key=lambda kind: counts[kind])
+    if counts[fewest] < 2 or len(counts) < 2:
+        raise ValueError(
+            f"the theorem is of pairs of two images of a class, and of {asked.measured.n} images "
+            f"{counts[fewest]} is of class {asked.data.classes[fewest]!r}; give more images"
+        )
+
+
 MEASURES: dict[str, Measure] = {
     "corruptions": Measure(
         corruption, _of_corruptions, _corruptible, of_encoder=False, takes_place=True
     ),
     "divergence": Measure(divergence, _of_divergence, _two_of_a_class),
+    "theory": Measure(theorem, _of_theory, _two_of_every_class),
 }
 
 

@@ -245,9 +245,39 @@ def _crossed(z: Tensor, unseen: Tensor, divergence: _Divergence) -> tuple[float,
         return float(critic.estimate(*unseen)), float(right)
 
 
+class MeanClassifier(nn.Module):
+    """A linear layer of class means on an encoder: what proofs of contrastive learning classify by.
+
+    Args:
+        encoder: images in [0, 1] to features (B, D); its embedding is at length 1.
+        images: (N, C, H, W), of whose embeddings the means are.
+        labels: (N,), integer, from 0 on.
+        temperature: τ, by which logits are divided.
+
+    Reference: Arora et al. 2019, https://arxiv.org/abs/1902.09229
+    """
+
+    means: Tensor
+
+    def __init__(
+        self, encoder: nn.Module, images: Images, labels: Labels, *, temperature: float = 0.5
+    ) -> None:
+        super().__init__()
+        self.encoder, self.temperature = encoder, positive("temperature", temperature)
+        device = device_of(encoder, images)
+        with borrowed(encoder, device, 0), torch.no_grad():
+            z = _embedding(encoder)(images.to(device))
+        member = F.one_hot(labels.long()).to(z)
+        counts = member.sum(dim=0).clamp_min(1)
+        self.register_buffer("means", (member.T @ z) / counts[:, None])
+
+    def forward(self, images: Images) -> Tensor:
+        return _embedding(self.encoder)(images) @ self.means.T / self.temperature
+
+
 def robust_bounds(
     encoder: nn.Module,
-    classifier: nn.Module,
+    classifier: nn.Module | None,
     images: Images,
     labels: Labels,
     *,
@@ -273,7 +303,8 @@ def robust_bounds(
 
     Args:
         encoder: images in [0, 1] to features (B, D), left as it was; its embedding is at length 1.
-        classifier: images in [0, 1] to logits, such as a probe on that encoder.
+        classifier: images in [0, 1] to logits, such as a probe on that encoder; None is its
+            :class:`MeanClassifier` of these images.
         images: (N, C, H, W), float32, in one batch that fits a training step: S in the theorem.
         labels: (N,), integer; at least two images of each class.
         adversarial_encoder: that for attacked images, where these have a BatchNorm branch of their
@@ -345,7 +376,15 @@ def robust_bounds(
         prior=-math.log(int(counts.min()) / size),
         log_beta=math.log(size - 2),
         temperature=temperature,
-        measured=_measured(classifier, attack or PGD(ball, 20, None), images, labels, seed),
+        measured=_measured(
+            MeanClassifier(encoder, images, labels, temperature=temperature)
+            if classifier is None
+            else classifier,
+            attack or PGD(ball, 20, None),
+            images,
+            labels,
+            seed,
+        ),
         trivial=math.sqrt(math.log(len(counts))),
     )
 

@@ -20,6 +20,7 @@ from advssl.evaluation import (
     evaluate,
     probes,
     report,
+    theory,
 )
 from advssl.evaluation.attacks import PGD, Clean, measure
 from advssl.evaluation.beyond import MEASURES, Subject, named
@@ -314,6 +315,39 @@ def test_corruptions_are_what_their_parts_give_and_are_kept(data, tmp_path, monk
     assert again.sections[0].findings == section.findings
 
 
+@pytest.mark.parametrize(
+    ("branch", "adversarial"),
+    [("clean", "adversarial"), ("adversarial", None), ("pgd_ce", "pgd")],
+)
+def test_the_theorem_is_what_its_parts_give(branch, adversarial, tmp_path, monkeypatch):
+    monkeypatch.setattr(theory, "_CRITIC_STEPS", 3)
+    torch.manual_seed(0)
+    names = {branch, adversarial or "clean", "other"}
+    encoders = {name: nn.Sequential(nn.Flatten(), nn.Linear(12, 4)) for name in sorted(names)}
+    one = subject(tmp_path, branch=branch, encoder=encoders[branch], encoders=encoders)
+    found = beyond.theorem(one)
+    x, y = (torch.cat(column) for column in zip(*one.images, strict=True))
+    expected = theory.robust_bounds(
+        encoders[branch],
+        one.classifier,
+        x,
+        y,
+        adversarial_encoder=encoders.get(adversarial),
+        ball=BALL,
+    )
+    assert found == expected
+    assert (found.branch_accuracy is None) == (adversarial is None)
+    monkeypatch.setattr(beyond, "robust_bounds", lambda *_, **__: pytest.fail("made again"))
+    assert beyond.theorem(one) == found
+
+
+def test_the_theorem_takes_two_images_of_each_class_at_least(data):
+    many = subject("", images=Chosen(data.test, range(400), 50))
+    assert beyond._in_one_batch(many.images, 10) == 128
+    assert beyond._in_one_batch(many.images, 100) == 200
+    assert beyond._in_one_batch(many.images.first(20), 10) == 20
+
+
 def test_a_place_goes_to_the_measure_and_is_looked_at_before_the_work(data, tmp_path):
     with pytest.raises(ValueError, match="holds neither"):
         evaluate(encoder(), data, measures=[f"corruptions:{tmp_path}"], **QUICK)
@@ -325,9 +359,11 @@ def test_a_place_goes_to_the_measure_and_is_looked_at_before_the_work(data, tmp_
         ({"measures": "divergence"}, "write a list of one name"),
         ({"measures": ["aura"]}, r"measures are corruptions"),
         ({"measures": ["divergence"], "images": 10}, "two images of one class"),
+        ({"measures": ["theory"], "images": 15}, "1 is of class '[0-9]'; give more images"),
+        ({"measures": ["theory"], "probe": "own", "pixels": Pixels()}, "its own head"),
         ({"measures": ["divergence"], "probe": "own", "pixels": Pixels()}, "its own head"),
     ],
-    ids=["text", "unknown", "too few", "own head"],
+    ids=["text", "unknown", "too few", "no pair", "theory of a head", "own head"],
 )
 def test_mistakes_are_refused_before_any_work(asked, message, data, monkeypatch):
     monkeypatch.setattr(probes, "finetune", lambda *_, **__: pytest.fail("it began"))

@@ -14,7 +14,13 @@ from toys import Linear, blobs
 from advssl import Linf
 from advssl.evaluation import theory
 from advssl.evaluation.attacks import PGD
-from advssl.evaluation.theory import at_worst_weights, info_nce, robust_bounds, told_apart
+from advssl.evaluation.theory import (
+    MeanClassifier,
+    at_worst_weights,
+    info_nce,
+    robust_bounds,
+    told_apart,
+)
 
 
 def draw(seed: int) -> torch.Generator:
@@ -206,6 +212,20 @@ class TestRobustBounds:
         assert "told from the BatchNorm branch" in str(found)
         same = robust_bounds(encoder, Linear(4), x, y, adversarial_encoder=encoder, ball=Linf(0.01))
         assert same.branch_accuracy < 0.7
+
+    def test_without_a_classifier_it_is_that_of_class_means(self, bounds):
+        encoder, x, y, _ = bounds
+        found = robust_bounds(encoder, None, x, y, ball=Linf(0.1), temperature=0.25)
+        judge = MeanClassifier(encoder, x, y, temperature=0.25)
+        assert (
+            found.measured
+            == robust_bounds(encoder, judge, x, y, ball=Linf(0.1), temperature=0.25).measured
+        )
+        with torch.no_grad():
+            z = F.normalize(encoder(x))
+            means = torch.stack([z[y == k].mean(dim=0) for k in range(4)])
+            torch.testing.assert_close(judge(x), z @ means.T / 0.25)
+        assert encoder.training
 
     def test_refuses_what_has_no_pairs(self):
         x, y = blobs(6, 4)

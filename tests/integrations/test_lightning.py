@@ -1258,7 +1258,7 @@ def test_the_documentations_blocks_run():
     blocks = re.findall(
         r"```python\n(.*?)```", documentation.read_text(encoding="utf-8"), re.DOTALL
     )
-    assert len(blocks) == 3
+    assert len(blocks) == 4
 
     def trainer(max_epochs, callbacks=()):
         assert max_epochs
@@ -1278,12 +1278,15 @@ def test_the_documentations_blocks_run():
         "extractor": nn.Flatten(),
         "width": OUT,
         "features": WIDTH,
+        "test_images": torch.rand(4, 3, 8, 8),
+        "test_labels": torch.arange(4) % 2,
     }
     before = state(scope["module"])
     exec(blocks[0], scope)
     exec(blocks[1], scope)
     assert not torch.equal(scope["module"].backbone[0].weight, before["backbone.0.weight"])
     exec(blocks[2], scope)
+    exec(blocks[3], scope)
     by_hand = scope["Manual"]()
     by_hand.automatic_optimization = False
     by_hand.net = nn.Sequential(nn.Flatten(), nn.Linear(768, 4))

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from advssl.evaluation.report import corruption, divergence
+from advssl.evaluation.report import corruption, divergence, theory
 from advssl.evaluation.report.content import Report, Table
 from advssl.evaluation.report.look import look, styles
+from advssl.evaluation.theory import RobustBounds
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,6 +64,12 @@ FACES: dict[str, Face] = {
         divergence.table,
         {"divergence-against-accuracy": Picture(divergence.figure, divergence.CAPTION)},
     ),
+    "theory": Face(
+        RobustBounds,
+        theory.words,
+        theory.table,
+        {"terms-of-the-theorem": Picture(theory.figure, theory.CAPTION, wide=True)},
+    ),
 }
 
 
@@ -112,10 +119,10 @@ def written(findings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read(findings: Any) -> dict[str, Any]:
-    """Of a record, or a ValueError on what is wrong."""
+    """Of a record, or a ValueError on what is wrong; "nan" and "inf" are numbers there."""
     if not isinstance(findings, dict) or not set(findings) <= set(FACES):
         raise ValueError(f"findings must be by names of {[*FACES]}, got {str(findings)[:60]}")
     return {
-        name: msgspec.convert(found, FACES[name].kind, strict=True)
+        name: msgspec.convert(found, FACES[name].kind, strict=False)
         for name, found in findings.items()
     }

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 INK, BAD, RULE = "#1c2127", "#b42318", "#c9ced6"
+_TITLE: dict[str, Any] = {"fontsize": 9.5, "fontweight": "bold"}
 ON_THE_PAGE = {INK: "currentColor", BAD: "var(--bad)", RULE: "var(--rule)"}
 
 
@@ -79,12 +80,20 @@ def styles(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 def titled(axes: Axes, text: str, width: float = 4.0) -> None:
     """What is seen, as a sentence above the axes, in lines that fit so many inches."""
-    lines = textwrap.wrap(text, round(11 * width))
-    axes.set_title("\n".join(lines), loc="left", fontsize=9.5, fontweight="bold", parse_math=False)
+    axes.set_title(_lines(text, width), loc="left", parse_math=False, **_TITLE)
+
+
+def _lines(text: str, width: float) -> str:
+    return "\n".join(textwrap.wrap(text, round(11 * width)))
 
 
 def legend(
-    figure: Figure, handles: Sequence[Any], labels: Sequence[str], *, height: float = 3.1
+    figure: Figure,
+    handles: Sequence[Any],
+    labels: Sequence[str],
+    *,
+    height: float = 3.1,
+    title: str = "",
 ) -> None:
     """Above the axes, which are as high as without it.
 
@@ -93,11 +102,14 @@ def legend(
         handles: what was drawn.
         labels: of each.
         height: of the figure without its legend, in inches.
+        title: what is seen, of a figure with several axes; of one, see :func:`titled`.
     """
     longest = max(map(len, labels))
     columns = min(len(labels), 4 if longest < 8 else 2 if longest < 22 else 1)
     # What the legend takes is given to the figure, not taken from the curves.
-    figure.set_figheight(height + 0.19 * math.ceil(len(labels) / columns))
+    text = _lines(title, figure.get_figwidth())
+    lines = math.ceil(len(labels) / columns) + (text.count("\n") + 1.3 if text else 0)
+    figure.set_figheight(height + 0.19 * lines)
     legend = figure.legend(
         handles,
         [label.lstrip("_") or "-" for label in labels],  # matplotlib hides what begins with "_"
@@ -106,6 +118,9 @@ def legend(
         handlelength=1.8,
         columnspacing=1.4,
         borderaxespad=0.2,
+        title=text,
+        title_fontproperties={k.removeprefix("font"): v for k, v in _TITLE.items()},
+        alignment="left",
     )
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    for part in (*legend.get_texts(), legend.get_title()):
+        part.set_parse_math(False)

@@ -18,7 +18,8 @@ from advssl.integrations.lightning.wrapping import Ear, WrappedStep
 from advssl.types import Scalar, described, embeddings_of, number, see
 
 if TYPE_CHECKING:
-    from pytorch_lightning import Callback, LightningModule, Trainer
+    from pytorch_lightning import Callback as Callback
+    from pytorch_lightning import LightningModule, Trainer
 else:
 
     def _installed() -> tuple[type, ...]:

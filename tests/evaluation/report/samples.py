@@ -15,6 +15,7 @@ from advssl.evaluation.records import Measurement
 from advssl.evaluation.report import Report, Section, Strip, write
 from advssl.evaluation.report.corruption import Corruptions
 from advssl.evaluation.report.divergence import Divergence
+from advssl.evaluation.theory import RobustBounds
 
 N, SUBSET = 40, 12
 IMAGES, OTHER_IMAGES = "0123456789abcdef", "fedcba9876543210"
@@ -121,6 +122,22 @@ FINDINGS = {
         accuracy=(0.925, 0.5, 0.1),
         images=N,
         radius=8 / 255,
+    ),
+    "theory": RobustBounds(
+        benign=4.0,
+        adversarial=6.0,
+        sharp=4.5,
+        js=0.25,
+        pearson=4.0,
+        tv=0.5,
+        accuracy=0.8,
+        branch_accuracy=None,
+        complexity=1000.0,
+        prior=2.0,
+        log_beta=4.0,
+        temperature=0.5,
+        measured=1.25,
+        trivial=1.5,
     ),
 }
 

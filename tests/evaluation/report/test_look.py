@@ -37,6 +37,22 @@ def test_a_legend_is_as_high_as_it_needs_and_the_axes_stay():
     assert heights[1] == pytest.approx(heights[0], rel=0.1)
 
 
+def test_a_title_in_the_legend_takes_nothing_from_the_axes():
+    heights = []
+    for title in ("", "A sentence that says in many words what there is to be seen below, $ all"):
+        with look():
+            figure = Figure(figsize=(4.0, 3.5), layout="constrained")
+            axes = figure.add_subplot()
+            legend(figure, axes.plot([0, 1]), ["one"], height=3.4, title=title)
+            figure.draw_without_rendering()
+        shown = figure.legends[0].get_title()
+        assert shown.get_text().replace("\n", " ") == title
+        assert shown.get_window_extent().x1 <= figure.bbox.x1
+        assert figure.legends[0].get_window_extent().y0 >= axes.get_window_extent().y1
+        heights.append(axes.get_window_extent().height)
+    assert heights[1] == pytest.approx(heights[0], rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("values", "scale"), [((0, 1, 2), "linear"), ((0.5, 8), "symlog"), ((3,), "linear")]
 )

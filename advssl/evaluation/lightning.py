@@ -1,0 +1,101 @@
+"""Lightning: a callback that logs the theorem's terms while an encoder trains."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from advssl.balls import Ball, Linf
+from advssl.branches import keep_branch
+from advssl.evaluation.batches import ANY, check_batch
+from advssl.evaluation.theory import robust_bounds
+from advssl.integrations.lightning.bolts import Callback, check_kind
+from advssl.types import Images, Labels, positive, whole
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningModule, Trainer
+
+_LOGGED = ("benign", "adversarial", "sharp", "js", "pearson", "tv", "accuracy", "measured")
+
+
+class TheoremTerms(Callback):
+    """Logs the terms of GSA-RSL's Theorem 4.9 on the same images after every so many epochs.
+
+    Logged are, behind "theorem/", "benign", "adversarial", "sharp", "js", "pearson", "tv",
+    "accuracy", "measured", "first", "second_without_complexity" and, with branches,
+    "branch_accuracy": see :class:`~advssl.evaluation.theory.RobustBounds`. The classifier whose
+    adversarial loss is "measured" is that of class means, so that no probe is trained. The module,
+    its gradients and the random state stay as they are.
+
+    Args:
+        images: (N, C, H, W), float32 in [0, 1], in one batch that fits a training step.
+        labels: (N,), integer; at least two images of each class.
+        on: name of the encoder in the module, such as "backbone". It takes images in [0, 1].
+        ball: where attacked images lie.
+        branches: names of the BatchNorm branches of benign and of attacked images, for an encoder
+            that :func:`~advssl.branch_batchnorm` gave them.
+        every: how many epochs.
+        rho: ρ, of the worst nearby weights.
+        seed: of pairs, attacks and critics, in every epoch the same.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        labels: Labels,
+        *,
+        on: str,
+        ball: Ball = Linf(8 / 255),  # noqa: B008 (a frozen value)
+        branches: tuple[str, str] | None = None,
+        every: int = 1,
+        rho: float = 0.05,
+        seed: int = 0,
+    ) -> None:
+        check_batch(images, labels)
+        check_kind("ball", ball, Ball)
+        if branches is not None and len(branches) != 2:
+            raise ValueError(
+                f"branches must be two names, of benign and of attacked images, got {branches!r}"
+            )
+        self.images, self.labels, self.on = images, labels, on
+        self.ball, self.branches = ball, branches
+        self.every, self.rho = whole("every", every, 1), positive("rho", rho)
+        self.seed = whole("seed", seed, ANY)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if (trainer.current_epoch + 1) % self.every:
+            return
+        benign, attacked = self._encoders(pl_module)
+        found = robust_bounds(
+            benign,
+            None,
+            self.images.to(pl_module.device),
+            self.labels.to(pl_module.device),
+            adversarial_encoder=attacked,
+            ball=self.ball,
+            rho=self.rho,
+            seed=self.seed,
+        )
+        terms = {name: asdict(found)[name] for name in _LOGGED}
+        terms |= {
+            "first": found.first,
+            "second_without_complexity": found.second_without_complexity,
+        }
+        if found.branch_accuracy is not None:
+            terms["branch_accuracy"] = found.branch_accuracy
+        pl_module.log_dict({f"theorem/{name}": value for name, value in terms.items()})
+
+    def _encoders(self, module: nn.Module) -> tuple[nn.Module, nn.Module | None]:
+        try:
+            encoder = module.get_submodule(self.on)
+        except AttributeError as error:
+            raise ValueError(
+                f"{type(module).__name__} has no submodule {self.on!r}; name its encoder, one of "
+                f"{[name for name, _ in module.named_children()]}"
+            ) from error
+        if self.branches is None:
+            return encoder, None
+        first, second = (keep_branch(encoder, name) for name in self.branches)
+        return first, second

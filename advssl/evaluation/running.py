@@ -349,10 +349,10 @@ class Run:
             place.progress("curves", i + 1, len(asked.points))
         return tuple(found["radius"]), tuple(found["steps"])
 
-    def _few(self, clock: Clock) -> Chosen:
+    def _few(self, clock: Clock, least: int = 0) -> Chosen:
         """The images of what shows a trend: all, or within a budget the first of them."""
         images = self.asked.measured
-        return images.first(max(FIRST, images.size)) if clock.runs else images
+        return images.first(max(FIRST, images.size, least)) if clock.runs else images
 
     def _findings(
         self, classifiers: Mapping[str | None, nn.Module], place: _Place, clock: Clock
@@ -366,7 +366,7 @@ class Run:
                 encoder=asked.encoder(place.classifier),
                 branch=place.branch,
                 encoders={b: e for b, c in classifiers.items() if (e := asked.encoder(c))},
-                images=self._few(clock),
+                images=self._few(clock, 2 * len(asked.data.classes)),
                 classes=asked.data.classes,
                 ball=asked.ball,
                 seed=asked.attack_seed,

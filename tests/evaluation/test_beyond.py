@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from dataclasses import replace
@@ -33,6 +34,7 @@ from advssl.evaluation.linear import Classifier
 from advssl.evaluation.protocols import protocol
 from advssl.evaluation.report.findings import FACES
 from advssl.pixels import Pixels
+from evaluation.report.samples import FINDINGS
 
 BALL = Linf(16 / 255)
 PIXELS = Pixels((0.5,) * 3, (0.25,) * 3)
@@ -134,11 +136,17 @@ def test_the_plan_says_what_it_costs(data):
         batch_size=100,
         budget=None,
         model=None,
-        measures=["divergence"],
+        measures=[*MEASURES],
     )
-    (job,) = [job for job in asked.plan().jobs if job.what == "divergence"]
-    each = 3 * 2 + 2 * (2 + 41)  # features twice at three radii, and two ascents
-    assert job.forwards == (2 * 30 * each,) * 2
+    told = {job.what: job.forwards for job in asked.plan().jobs if job.what in MEASURES}
+    assert list(told) == list(MEASURES)
+    each = {
+        "corruptions": 1 + 18 * 5,
+        "divergence": 3 * 2 + 2 * (2 + 41),  # features twice at three radii, and two ascents
+        "theory": 21 + 2 + 7 + 40 + 2,  # PGD-10, benign, SAM's ascent, PGD-20 and its loss
+    }
+    for name, forwards in each.items():
+        assert told[name] == (2 * 30 * forwards,) * 2, name
 
 
 def test_a_budget_without_time_for_it_says_so(data, monkeypatch):
@@ -147,6 +155,18 @@ def test_a_budget_without_time_for_it_says_so(data, monkeypatch):
     assert not found.sections[0].findings
     (table,) = [t for t in found.tables if t.title == "Left out"]
     assert "divergence" in table.note
+
+
+def test_within_a_budget_there_are_two_images_of_each_class(data, monkeypatch):
+    module = importlib.import_module("advssl.evaluation.running")
+    monkeypatch.setattr(module, "FIRST", 5)
+    seen = []
+    look = lambda subject: seen.append(subject) or FINDINGS["divergence"]  # noqa: E731
+    known = beyond.MEASURES["divergence"]
+    monkeypatch.setitem(beyond.MEASURES, "divergence", replace(known, look=look))
+    asked = {**QUICK, "images": 200, "budget": 600.0, "batch_size": 5}
+    evaluate(encoder(), data, measures=["divergence"], **asked)
+    assert sorted(seen[0].images.labels) == sorted(2 * [*range(10)])
 
 
 def test_the_number_is_said_as_soon_as_it_is_known(evaluated):

@@ -73,7 +73,7 @@ def table(found: Mapping[str, Divergence]) -> Table:
         "Divergence of features",
         ("protocol", "radius", "intra d⁺", "inter d⁻", "R-DIV", "accuracy (%)", "images"),
         tuple(
-            (label, pixels(r), intra, inter, ratio, 100 * share, str(one.images))
+            (label, pixels(r), *map(_short, (intra, inter, ratio)), 100 * share, str(one.images))
             for label, one in found.items()
             for r, intra, inter, ratio, share in zip(
                 one.radii, one.intra, one.inter, one.relative, one.accuracy, strict=True
@@ -83,6 +83,10 @@ def table(found: Mapping[str, Divergence]) -> Table:
         "(d⁺) and of others (d⁻) in batches of 128, and their ratio R-DIV (ASCL, section 2). "
         "Attacks are PGD-20 on the classifier.",
     )
+
+
+def _short(distance: float | None) -> str | None:
+    return None if distance is None else f"{distance:.3f}"
 
 
 def figure(

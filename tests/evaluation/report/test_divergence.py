@@ -45,6 +45,11 @@ def test_features_that_all_lie_alike_have_no_ratio():
     assert title.startswith("Under attack R-DIV rises from 0.17")
 
 
+def test_the_table_has_the_ratio_to_three_digits():
+    *_, row = table({"one": FOUND}).rows
+    assert row[:5] == ("one", "8/255", "0.500", "0.500", "1.000")
+
+
 def test_columns_of_other_lengths_are_refused():
     with pytest.raises(ValueError, match="one of each kind per radius"):
         dataclasses.replace(FOUND, intra=(0.5,))

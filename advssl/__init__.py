@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from advssl.losses import LocalSelectionSupCon, MultiViewNTXentLoss
     from advssl.modes import evaluating, frozen
     from advssl.pixels import Pixels
+    from advssl.schedules import Ramp
     from advssl.selection import Pairs
     from advssl.sharpness import SAMWrapper
     from advssl.views import HighFreqView, LowFreqView
@@ -37,6 +38,7 @@ __all__ = [
     "MultiViewNTXentLoss",
     "Pairs",
     "Pixels",
+    "Ramp",
     "SAMWrapper",
     "branch_batchnorm",
     "evaluating",
@@ -64,6 +66,7 @@ _PLACES = {
     "evaluating": "modes",
     "frozen": "modes",
     "Pixels": "pixels",
+    "Ramp": "schedules",
     "Pairs": "selection",
     "SAMWrapper": "sharpness",
     "HighFreqView": "views",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -38,6 +38,7 @@ _STARTS = ("uniform", "gaussian", "zero", "noise")
 _GAUSSIAN_START = 0.001  # standard deviation, TRADES
 _NOISE = 2.0  # of the radius, N-FGSM
 _OUTSIDE = 1e-4  # what rounding may put outside the bounds
+_PATIENCE, _GAINS = 100, 1e-4  # calls, and the least that they gain, of the objective
 _UNIT = (0.0, 1.0)  # told from the same pair given by its identity
 
 
@@ -79,6 +80,9 @@ class AdversarialViewGenerator(nn.Module):
             bounds stay in units of pixels.
         std: per channel.
         pixels: the three as one value, in their place: ``pixels=IMAGENET``.
+
+    ``heights`` is what the last call climbed. A hundred calls of two steps or more that gained
+    nothing together are warned of, once.
 
     ``radius``, ``steps`` and ``step_size`` may be set at any time, for schedules, and hold from the
     next call on; a ``step_size`` of None follows the other two. They are settings and no state: a
@@ -172,6 +176,15 @@ class AdversarialViewGenerator(nn.Module):
             step_size = positive("step_size", step_size)
             self._say_wide_step(step_size)
         self._step_size = step_size
+
+    @property
+    def heights(self) -> tuple[float, ...]:
+        """The objective at each step of the last call, in the mean over its images; to be logged.
+
+        From the attack's start to the last of its gradients, so that the difference is what all
+        steps but one have gained; it costs no forward. Empty before the first call.
+        """
+        return _CLIMBED[self].heights if self in _CLIMBED else ()
 
     @property
     def mean(self) -> tuple[float, ...] | None:
@@ -298,7 +311,7 @@ class AdversarialViewGenerator(nn.Module):
         noisy = starts is None and self.start == "noise"
         centres = list(pixels) if noisy else clean
         touched = [self.steps == 0] * len(images)
-        finite = []
+        finite, heights = [], []
         device = images[0].device
         replay = None if generator is None else seeded_state(device, generator)
         marks = state_marks(watched)
@@ -309,8 +322,11 @@ class AdversarialViewGenerator(nn.Module):
                     (x if now is before else self._from_pixels(now)).detach().requires_grad_()
                     for x, now, before in zip(images, pixels, clean, strict=True)
                 ]
-                height = self._height(objective(*views), views)
+                values = self._values(objective(*views), views)
+                # A sum, so that the gradient of an image does not shrink with the batch.
+                height = values.sum()
                 gradients = self._uphill(height, views)
+                heights.append(values.detach().mean())
                 known = [g for g in gradients if g is not None]
                 if not known:
                     raise ValueError(_NO_GRADIENT)
@@ -327,7 +343,7 @@ class AdversarialViewGenerator(nn.Module):
                     self._say_moved(marks)
         needed = [i for i, moved in enumerate(touched) if moved]
         self._check_afterwards(
-            [clean[i] for i in needed], [valid[i] for i in needed], finite, starts or ()
+            [clean[i] for i in needed], [valid[i] for i in needed], finite, heights, starts or ()
         )
         return [
             self._from_pixels(x).detach() if moved else original.clone()
@@ -370,12 +386,11 @@ class AdversarialViewGenerator(nn.Module):
     def _from_pixels(self, pixels: Images) -> Images:
         return self.pixels.of(pixels) if self.pixels.fits(pixels) else pixels
 
-    def _height(self, answer: Any, views: Sequence[Images]) -> Tensor:
+    def _values(self, answer: Any, views: Sequence[Images]) -> Tensor:
         value = height_of("the objective", answer, len(views[0]))
         if not value.requires_grad:
             raise ValueError(_NO_GRADIENT)
-        # A sum, so that the gradient of an image does not shrink with the batch.
-        return widen(value).sum()
+        return widen(value)
 
     def _uphill(self, height: Tensor, views: Sequence[Images]) -> tuple[Tensor | None, ...]:
         try:
@@ -449,13 +464,15 @@ class AdversarialViewGenerator(nn.Module):
         clean: Sequence[Images],
         valid: Sequence[Tensor],
         finite: Sequence[Tensor],
+        heights: Sequence[Tensor],
         starts: Sequence[Perturbation],
     ) -> None:
         """What needs values on the host waits until here: one device sync for a whole attack."""
         all_valid = torch.stack(list(valid)).all()
         begun = [s.isfinite().all().to(all_valid.device) for s in starts]
         steps = (f for pair in finite for f in pair)
-        answers = torch.stack([*begun, all_valid, *steps]).tolist()
+        told = torch.stack([x.float() for x in (*begun, all_valid, *steps, *heights)]).tolist()
+        answers, climbed = told[: len(told) - len(heights)], told[len(told) - len(heights) :]
         if not all(answers[: len(begun)]):
             raise ValueError("start holds numbers that are not finite; look where it was kept")
         answers = answers[len(begun) :]
@@ -475,6 +492,30 @@ class AdversarialViewGenerator(nn.Module):
                     f"{step} of {self.steps}; look for a square root, logarithm or division at zero"
                     + see("Numbers that are not finite")
                 )
+        self._note(climbed)
+
+    @_disable_dynamo
+    def _note(self, heights: list[float]) -> None:
+        """What the attack climbed, and, once, that it has long climbed nothing."""
+        climb = _CLIMBED.setdefault(self, _Climbed())
+        climb.heights = tuple(heights)
+        if len(heights) < 2 or climb.calls == _PATIENCE:
+            return
+        climb.calls += 1
+        climb.gained += heights[-1] - heights[0]
+        climb.size += abs(heights[0])
+        if climb.calls < _PATIENCE:
+            return
+        if climb.gained <= _GAINS * climb.size:
+            warnings.warn(
+                f"in {climb.calls} calls the attack has not raised its objective: from its start "
+                f"to its last step by {climb.gained / climb.calls:.2g} on average, of "
+                f"{climb.size / climb.calls:.3g}; advssl.doctor.examine says why"
+                + see("An attack that does not rise"),
+                stacklevel=2,
+            )
+        else:
+            _CLIMBED[self] = _Climbed(climb.heights)  # look at the next ones
 
     def _in_bounds(self, pixels: Images) -> Tensor:
         if self.bounds is None:
@@ -488,7 +529,20 @@ _NO_GRADIENT = (
     "without no_grad, inference_mode, detach or a detour through numpy"
     + see("An objective without gradient")
 )
+
+
+@dataclass
+class _Climbed:
+    """What the last call climbed, and what those since the last look gained together."""
+
+    heights: tuple[float, ...] = ()
+    calls: int = 0
+    gained: float = 0.0
+    size: float = 0.0
+
+
 # Beside the generators and not in them, where a module that is given back would forget it.
+_CLIMBED: WeakKeyDictionary[AdversarialViewGenerator, _Climbed] = WeakKeyDictionary()
 _SAID: WeakKeyDictionary[AdversarialViewGenerator, set[str]] = WeakKeyDictionary()
 
 

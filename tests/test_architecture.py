@@ -14,6 +14,7 @@ import advssl
 
 ORDER = [
     "types",
+    "schedules",
     "precision",
     "randomness",
     "snapshots",

@@ -1075,3 +1075,44 @@ class TestOneStep:
     def test_zerograd_is_a_share(self, share):
         with pytest.raises(ValueError, match="zerograd"):
             AdversarialViewGenerator(zerograd=share)
+
+
+@pytest.mark.parametrize("per_image", [False, True])
+def test_what_the_last_attack_climbed(images, per_image):
+    """A linear objective rises by the step's size in each step until the edge."""
+    attack = AdversarialViewGenerator(Linf(0.1), 4, 0.04, start="zero", bounds=None)
+    assert attack.heights == ()
+
+    def objective(v):
+        return v.mean(dim=(1, 2, 3)) if per_image else v.mean()
+
+    attack(images, objective)
+    clean = images.mean().item()
+    assert attack.heights == pytest.approx([clean + r for r in (0, 0.04, 0.08, 0.1)], abs=1e-6)
+    other = copy.deepcopy(attack)
+    assert other.heights == ()
+    attack.steps = 0
+    attack(images, objective)
+    assert attack.heights == ()
+
+
+def test_a_hundred_attacks_that_gain_nothing_are_warned_of_once():
+    images = torch.full((1, 1, 2, 2), 0.5)
+    attack = AdversarialViewGenerator(Linf(0.1), 2)
+    for _ in range(99):
+        attack(images, lambda v: 1 + 0 * v.sum())
+    with pytest.warns(UserWarning, match="in 100 calls the attack has not raised .*, of 1;"):
+        attack(images, lambda v: 1 + 0 * v.sum())
+    for _ in range(100):
+        attack(images, lambda v: 1 + 0 * v.sum())
+
+
+def test_attacks_that_gain_are_not_warned_of():
+    """A few that do not, at the start or of one step, are no reason."""
+    images = torch.full((1, 1, 2, 2), 0.5)
+    attack = AdversarialViewGenerator(Linf(0.1), 2)
+    for number in range(200):
+        attack(images, lambda v: v.sum() if number % 50 == 49 else 1 + 0 * v.sum())
+    attack = AdversarialViewGenerator(Linf(0.1), 1)
+    for _ in range(100):
+        attack(images, lambda v: 1 + 0 * v.sum())

@@ -165,7 +165,7 @@ def costs(
         ),
         "SharpnessAware, on the whole loss": (
             found.step.keeping(found.forward.memory + found.weights + found.state),
-            "",
+            "with a term beside it the backward of the step comes once more",
         ),
         "GlobalDivergence": (
             found.clean.keeping(found.forward.memory),

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from acl import ACL, ACLSettings
-from advssl import evaluating, on_branch
+from advssl import Ramp, evaluating, on_branch
 from advssl.copying import copied
 from harness.draws import Augmentation
 from harness.method import Terms
@@ -29,7 +29,7 @@ from harness.settings import Settings, setting
 
 def strength(epoch: int, epochs: int, stages: int) -> float:
     """s in an epoch, counted from 1: one less a share for each stage that is over."""
-    return 1 - (epoch - 1) * stages // epochs / stages
+    return Ramp(1, 0, epochs, stages=stages)(epoch - 1)
 
 
 @dataclass(frozen=True, kw_only=True)

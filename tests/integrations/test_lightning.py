@@ -45,6 +45,7 @@ from advssl import (
     GlobalDivergenceCritic,
     IndexedDataset,
     Linf,
+    Ramp,
     SAMWrapper,
 )
 from advssl.integrations.lightning import (
@@ -52,6 +53,7 @@ from advssl.integrations.lightning import (
     ClusterFit,
     GlobalDivergence,
     OverfittingGuard,
+    Scheduled,
     SharpnessAware,
 )
 
@@ -300,7 +302,16 @@ class TestAdversarialViews:
         alone = fit(plain, steps=3, **settings)
         trainer = fit(module, [still(2)], steps=3, **settings)
         assert_same(state(module), state(plain))
-        assert trainer.logger.metrics == alone.logger.metrics
+        own = {"attack_start", "attack_end"}
+        for logged, without in zip(trainer.logger.metrics, alone.logger.metrics, strict=True):
+            assert {k: v for k, v in logged.items() if k not in own} == without
+
+    def test_what_the_attack_climbs_is_logged(self):
+        trainer = fit(made(SimCLR), [adversarial(steps=3)], steps=2)
+        for logged in trainer.logger.metrics:
+            assert logged["attack_start"] < logged["attack_end"]
+        trainer = fit(made(SimCLR), [adversarial(steps=1)], steps=1)
+        assert not {"attack_start", "attack_end"} & trainer.logger.metrics[0].keys()
 
     def test_a_step_may_change_its_batch_in_place(self):
         class Normalises(SimCLR):
@@ -1327,3 +1338,36 @@ def test_costs_what_the_documentation_says():
     one = AdversarialViewGenerator(BALL, steps=1)
     guard = OverfittingGuard(CatastrophicOverfittingGuard(one))
     assert spent(AdversarialViews(one), guard) == close(3 + 2 + 2 + 13)
+
+
+class TestScheduled:
+    """Settings before each batch, of an attack and of a term."""
+
+    def test_sets_what_the_next_batch_is_attacked_with(self):
+        seen = []
+
+        class Noted(AdversarialViewGenerator):
+            def forward(self, *args, **kwargs):
+                seen.append((round(255 * self.radius, 6), self.steps))
+                return super().forward(*args, **kwargs)
+
+        adversary = Noted(BALL, steps=1)
+        term = divergence(weight=0.0)
+        callbacks = [
+            AdversarialViews(adversary),
+            term,
+            Scheduled(adversary, radius=Ramp(1 / 255, 5 / 255, epochs=1), steps=Ramp(1, 3, 2)),
+            Scheduled(term, weight=lambda epoch: epoch),
+        ]
+        fit(made(SimCLR), callbacks, steps=4)  # two batches an epoch
+        assert seen == [(1, 1), (3, 2), (5, 2), (5, 2)]
+        assert term.weight == 1.5
+
+    def test_a_mistake_is_refused_before_the_first_batch(self):
+        adversary = adversarial().adversary
+        with pytest.raises(ValueError, match="has no width to be scheduled"):
+            Scheduled(adversary, width=Ramp(0, 1, 1))
+        with pytest.raises(ValueError, match=r"radius must be a schedule, .* got 0.1"):
+            Scheduled(adversary, radius=0.1)
+        with pytest.raises(ValueError, match="radius must be positive"):
+            fit(made(SimCLR), [Scheduled(adversary, radius=Ramp(0, 1, 1))])

@@ -23,11 +23,13 @@ from advssl.integrations.lightning.callbacks import (
     SharpnessAware,
 )
 from advssl.integrations.lightning.clusters import ClusterFit
+from advssl.integrations.lightning.scheduling import Scheduled
 
 __all__ = [
     "AdversarialViews",
     "ClusterFit",
     "GlobalDivergence",
     "OverfittingGuard",
+    "Scheduled",
     "SharpnessAware",
 ]

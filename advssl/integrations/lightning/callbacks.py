@@ -33,7 +33,8 @@ class AdversarialViews(Bolt):
     banks, centers, counters, plain attributes (see :class:`~advssl.snapshots.Snapshot`); what it
     logs is dropped. Every step of the attack and the training pass draw the same random numbers,
     and the module's random state advances as it would without the attack. Batches pass through
-    unchanged where ``training_step`` returns None. A copy of the module that is taken or saved
+    unchanged where ``training_step`` returns None. Logged are "attack_start" and "attack_end", the
+    objective at the attack's first and last step. A copy of the module that is taken or saved
     meanwhile (deepcopy, pickle, averaging callbacks) has its plain ``training_step``, without any
     callback.
 

@@ -104,12 +104,16 @@ class TrainingStep:
         attacked, seen = tuple(views[i] for i in chosen), None
         try:
             hard = attack.search(attacked, objective)
+            heights = attack.adversary.heights
             if self.guard is not None:
                 seen = self.guard.guard.look(attacked, objective, freeze=())
         except Skipped:
             return batch
         finally:
             now.restore()
+        if len(heights) > 1:
+            self.module.log("attack_start", heights[0])
+            self.module.log("attack_end", heights[-1])
         if self.guard is not None:  # not earlier: the adversary may be a part of the module
             self.guard.judge(self.module, seen)
         return with_views(hard)

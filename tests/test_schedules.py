@@ -29,7 +29,7 @@ def test_an_end_is_met_exactly():
 def test_a_generator_takes_its_values():
     adversary = AdversarialViewGenerator(Linf(8 / 255), steps=5)
     adversary.radius = Ramp(1 / 255, 8 / 255, epochs=7)(1)
-    assert adversary.ball == Linf(pytest.approx(2 / 255))
+    assert adversary.radius == pytest.approx(2 / 255)
     assert adversary.step_size == pytest.approx(2.5 * 2 / 255 / 5)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -138,6 +139,7 @@ def examine(
         raise ValueError(
             f"adversary must be an AdversarialViewGenerator, got {described(adversary)}"
         )
+    adversary = copy.deepcopy(adversary)  # one that remembers nothing of this
     scale = positive("loss_scale", loss_scale)
     with repeated(step, batch, views) as case:
         found = _found(case, adversary, freeze, scale)
@@ -150,8 +152,7 @@ def _found(
     freeze: nn.Module | Iterable[nn.Module] | None,
     scale: float,
 ) -> dict[str, Check]:
-    _, attacked = case.heard(*map(leaf, case.images))
-    _, trained = case.heard(*map(leaf, case.images), trained=True)
+    attacked = case.heard(*map(leaf, case.images))[1]
     found = {
         _UNITS: inputs.bounds(case, adversary),
         _RADIUS: inputs.radius(case, adversary),
@@ -161,10 +162,13 @@ def _found(
         "auxiliary BatchNorm": networks.auxiliary(case, attacked),
         "state in the attack": networks.state(case, freeze),
         "dropout in the attack": networks.dropout(case, attacked),
-        "detached term": losses.detached(case, trained),
-        "float16 underflow": losses.underflow(case, trained, scale),
         "embeddings": networks.collapse(attacked),
     }
+    del attacked  # holds a graph, as the next one does
+    trained = case.heard(*map(leaf, case.images), trained=True)[1]
+    found["detached term"] = losses.detached(case, trained)
+    found["float16 underflow"] = losses.underflow(case, trained, scale)
+    del trained
     before = [name for name in (_UNITS, _RADIUS, _REACHED) if found[name].verdict == "fail"]
     found[_RISES] = (
         not_run(f"it would say nothing before this: {', '.join(before)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 
@@ -27,7 +28,7 @@ def normalisation(heard: Heard) -> Check:
     if not norms:
         return answer(False, "no BatchNorm is called")
     empty = [c.name for c in norms if not c.module.training and _never_fed(c.module)]
-    short = [c.name for c in norms if _in_batch(c.module) and _values(c.inputs[0]) <= 2]
+    short = [c.name for c in norms if _in_batch(c.module) and _values(*c.inputs[:1]) <= 2]
     training = sum(_in_batch(c.module) for c in norms)
     said = [f"of {len(norms)} calls of BatchNorm {training} are by the batch's statistics"]
     if empty:
@@ -163,9 +164,9 @@ def _in_batch(norm: nn.Module) -> bool:
     return norm.training or getattr(norm, "running_mean", None) is None
 
 
-def _values(features: Tensor) -> int:
-    """From how many values a channel's statistics come."""
-    return features.numel() // max(features.shape[1], 1)
+def _values(features: Tensor | None = None) -> float:
+    """From how many values a channel's statistics come, if they were given by place."""
+    return math.inf if features is None else features.numel() / max(features.shape[1], 1)
 
 
 def _never_fed(norm: nn.Module) -> bool:

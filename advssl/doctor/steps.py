@@ -92,7 +92,6 @@ class Repeated:
     """
 
     def __init__(self, step: Step, batch: Batch, views: Chosen) -> None:
-        self.step = step
         self.replays = hasattr(step, "training_step")
         self.run = _callable(step)
         found = reached(self.run)

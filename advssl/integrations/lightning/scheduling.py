@@ -41,6 +41,7 @@ class Scheduled(Callback):
                 )
         self.target = target
         self.schedules = schedules
+        self._whole = {name for name in schedules if type(getattr(target, name)) is int}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._set(trainer.current_epoch)  # a value that is refused is so before the first batch
@@ -54,5 +55,4 @@ class Scheduled(Callback):
     def _set(self, epoch: float) -> None:
         for name, schedule in self.schedules.items():
             value = schedule(epoch)
-            is_whole = type(getattr(self.target, name)) is int
-            setattr(self.target, name, round(value) if is_whole else value)
+            setattr(self.target, name, round(value) if name in self._whole else value)

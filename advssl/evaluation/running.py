@@ -379,7 +379,7 @@ class Run:
                 self._skip(place, name)
                 continue
             found[name] = beyond.MEASURES[name].look(subject)
-            self.say(f"{place.label}: {report.words(name, found[name])}")
+            self.say(f"{place.label}: {report.sentence(name, found[name])}")
         return found
 
     def _strip(self, classifier: nn.Module) -> report.Strip:

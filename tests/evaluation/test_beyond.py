@@ -171,7 +171,7 @@ def test_within_a_budget_there_are_two_images_of_each_class(data, monkeypatch):
 
 def test_the_number_is_said_as_soon_as_it_is_known(evaluated):
     found, _, said = evaluated
-    sentence = report.words("divergence", found.sections[0].findings["divergence"])
+    sentence = report.sentence("divergence", found.sections[0].findings["divergence"])
     assert f"slf (custom): {sentence}" in said
 
 

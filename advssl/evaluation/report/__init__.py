@@ -20,7 +20,7 @@ from advssl.evaluation.report.faces import markdown as markdown
 from advssl.evaluation.report.faces import terminal as terminal
 from advssl.evaluation.report.figures import figures as figures
 from advssl.evaluation.report.findings import drawn as drawn
-from advssl.evaluation.report.findings import words as words
+from advssl.evaluation.report.findings import sentence as sentence
 from advssl.evaluation.report.record import VERSION as VERSION
 from advssl.evaluation.report.record import read as read
 from advssl.evaluation.report.record import to_json as to_json

@@ -82,7 +82,7 @@ def by_measure(report: Report) -> dict[str, dict[str, Any]]:
     return {name: of for name, of in found.items() if of}
 
 
-def words(name: str, found: Any) -> str:
+def sentence(name: str, found: Any) -> str:
     """What one measure found of a classifier, in a sentence."""
     return FACES[name].words(found)
 
@@ -92,7 +92,7 @@ def tables(report: Report) -> list[Table]:
     made = []
     for name, found in by_measure(report).items():
         face = FACES[name]
-        said = [f"{label}: {words(name, one)}" for label, one in found.items()]
+        said = [f"{label}: {sentence(name, one)}" for label, one in found.items()]
         table = face.table(found)
         made.append(replace(table, note=" ".join([*said, table.note])))
     return made

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from advssl.evaluation.report import drawn, figures, read, terminal, to_json, words, write
+from advssl.evaluation.report import drawn, figures, read, sentence, terminal, to_json, write
 from advssl.evaluation.report.findings import FACES, tables
 from evaluation.report.samples import FINDINGS, bare, markdown_of, page_of, report
 
@@ -33,7 +33,7 @@ def test_a_finding_is_in_every_face(name, folder):
     whole = found(name, "clean", "adversarial")
     page, text, lines = page_of(whole, folder), markdown_of(whole, folder), terminal(whole)
     (table,) = tables(whole)
-    assert words(name, FINDINGS[name]) in table.note
+    assert sentence(name, FINDINGS[name]) in table.note
     assert table.title in page.text
     assert f"## {table.title}" in text
     assert table.title in lines

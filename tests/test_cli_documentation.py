@@ -202,7 +202,7 @@ def test_the_pages_python_runs(tmp_path, monkeypatch, capsys):
 
 def test_the_pages_measures_of_an_encoder_run(capsys, monkeypatch):
     _, *blocks = re.findall(r"```python\n(.*?)```", EVALUATE, flags=re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     torch.manual_seed(0)
     encoder = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
     images, labels = torch.rand(8, 3, 2, 2), torch.arange(8) % 2
@@ -221,6 +221,8 @@ def test_the_pages_measures_of_an_encoder_run(capsys, monkeypatch):
     assert known["found"].relative > 0
     assert set(known["plain"].accuracy) == {"fog", "contrast"}
     assert list(known["figures"]) == ["accuracy-under-corruptions"]
+    assert known["around"].rise > 0
+    assert known["maps"].maps.shape == (2, 3, 3, 2, 2)
     assert "second bound" in capsys.readouterr().out
 
 

@@ -118,6 +118,13 @@ class Classifier(nn.Module):
         return self.linear(self.features(images))
 
 
+def encoded(model: nn.Module, images: Images) -> Tensor:
+    """(B, D), float32: raw features of a probe's classifier, or what an encoder answers."""
+    if isinstance(model, Classifier):
+        return model.raw(images)
+    return embeddings_of("the encoder", model(images)).float()
+
+
 def logits_from(classifier: Classifier, inputs: Tensor) -> Tensor:
     """Of images, or of raw features made before."""
     if inputs.ndim == 4:

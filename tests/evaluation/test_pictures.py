@@ -50,13 +50,15 @@ PICTURES = [of_plane, of_inversions, of_weights, of_sam, of_input, fisher_inform
 
 
 def numbers(found) -> list:
-    """All that was found, flat."""
+    """All that was found, flat, but for names."""
     value = asdict(found) if is_dataclass(found) else found
     if isinstance(value, dict):
         return [n for v in value.values() for n in numbers(v)]
     if isinstance(value, torch.Tensor):
         return value.flatten().tolist()
-    return [n for v in value for n in numbers(v)] if isinstance(value, tuple | list) else [value]
+    if isinstance(value, tuple | list):
+        return [n for v in value for n in numbers(v)]
+    return [] if isinstance(value, str) else [value]
 
 
 @pytest.mark.parametrize("picture", PICTURES)

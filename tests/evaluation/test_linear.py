@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import TensorDataset
+from toys import blobs
 
 from advssl.evaluation import linear
 from advssl.evaluation.data import InMemory
-from advssl.evaluation.linear import Classifier, accuracy, logits_from
+from advssl.evaluation.linear import Classifier, accuracy, encoded, logits_from
 
 
 class TestClassifier:
@@ -76,3 +77,24 @@ def test_accuracy_is_the_same_of_images_and_of_their_features(images):
     assert accuracy(classifier, TensorDataset(classifier.raw(images), labels)) == 6 / 8
     with pytest.raises(ValueError, match="no images to be right on"):
         accuracy(classifier, InMemory(images[:0], labels[:0]))
+
+
+class TestEncoded:
+    def test_of_a_probe_is_what_its_encoder_answers_before_the_linear_layer_reads_it(self):
+        probe, (x, _) = Classifier(nn.Flatten(), 64, 2, mean=(0.4,), std=(0.2,)), blobs(4, 2)
+        probe.standardise(torch.randn(9, 64) * 3 + 1)
+        torch.testing.assert_close(encoded(probe, x), ((x - 0.4) / 0.2).flatten(1))
+
+    def test_of_an_encoder_is_its_one_tensor_in_float32(self):
+        class Named(nn.Module):
+            def forward(self, images):
+                return {"features": images.double().mean(dim=(2, 3), keepdim=True)}
+
+        x, _ = blobs(4, 2)
+        found = encoded(Named(), x)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, x.mean(dim=(2, 3)))
+
+    def test_refuses_a_feature_map(self):
+        with pytest.raises(ValueError, match="the encoder must answer"):
+            encoded(nn.Identity(), blobs(4, 2)[0])

@@ -97,6 +97,15 @@ class TestFilterNormalised:
             assert not torch.allclose(d.abs(), w.abs())
         assert not found[1].any()
 
+    def test_is_the_definition_filter_by_filter(self):
+        w = torch.randn(3, 2, 3, 3, generator=torch.Generator().manual_seed(8))
+        (found,) = filter_normalised([w], torch.Generator().manual_seed(9))
+        d = torch.randn(w.shape, generator=torch.Generator().manual_seed(9)).double()
+        for k in range(len(w)):
+            size = sum(float(v) ** 2 for v in w[k].flatten()) ** 0.5
+            drawn = sum(float(v) ** 2 for v in d[k].flatten()) ** 0.5
+            torch.testing.assert_close(found[k].double(), d[k] * size / drawn, rtol=1e-5, atol=1e-6)
+
     def test_scale_of_a_filter_is_scale_of_its_direction(self):
         """What a BatchNorm behind it undoes, the surface does not see."""
         w = torch.randn(3, 8)

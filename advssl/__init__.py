@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from advssl.sharpness import SAMWrapper
     from advssl.views import HighFreqView, LowFreqView
 
-__version__ = metadata.version("advssl")
+__version__ = "0.1.0"  # and pyproject.toml reads it here
 
 __all__ = [
     "L2",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advssl.evaluation.places import without_place
+from advssl.extras import check
 from advssl.options import OWN, Compared, Costed, Examined, Options, parse
 
 # Torch takes seconds to import, so what needs it is imported where the work begins.
@@ -25,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = shlex.join(["advssl", *map(without_place, words)])
     try:
         asked = parse(words)
+        check(asked.needs, f"advssl {words[0]}")
         if isinstance(asked, Options):
             written = evaluate(asked, command)
         elif isinstance(asked, Compared):
@@ -164,8 +166,8 @@ def compare(options: Compared, command: str) -> dict[str, Path]:
     with progress_bars() as progress:
         table = transfer({short[one.folder]: one for one in earlier}, options.data, progress)
     page = replace(page, tables=(*page.tables, table))
-    for section, check in report.failed(page):
-        print(f"doubt: {section.label}: {check.evidence}")
+    for section, doubt in report.failed(page):
+        print(f"doubt: {section.label}: {doubt.evidence}")
     for one in page.tables:
         print(one)
     return report.write(page, options.out)

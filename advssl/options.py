@@ -11,9 +11,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
-OWN = "own"  # in place of a protocol: a classifier's own head
+import advssl
+from advssl.evaluation.choices import (
+    ATTACKS,
+    NORMS,
+    OLDER_PRESETS,
+    PRESETS,
+    PROTOCOLS,
+    names_timm,
+    split_spec,
+)
+from advssl.evaluation.choices import OWN as OWN
+from advssl.evaluation.formats import FORMATS
+from advssl.extras import EVAL
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,11 @@ class Options:
         check_writable(Path(self.out) / "work" / "measured")
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """The libraries without which the work would end before its report."""
+        return (*EVAL, "timm") if self.backbone and names_timm(self.backbone) else EVAL
+
+    @property
     def more(self) -> bool:
         """Without a word on it, doubts and figures come with every attack, and not with none."""
         return self.attacks != ["clean"]
@@ -82,12 +99,18 @@ class Compared:
     def __post_init__(self) -> None:
         check_writable(Path(self.out))
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """As :attr:`Options.needs`."""
+        return EVAL
+
 
 @dataclass(frozen=True)
 class Examined:
     """What ``advssl doctor`` was asked for."""
 
     step: str
+    needs: ClassVar[tuple[str, ...]] = ()
 
 
 @dataclass(frozen=True)
@@ -95,6 +118,7 @@ class Costed:
     """What ``advssl cost`` was asked for."""
 
     step: str
+    needs: ClassVar[tuple[str, ...]] = ()
 
 
 def parse(words: Sequence[str]) -> Options | Compared | Examined | Costed:
@@ -126,12 +150,10 @@ def _wrong(text: str, wanted: str) -> argparse.ArgumentTypeError:
     return argparse.ArgumentTypeError(f"{wanted}, got {text[:60]!r}")
 
 
-def _known(names: Callable[[], Sequence[str]]) -> Callable[[str], str]:
-    """One of names that are read when a word is given, and not for ``--help``."""
-
+def _known(names: Sequence[str]) -> Callable[[str], str]:
     def parsed(text: str) -> str:
-        if text not in names():
-            raise _wrong(text, f"one of {', '.join(names())}")
+        if text not in names:
+            raise _wrong(text, f"one of {', '.join(names)}")
         return text
 
     return parsed
@@ -156,8 +178,6 @@ def _names(text: str) -> list[str]:
 
 
 def _attack_names(text: str) -> list[str]:
-    from advssl.evaluation.attacks import ATTACKS
-
     names = _names(text)
     if not set(names) <= {*ATTACKS}:
         raise _wrong(text, f"attacks are {', '.join(ATTACKS)}")
@@ -177,30 +197,10 @@ def _measures(text: str) -> list[str]:
 
 
 def _protocols(text: str) -> list[str]:
-    from advssl.evaluation.protocols import PRESETS
-
-    names, known = _names(text), dict.fromkeys(n for family in PRESETS.values() for n in family)
-    if not set(names) <= {*known, OWN}:
-        raise _wrong(text, f"protocols are {', '.join(known)} and {OWN}")
+    names = _names(text)
+    if not set(names) <= {*PROTOCOLS, OWN}:
+        raise _wrong(text, f"protocols are {', '.join(PROTOCOLS)} and {OWN}")
     return names
-
-
-def _presets() -> list[str]:
-    from advssl.evaluation.protocols import PRESETS, preset_name
-
-    return [*PRESETS, *(old for old in ("plain",) if preset_name(old) in PRESETS)]
-
-
-def _formats() -> list[str]:
-    from advssl.evaluation.checkpoints import FORMATS
-
-    return ["auto", *(form.name for form in FORMATS)]
-
-
-def _norms() -> list[str]:
-    from advssl.balls import BALLS
-
-    return [*BALLS]
 
 
 def _factory(text: str) -> str:
@@ -223,8 +223,6 @@ def _factory(text: str) -> str:
 
 
 def _spec(text: str) -> str:
-    from advssl.evaluation.data import split_spec
-
     try:
         split_spec(text)
     except ValueError as error:
@@ -290,6 +288,7 @@ def _parser() -> argparse.ArgumentParser:
         description="How robust is a checkpoint, which of two is more robust, and is a training "
         "step fit to be attacked?",
     )
+    parser.add_argument("--version", action="version", version=f"advssl {advssl.__version__}")
     commands = parser.add_subparsers(required=True, metavar="evaluate | compare | doctor | cost")
     shape = lambda prog: argparse.HelpFormatter(prog, max_help_position=24, width=100)  # noqa: E731
     evaluation = commands.add_parser(
@@ -312,7 +311,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--format",
         default="auto",
-        type=_known(_formats),
+        type=_known(["auto", *(form.name for form in FORMATS)]),
         metavar="NAME",
         help="of the file; found out",
     )
@@ -364,7 +363,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--preset",
-        type=_known(_presets),
+        type=_known([*PRESETS, *OLDER_PRESETS]),
         metavar="NAME",
         help="with whose settings; advcl for photographs, else standardised",
     )
@@ -376,7 +375,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAMES",
         help="clean, pgd, pgd-l2, mpgd, aa: these; pgd-double, pgd-250, mpgd-250",
     )
-    add("--norm", default="linf", type=_known(_norms), metavar="NAME", help="linf or l2; linf")
+    add("--norm", default="linf", type=_known(NORMS), metavar="NAME", help="linf or l2; linf")
     add("--eps", type=_radius, default=8 / 255, metavar="RADIUS", help="in pixels of [0, 1]; 8/255")
     add = evaluation.add_argument_group("with how much work").add_argument
     yes_no = argparse.BooleanOptionalAction

@@ -16,7 +16,6 @@ from torch.overrides import TorchFunctionMode
 from advssl.balls import L2, Ball, Linf
 from advssl.evaluation.logits import Logits, check_classes, logits_of
 from advssl.evaluation.progress import Progress
-from advssl.evaluation.provenance import needed
 from advssl.evaluation.search import (
     Found,
     Search,
@@ -25,6 +24,7 @@ from advssl.evaluation.search import (
     ball_settings,
     exchanged,
 )
+from advssl.extras import needed
 from advssl.types import Images, Labels, whole
 
 MOST_TARGETS = 9  # of multi-targeted attacks, as in AutoAttack and in Gowal et al. 2019

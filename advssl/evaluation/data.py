@@ -10,6 +10,7 @@ from torch.utils.data import Dataset, Subset
 
 from advssl.evaluation.census import Census as Census
 from advssl.evaluation.census import checked as checked
+from advssl.evaluation.choices import split_spec as split_spec
 from advssl.evaluation.datasets import VALIDATION_MOST as VALIDATION_MOST
 from advssl.evaluation.datasets import VALIDATION_SHARE as VALIDATION_SHARE
 from advssl.evaluation.datasets import InMemory as InMemory
@@ -25,7 +26,6 @@ from advssl.evaluation.streams import batches as batches
 from advssl.types import whole
 
 Part: TypeAlias = Literal["train", "validation", "test"]
-_NAMES = ("digits", "cifar10", "cifar100", "stl10", "folder")
 _FLOAT = 4  # bytes
 # One split whatever a training's seed is: what an encoder was pretrained on never becomes a test
 # image.
@@ -137,14 +137,3 @@ def _opened(
         case "stl10":
             return open_stl10(place, image_size)
     return open_folders(place, image_size, folders)
-
-
-def split_spec(spec: str) -> tuple[str, str]:
-    """The name of the data and its place, or a ValueError that lists the names there are."""
-    name, _, place = spec.partition(":")
-    if name not in _NAMES or (place and name == "digits"):
-        raise ValueError(
-            'data is one of "digits", "cifar10[:ROOT]", "cifar100[:ROOT]", "stl10[:ROOT]" or '
-            f'"folder:PATH", got {spec!r}'
-        )
-    return name, place

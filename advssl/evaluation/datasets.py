@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
+from advssl.extras import needed
 from advssl.types import Images, Labels, check_indices, described, whole
 
 Sample: TypeAlias = tuple[Tensor, int]  # (C, H, W) float32 in [0, 1], class
@@ -64,9 +65,8 @@ class InMemory(Dataset[Sample]):
         """Several samples at once: (B, C, H, W) float32 in [0, 1], and their classes."""
         images = self.images[torch.tensor(rows, device="cpu")]
         if self.size:
-            from torchvision.transforms.v2.functional import resize
-
-            images = resize(images, [self.size, self.size], antialias=True)
+            functional = needed("torchvision.transforms.v2.functional")
+            images = functional.resize(images, [self.size, self.size], antialias=True)
         return unit_range(images), [self.targets[i] for i in rows]
 
 
@@ -164,16 +164,14 @@ def stratified(labels: Labels | Sequence[int], seed: int) -> tuple[list[int], li
 
 def open_digits(image_size: int | None, seed: int) -> Opened:
     """scikit-learn's digits, in three equal channels, 500 of them to test on."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    raw = load_digits()
+    datasets, selection = (needed(f"sklearn.{part}") for part in ("datasets", "model_selection"))
+    raw = datasets.load_digits()
     images = torch.from_numpy(raw.images).float()[:, None] / 16
     size = image_size or 32
     images = torch.nn.functional.interpolate(images, size=size, mode="bilinear")
     images = images.expand(-1, 3, -1, -1).contiguous()
     labels = torch.from_numpy(raw.target)
-    split = train_test_split(
+    split = selection.train_test_split(
         np.arange(len(labels)), test_size=500, stratify=raw.target, random_state=seed
     )
     train, test = (InMemory(images[i], labels[i]) for i in split)
@@ -188,9 +186,7 @@ def open_cifar(classes: int, root: str, image_size: int | None) -> Opened:
     Raises:
         ValueError: if it is not there, or for another size than its own.
     """
-    from torchvision.datasets import CIFAR10, CIFAR100
-
-    kind = {10: CIFAR10, 100: CIFAR100}[classes]
+    kind = getattr(needed("torchvision.datasets"), f"CIFAR{classes}")
     place = Path(root or "data")
     if image_size not in (None, 32):
         raise ValueError(
@@ -213,8 +209,7 @@ def open_stl10(root: str, image_size: int | None) -> Opened:
     Raises:
         ValueError: if it is not there, or cut off.
     """
-    from torchvision.datasets import STL10
-
+    STL10 = needed("torchvision.datasets").STL10
     below = Path(root or "data") / STL10.base_folder
 
     def part(name: str, labelled: bool = True) -> InMemory:

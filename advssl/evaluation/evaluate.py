@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from msgspec import structs
 from torch import nn
 from torch.utils.data import Subset
 
@@ -26,6 +25,7 @@ from advssl.evaluation.identity import classifier_fingerprint
 from advssl.evaluation.linear import Classifier
 from advssl.evaluation.logits import class_count, device_of
 from advssl.evaluation.places import without_place
+from advssl.evaluation.plain_json import structs
 from advssl.evaluation.progress import Progress, ignored
 from advssl.evaluation.protocols import OWN as OWN
 from advssl.evaluation.protocols import Probes as Probes
@@ -35,6 +35,7 @@ from advssl.evaluation.protocols import ways as ways
 from advssl.evaluation.records import Measurement, Model, Source
 from advssl.evaluation.running import FIRST, Run
 from advssl.evaluation.sharing import of_first_rank
+from advssl.extras import EVAL, check
 from advssl.pixels import Pixels
 from advssl.types import described, several, whole
 
@@ -107,7 +108,9 @@ def evaluate(
 
     Raises:
         ValueError: before any work on what makes no sense, and what training and attacks refuse.
+        ImportError: before any work, without what ``advssl[eval]`` installs.
     """
+    check(EVAL, "evaluate")
     asked = Evaluation(
         modules=modules_by_branch(encoder_or_classifier),
         data=data,

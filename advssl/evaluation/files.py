@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from advssl.evaluation.unpickling import Array, NoCheckpoint, Unpickler, pickled
+from advssl.extras import needed
 from advssl.types import described
 
 # Other files by how they begin: what they are, what to do.
@@ -140,11 +141,7 @@ def _check_other(path: Path, head: bytes) -> None:
 
 
 def _safetensors(path: Path) -> Any:
-    try:
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise ImportError(f"{path.name} needs safetensors: pip install safetensors") from error
-    return load_file(path)
+    return needed("safetensors.torch", path.name).load_file(path)
 
 
 def _zipped(path: Path) -> Any:

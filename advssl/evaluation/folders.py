@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from advssl.evaluation.datasets import Opened, Sample, unit_range
 from advssl.evaluation.images import IMAGE_ENDINGS, read_image, size_of
+from advssl.extras import needed
 
 _NOT_THEIRS = ("__MACOSX", "@eaDir")  # what archives and servers leave beside the images
 # Photographs of many sizes, or of one that is larger than what encoders are made for, are reduced.
@@ -60,8 +61,7 @@ class Folder(Dataset[Sample]):
         """The middle of a photograph (3, H, W), as (3, size, size) of the same type."""
         if image.shape[1:] == (self.size, self.size):
             return image
-        from torchvision.transforms.v2 import functional as F
-
+        F = needed("torchvision.transforms.v2.functional")
         return F.center_crop(F.resize(image, [self.size], antialias=True), [self.size])
 
 

@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Tensors: TypeAlias = Mapping[str, Tensor]
+Tensors: TypeAlias = "Mapping[str, Tensor]"
 Renaming: TypeAlias = tuple[tuple[str, str], ...]  # patterns and what stands in their place
 
 # How a branch stands between the name of a BatchNorm and those of its tensors.

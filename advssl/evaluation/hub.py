@@ -18,6 +18,7 @@ from advssl.evaluation.checkpoints import LoadReport
 from advssl.evaluation.files import read
 from advssl.evaluation.labels import labels_of
 from advssl.evaluation.refusals import some
+from advssl.extras import needed
 from advssl.types import described
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -101,10 +102,7 @@ def _weights(place: Path) -> Path:
 
 
 def _timm(place: Path, config: Mapping[str, Any]) -> Folder:
-    try:
-        import timm
-    except ImportError as error:
-        raise ImportError(f"{place} is timm's: pip install advssl[timm]") from error
+    timm = needed("timm", f"{place}, one of timm's models,")
     name, options = config["architecture"], config.get("model_args") or {}
     how = config.get("pretrained_cfg") or {}
     try:
@@ -123,13 +121,7 @@ def _timm(place: Path, config: Mapping[str, Any]) -> Folder:
 
 
 def _transformers(place: Path, config: Mapping[str, Any], name: str) -> Folder:
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError(
-            f"{place} is a {name} of transformers: pip install advssl[hub], or save the "
-            "network's state dict and give it with a backbone of timm"
-        ) from error
+    transformers = needed("transformers", f"{place}, a {name},")
     weights = _weights(place)
     read(weights)  # refuses code, whatever transformers would do with it
     try:

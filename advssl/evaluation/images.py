@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from advssl.extras import needed
 from advssl.types import see
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
             no known one, if nothing but its transparency has a picture, or if it is more than a
             hundred times as long as wide.
     """
+    needed("PIL")
     from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
     try:

@@ -19,7 +19,7 @@ from advssl.evaluation.batches import ANY, Batches, check_labels, pairs
 from advssl.evaluation.identity import fingerprint_of, identity_of, keep, kept
 from advssl.evaluation.logits import check_module, class_count
 from advssl.evaluation.progress import Progress, ignored
-from advssl.evaluation.provenance import Fingerprint, commit, machine, needed, versions
+from advssl.evaluation.provenance import Fingerprint, commit, machine, versions
 from advssl.evaluation.records import Measurement, Threat
 from advssl.evaluation.search import (
     Attack,
@@ -29,6 +29,7 @@ from advssl.evaluation.search import (
     check_attack,
 )
 from advssl.evaluation.sharing import check_alone, check_same, is_mine, on_all_ranks
+from advssl.extras import needed
 from advssl.types import Images, Labels, PerExample, described, whole
 
 if TYPE_CHECKING:

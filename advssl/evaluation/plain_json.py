@@ -7,9 +7,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-from msgspec import Struct
+from advssl.extras import lacking
 
+try:  # every module that needs msgspec has it from here, for one refusal
+    import msgspec as msgspec
+    from msgspec import Struct as Struct
+    from msgspec import structs as structs
+except ImportError as error:
+    raise lacking(["msgspec"], "a record") from error
 _DEEPEST = 64  # lists and mappings within each other
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from advssl.distributed import rank
-from advssl.evaluation.provenance import needed
+from advssl.extras import needed
 
 Progress: TypeAlias = Callable[[str, int, int | None], None]  # what, how many done, of how many
 

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
+from advssl.evaluation.choices import OLDER_PRESETS
+from advssl.evaluation.choices import OWN as OWN
+from advssl.evaluation.choices import preset_name as preset_name
 from advssl.evaluation.records import Probe, plain
 from advssl.types import described, number, whole
 
@@ -81,16 +84,13 @@ class Protocol:
         return self.learning_rate * 0.1 ** sum(epoch >= decay for decay in self.decays)
 
 
-_OLDER = {"plain": "standardised"}
-
-
 class _Presets(dict[str, dict[str, Protocol]]):
     """Read under older names too, which are not listed."""
 
     def __missing__(self, preset: str) -> dict[str, Protocol]:
-        if preset not in _OLDER:
+        if preset not in OLDER_PRESETS:
             raise KeyError(preset)
-        return self[_OLDER[preset]]
+        return self[OLDER_PRESETS[preset]]
 
 
 def _family(slf: Protocol, alf_loss: Loss, aff: Protocol | None) -> dict[str, Protocol]:
@@ -121,11 +121,6 @@ PRESETS: dict[str, dict[str, Protocol]] = _Presets(
 )
 
 
-def preset_name(preset: str) -> str:
-    """A preset's name of today, where records of before 0.2 have an older one."""
-    return _OLDER.get(preset, preset)
-
-
 def protocol(preset: str, name: str) -> Protocol:
     """A named protocol of a named preset, or a ValueError that lists those there are."""
     if preset_name(preset) not in PRESETS:
@@ -148,8 +143,6 @@ def default_preset(data: Data) -> str:
 
 
 Probes: TypeAlias = str | Protocol | Sequence["str | Protocol"]
-
-OWN = "own"  # a classifier's own head, where else a probe is named
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import os
 import platform
 import secrets
@@ -16,6 +15,8 @@ from typing import Any
 
 import torch
 
+import advssl
+from advssl.extras import needed as needed
 from advssl.types import Images, Labels, check_indices
 
 _CHUNK = 256  # images turned into bytes at once
@@ -126,8 +127,9 @@ def _said(*command: str) -> str | None:
 
 def versions() -> dict[str, str]:
     """Of this package and of those that a number may depend on, by name."""
-    found = {p: _version(p) for p in ("advssl", "numpy", *_PACKAGES)}
+    found = {p: _version(p) for p in ("numpy", *_PACKAGES)}
     return {
+        "advssl": advssl.__version__,
         "python": platform.python_version(),
         "torch": str(torch.__version__),  # with the build, such as +cpu
         **{package: version for package, version in found.items() if version},
@@ -161,13 +163,3 @@ def _cpu_model() -> str:
     lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def needed(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"this needs {module.partition('.')[0]}, which is not installed; "
-            "run: pip install advssl[eval]"
-        ) from error

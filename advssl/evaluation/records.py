@@ -9,14 +9,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
 import numpy as np
-from msgspec import Struct, structs
 
 from advssl.evaluation import earlier
+from advssl.evaluation.plain_json import Struct, msgspec, structs, unboxed
 from advssl.evaluation.plain_json import parsed as parsed
 from advssl.evaluation.plain_json import plain as plain
-from advssl.evaluation.plain_json import unboxed
 from advssl.evaluation.provenance import Fingerprint as Fingerprint
 from advssl.evaluation.provenance import commit as commit
 from advssl.evaluation.provenance import fingerprint as fingerprint
@@ -115,7 +113,7 @@ class Source(_Fields, frozen=True, kw_only=True):
     train: int
     validation: int
     test: int
-    folders: dict[str, str] = {}
+    folders: dict[str, str] = msgspec.field(default_factory=dict)
     order: Literal["stored", "drawn"] = "stored"
 
     def _check(self) -> None:
@@ -175,7 +173,7 @@ class Probe(_Fields, frozen=True, kw_only=True):
     protocol: str
     selected: str | None = None
     seed: int = 0
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = msgspec.field(default_factory=dict)
 
     def _check(self) -> None:
         if not self.protocol:

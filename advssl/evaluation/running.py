@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from msgspec import structs
 from torch import nn
 
 from advssl.balls import name_of
@@ -21,6 +20,7 @@ from advssl.evaluation.chosen import Chosen
 from advssl.evaluation.data import Data, targets
 from advssl.evaluation.identity import classifier_fingerprint
 from advssl.evaluation.logits import borrowed, logits_of
+from advssl.evaluation.plain_json import structs
 from advssl.evaluation.progress import Progress
 from advssl.evaluation.protocols import Way, protocol
 from advssl.evaluation.records import Measurement, Threat, replacing, wilson

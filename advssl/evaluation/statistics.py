@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from advssl.extras import needed
+
 if TYPE_CHECKING:  # records give these names too
     from advssl.evaluation.records import Measurement
 
@@ -27,9 +29,8 @@ def wilson(correct: int, n: int) -> Interval:
     """
     if not 0 <= correct <= n or n < 1:
         raise ValueError(f"correct must be in 0..n and n at least 1, got {correct} of {n}")
-    from scipy.stats import binomtest  # half a second, so not before it is needed
-
-    low, high = binomtest(correct, n).proportion_ci(CONFIDENCE, method="wilson")
+    stats = needed("scipy.stats")  # half a second, so not before
+    low, high = stats.binomtest(correct, n).proportion_ci(CONFIDENCE, method="wilson")
     return float(low), float(high)
 
 
@@ -221,8 +222,6 @@ def student_quantile(probability: float, freedom: float) -> float:
     Raises:
         ValueError: if ``probability`` is not in [0.5, 1) or ``freedom`` not in [1, ∞).
     """
-    from scipy.stats import t  # half a second, so not before it is needed
-
     if not (0.5 <= probability < 1 and 1 <= freedom < math.inf):
         raise ValueError(f"need 0.5 ≤ p < 1 and 1 ≤ ν < ∞, got p = {probability}, ν = {freedom}")
-    return float(t.ppf(probability, freedom))
+    return float(needed("scipy.stats").t.ppf(probability, freedom))

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from advssl.extras import needed
 from advssl.integrations.cifar import ENCODERS, NoIdentityResNet
 from advssl.types import described, whole
 
@@ -51,10 +52,7 @@ def backbone(spec: str, *, in_channels: int = 3) -> nn.Module:
         if name != "resnet18_no_identity":
             raise ValueError(f"{name} has no width to choose, got {spec!r}")
         return NoIdentityResNet(in_channels, _widths(widths[0])[0])
-    try:
-        import timm
-    except ImportError as error:
-        raise ImportError("backbones by name need timm: pip install advssl[timm]") from error
+    timm = needed("timm", f"the backbone {spec}")
     if not timm.is_model(name):
         close = ", ".join(get_close_matches(name, timm.list_models(), n=5))
         raise ValueError(f"timm has no model {name!r}; close to it: {close or 'none'}")

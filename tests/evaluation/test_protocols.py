@@ -87,7 +87,7 @@ class TestPresets:
         assert PRESETS["plain"] is PRESETS["standardised"]
         assert "plain" not in PRESETS
         assert [preset_name(name) for name in ("plain", "gsa")] == ["standardised", "gsa"]
-        assert set(map(preset_name, protocols._OLDER)) <= set(PRESETS)
+        assert set(map(preset_name, protocols.OLDER_PRESETS)) <= set(PRESETS)
         with pytest.raises(KeyError):
             PRESETS["mine"]
 

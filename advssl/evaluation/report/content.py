@@ -7,10 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-from msgspec import Struct
-
 from advssl.evaluation.checks import Check
+from advssl.evaluation.plain_json import Struct, msgspec
 from advssl.evaluation.records import (
     WORST,
     Measurement,

@@ -7,12 +7,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advssl.evaluation.provenance import needed
 from advssl.evaluation.report.content import Report
 from advssl.evaluation.report.figures import figures, svg
 from advssl.evaluation.report.findings import FACES, tables
 from advssl.evaluation.report.view import CHECKS, MARKS, SETTINGS, View
 from advssl.evaluation.report.words import columns, text
+from advssl.extras import needed
 
 if TYPE_CHECKING:
     from jinja2 import Environment

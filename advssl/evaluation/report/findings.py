@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
+from advssl.evaluation.plain_json import msgspec
 from advssl.evaluation.report import corruption, divergence, theory
 from advssl.evaluation.report.content import Report, Table
 from advssl.evaluation.report.look import look, styles

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from advssl.extras import needed
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -24,11 +26,7 @@ ON_THE_PAGE = {INK: "currentColor", BAD: "var(--bad)", RULE: "var(--rule)"}
 @contextmanager
 def look() -> Iterator[None]:
     """The look of all figures, whatever the user's own matplotlib settings are."""
-    try:
-        import matplotlib
-        import matplotlib.style
-    except ImportError as error:
-        raise ImportError("a report's figures need matplotlib: pip install advssl[eval]") from error
+    style = needed("matplotlib.style", "a report's figure")
     settings: dict[str, Any] = {
         "svg.fonttype": "none",  # text stays text: any script is shown in the reader's fonts
         "svg.hashsalt": "advssl",  # the same figure gives the same bytes
@@ -45,7 +43,7 @@ def look() -> Iterator[None]:
         **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
         "axes.edgecolor": INK,
     }
-    with matplotlib.style.context(["default", settings]), warnings.catch_warnings():
+    with style.context(["default", settings]), warnings.catch_warnings():
         # A class in another script: the browser has the glyphs that matplotlib's font lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield

@@ -10,11 +10,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import msgspec
-from msgspec import Struct
-
 from advssl.evaluation import earlier
 from advssl.evaluation.checks import Check
+from advssl.evaluation.plain_json import Struct, msgspec
 from advssl.evaluation.records import check_told, opened, parsed, plain
 from advssl.evaluation.report import findings
 from advssl.evaluation.report.content import Report, Section, Table

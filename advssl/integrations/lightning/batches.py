@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import count
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
+from advssl.extras import needed
 from advssl.types import Images, described
 
 Batch: TypeAlias = Any
+
+
+def _applied(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """The batch with each of its tensors changed."""
+    lightning = needed("lightning_utilities.core.apply_func", "a batch of Lightning's")
+    return lightning.apply_to_collection(batch, Tensor, change)
 
 
 def is_view(value: Tensor) -> bool:
@@ -28,7 +34,7 @@ def views_of(batch: Batch) -> list[Images]:
             found.append(value)
         return value
 
-    apply_to_collection(batch, Tensor, look)
+    _applied(batch, look)
     return found
 
 
@@ -39,7 +45,7 @@ def copied(batch: Batch, views: Mapping[int, Images] = MappingProxyType({})) -> 
     def copied(value: Tensor) -> Tensor:
         return (views.get(next(numbers), value) if is_view(value) else value).clone()
 
-    return apply_to_collection(batch, Tensor, copied)
+    return _applied(batch, copied)
 
 
 def image_of(batch: Batch) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from advssl.distributed import average, from_first_rank
+from advssl.extras import lacking
 from advssl.integrations.lightning.steps import Calls, TrainingStep
 from advssl.integrations.lightning.wrapping import Ear, WrappedStep
 from advssl.types import Scalar, described, embeddings_of, number, see
@@ -32,7 +33,7 @@ else:
                 if error.name != name.partition(".")[0]:
                     raise
         if not found:
-            raise ImportError("these callbacks need Lightning: pip install pytorch-lightning")
+            raise lacking(["pytorch_lightning"], "these callbacks")
         return tuple(found)
 
     Callback = type("Callback", _installed(), {})

@@ -13,6 +13,7 @@ import pytest
 import advssl
 
 ORDER = [
+    "extras",
     "types",
     "schedules",
     "precision",

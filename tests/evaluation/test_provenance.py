@@ -211,5 +211,5 @@ class TestVersions:
 def test_a_missing_library_is_named(net, batch, monkeypatch, module, use):
     monkeypatch.setitem(sys.modules, module, None)
     name = module.partition(".")[0]
-    with pytest.raises(ImportError, match=rf"needs {name}.*pip install advssl\[eval\]"):
+    with pytest.raises(ImportError, match=rf'needs {name}.*pip install "advssl\[eval\]"'):
         use(net, *batch)

@@ -66,7 +66,7 @@ class TestWriting:
         self, folder, monkeypatch
     ):
         monkeypatch.setitem(sys.modules, "matplotlib", None)
-        with pytest.raises(ImportError, match=r"pip install advssl\[eval\]"):
+        with pytest.raises(ImportError, match=r'pip install "advssl\[eval\]"'):
             write(report(), folder)
         assert read(folder / "record.json") == without_pixels(report())
         assert (folder / "report.md").exists()

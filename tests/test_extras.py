@@ -104,6 +104,7 @@ def test_without_extras_commands_and_uses_say_at_once_what_to_install():
 
 @pytest.mark.parametrize("name", sorted(ALONE))
 def test_a_single_library_that_is_lacking_is_named(name, monkeypatch):
+    import advssl.integrations.lightning.batches  # noqa: F401 (Lightning has it too)
     from advssl.evaluation.report import faces
 
     faces._templates.cache_clear()

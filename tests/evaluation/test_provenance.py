@@ -196,7 +196,7 @@ class TestVersions:
         assert said["torch"] == torch.__version__
         assert said["numpy"] == numpy.__version__
         monkeypatch.setattr(provenance, "_version", lambda _: None)
-        assert set(versions()) == {"python", "torch"}
+        assert set(versions()) == {"advssl", "python", "torch"}
 
 
 @pytest.mark.parametrize(

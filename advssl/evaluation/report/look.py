@@ -26,6 +26,7 @@ ON_THE_PAGE = {INK: "currentColor", BAD: "var(--bad)", RULE: "var(--rule)"}
 @contextmanager
 def look() -> Iterator[None]:
     """The look of all figures, whatever the user's own matplotlib settings are."""
+    needed("matplotlib", "a report's figure")
     style = needed("matplotlib.style", "a report's figure")
     settings: dict[str, Any] = {
         "svg.fonttype": "none",  # text stays text: any script is shown in the reader's fonts

@@ -33,7 +33,8 @@ def falls(losses: list[float]) -> bool:
 def test_lightning_callback(every):
     metrics = load("lightning_callback").train(every, max_steps=2, batch_size=16).callback_metrics
     terms = {"global_divergence", "cluster_fit"} if every else set()
-    assert metrics.keys() == {"train_loss", *terms}
+    ends = {"attack_start", "attack_end"}  # of what the attack climbs
+    assert metrics.keys() == {"train_loss", *terms, *ends}
     assert all(math.isfinite(value) for value in metrics.values())
 
 

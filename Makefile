@@ -31,6 +31,7 @@ tables: $(READY)  ## write the READMEs' and docs' tables anew from benchmarks/re
 docs: $(READY)  ## docs/_build/index.html
 	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	$(BIN)/python -m sphinx --fail-on-warning --quiet docs docs/_build
+	$(BIN)/python docs/check_links.py docs/_build
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -264,6 +264,65 @@ def _small(m: Measurement) -> bool:
     )
 
 
+# --- what to expect, and what others print --------------------------------------------------------
+
+_EXPECTED = {
+    "papers_systems": ("SimCLR", "SimCLR + adversarial view", "DynACL-AIR", "AdvCL", "FARE"),
+    "papers_cifar": ("SimCLR", "AdvCL", "GSA-RSL"),
+}
+
+
+def expectations() -> str:
+    """What short runs left: presentations and radius to clean and robust accuracy."""
+    heads = ["images × epochs", "radius", "clean", "PGD-20", "pretraining takes, of SimCLR's"]
+    lines = [f"| run | {' | '.join(heads)} |", f"|---|{'--:|' * len(heads)}"]
+    for name, rows in _EXPECTED.items():
+        record = _systems() if name == "papers_systems" else _read(name)
+        of = [r for r in record["runs"] if r["row"] == "SimCLR"]
+        plain = fmean(r["seconds"]["pretraining"] for r in of)
+        for row in rows:
+            probe, *_ = _by_probe(record["runs"], row).values()
+            clean, robust = _measured(probe)[0][:2]
+            plan, epochs = probe[0]["plan"], probe[0]["plan"]["recipe"]["epochs"]
+            factor = fmean(r["seconds"]["pretraining"] for r in probe) / plain
+            what = f"{row}, {plan['backbone']}, {plan['image_size']} pixels"
+            images = f"{probe[0]['presentations'] // epochs:,} × {epochs}"
+            radius = f"{probe[0]['settings']['radius']:.3g}"
+            cells = [what, images, radius, _cell(clean), _cell(robust), f"{factor:.1f} ×"]
+            lines.append(f"| {' | '.join(cells)} |")
+    _, found = _robustified()
+    record = _read("robustify")
+    epochs, images = record["recipe"]["epochs"], record["training_images"]
+    clean, robust = ([m] for m in found["after"])
+    what = "a pretrained ResNet-18 by FARE, 32 pixels"
+    radius = f"{record['settings']['radius']:.3g}"
+    cells = [what, f"{images:,} × {epochs}", radius, _cell(clean), _cell(robust), ""]
+    lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + (
+        "\n\nDigits at 8 pixels over three seeds, CIFAR-10 at 32 of one; times beside other work. "
+        "Records: `benchmarks/results/papers_digits.json`, `papers_systems.json`, "
+        "`papers_cifar.json`, `robustify.json`."
+    )
+
+
+def published() -> str:
+    """The papers' own numbers on CIFAR-10, from the tables that ``reproduce.py --table`` has."""
+    path = ROOT / "examples" / "papers" / "harness" / "tables.json"
+    parts = []
+    for table in json.loads(path.read_text(encoding="utf-8"))["tables"]:
+        rows = [row for row in table["rows"] if "cifar10" in row["published"]]
+        if not rows or any(key.startswith("to ") for key in table["metrics"].values()):
+            continue
+        lines = [f"| {table['paper']} | by | {' | '.join(table['metrics'])} |"]
+        lines.append(f"|---|---|{'--:|' * len(table['metrics'])}")
+        for row in rows:
+            for protocol, values in row["published"]["cifar10"].items():
+                cells = ["" if v is None else f"{v:.2f}" for v in values]
+                lines.append(f"| {row['label']} | {protocol} | {' | '.join(cells)} |")
+        parts.append("\n".join([f"**`{table['id']}`**: {table['caption']}", "", *lines]))
+    return "\n\n".join(parts)
+
+
 # --- a pretrained network, made robust ------------------------------------------------------------
 
 
@@ -439,6 +498,8 @@ TABLES = {
     "robustify": robustify,
     "robustify_line": robustify_line,
     "systems": systems,
+    "expectations": expectations,
+    "published": published,
     "gsa_hosts": gsa_hosts,
     **{name: partial(papers, name) for name in _COMPARED},
 }
@@ -456,5 +517,5 @@ def filled(text: str) -> str:
 
 if __name__ == "__main__":
     own = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
-    for page in (*own, *(ROOT / "docs").glob("*.md")):
+    for page in (*own, *(ROOT / "docs").rglob("*.md")):
         page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -23,7 +23,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [
     ROOT / "README.md",
     ROOT / "benchmarks" / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted(p for p in (ROOT / "docs").rglob("*.md") if "_build" not in p.parts),
 ]
 
 
@@ -106,6 +106,39 @@ def test_one_step_attacks_run_as_the_page_on_costs_says():
     assert scope["adversary"].radius == 8 / 255
     exec(carried, scope)
     assert (scope["kept"].abs().amax((1, 2, 3)) > 0).all()
+
+
+def test_the_hosts_loops_run_and_only_the_student_learns_by_gradient():
+    blocks = code("python", (ROOT / "docs" / "hosts.md").read_text(encoding="utf-8"))
+    assert len(blocks) == 3
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 8))
+    scope = {
+        **names(),
+        "student": encoder,
+        "encoder": encoder,
+        "predictor": nn.Linear(8, 8),
+        "z_dim": 8,
+        "epochs": 1,
+        "loader": [torch.rand(4, 3, 8, 8)],
+        "augment": lambda images: images.flip(3),
+    }
+    for block in blocks:
+        before = encoder[2].weight.detach().clone()
+        exec(block, scope)
+        assert not torch.equal(encoder[2].weight, before)
+    assert scope["queue"].shape == (256, 8)
+    assert scope["teacher"][2].weight.grad is None
+
+
+def test_a_link_of_the_built_pages_that_leads_nowhere_is_found(tmp_path):
+    check = {"__name__": "check_links"}
+    exec((ROOT / "docs" / "check_links.py").read_text(encoding="utf-8"), check)
+    (tmp_path / "a.html").write_text('<p id="here"><a href="b.html#there"></a><a href="#here">')
+    (tmp_path / "b.html").write_text('<p id="there"><a href="a.html"></a><a href="https://x.y/z">')
+    assert check["dead"](tmp_path) == []
+    (tmp_path / "b.html").write_text('<a href="c.html"></a>')
+    assert check["dead"](tmp_path) == ["a.html: b.html#there", "b.html: c.html"]
 
 
 def section(title: str) -> str:

@@ -1,0 +1,225 @@
+"""Draw the figures of the components' pages, from the components: docs/figures/*.svg.
+
+python docs/figures.py
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import nn
+
+from advssl import (
+    AdversarialViewGenerator,
+    GlobalDivergenceCritic,
+    HighFreqView,
+    Linf,
+    LowFreqView,
+    SAMWrapper,
+    selection,
+)
+from advssl.evaluation.report import look
+from advssl.evaluation.report.figures import svg
+
+FOLDER = Path(__file__).with_name("figures")
+BLUE, ORANGE = look.COLOURS[:2]
+INK, RULE = look.INK, look.RULE
+# Apart from a page, which has these itself.
+STYLE = (
+    "<style>svg{color:#1c2127;--bad:#b42318;--rule:#c9ced6}"
+    "@media(prefers-color-scheme:dark){svg{color:#e6e6e6;--rule:#4b5563}}</style>"
+)
+
+
+def adversarial_view() -> Figure:
+    """Ten ascents on an objective of two pixels."""
+
+    def height(pixels: torch.Tensor) -> torch.Tensor:
+        a, b = pixels[..., 0], pixels[..., 1]
+        return torch.sin(7 * a) * torch.cos(5 * b) + 0.9 * a - 0.4 * b * b
+
+    figure, axes = _new((4.2, 3.7))
+    grid = torch.linspace(0.25, 0.75, 101)
+    field = height(torch.stack(torch.meshgrid(grid, grid, indexing="xy"), dim=-1))
+    axes.contour(grid, grid, field, levels=14, colors=RULE, linewidths=0.8)
+    centre, radius = torch.tensor([0.5, 0.5]), 0.15
+    corner = (centre - radius).tolist()
+    box = {"fill": False, "edgecolor": INK, "linewidth": 1.2}
+    axes.add_patch(Rectangle(corner, 2 * radius, 2 * radius, **box))
+    axes.plot(*centre, "+", color=INK, markersize=9)
+    steps = 5
+    for seed in range(10):
+        path: list[torch.Tensor] = []
+
+        def seen(v: torch.Tensor, path: list[torch.Tensor] = path) -> torch.Tensor:
+            path.append(v.detach().flatten())
+            return height(v.flatten())
+
+        adversary = AdversarialViewGenerator(Linf(radius), steps=steps)
+        end = adversary(
+            centre.view(1, 1, 1, 2),
+            seen,
+            freeze=(),
+            generator=torch.Generator().manual_seed(seed),
+        )
+        line = torch.stack([*path, end.flatten()])
+        axes.plot(line[:, 0], line[:, 1], color=BLUE, linewidth=1, alpha=0.8)
+        axes.plot(*line[0], "o", color=ORANGE, markersize=4)
+        axes.plot(*line[-1], "s", color=BLUE, markersize=5)
+    axes.set_aspect("equal")
+    axes.set_xlabel("first pixel")
+    axes.set_ylabel("second pixel")
+    handles = [
+        axes.plot([], [], "o", color=ORANGE, label="random start")[0],
+        axes.plot([], [], "s", color=BLUE, label="after five steps")[0],
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    return figure
+
+
+def global_divergence() -> Figure:
+    """Of two Gaussian clouds: the divergence, and what critics estimate."""
+    distances = torch.linspace(0, 4, 9)
+    figure, axes = _new((4.2, 3.4))
+    grid = torch.linspace(-12, 16, 4001, dtype=torch.float64)
+
+    def true(distance: float) -> float:
+        q, p = (torch.exp(-0.5 * (grid - m) ** 2) / math.sqrt(2 * math.pi) for m in (0, distance))
+        middle = (p + q) / 2
+        both = torch.special.xlogy(p, p / middle) + torch.special.xlogy(q, q / middle)
+        return 0.5 * torch.trapezoid(both, grid).item()
+
+    def estimated(shift: float, width: float) -> float:
+        torch.manual_seed(0)
+        critic = GlobalDivergenceCritic(1)
+        optimizer = torch.optim.Adam(critic.parameters(), lr=0.05)
+        benign, adversarial = torch.randn(4096, 1), shift + width * torch.randn(4096, 1)
+        for _ in range(300):
+            optimizer.zero_grad()
+            critic.loss(benign, adversarial).backward()
+            optimizer.step()
+        return critic.estimate(benign, adversarial).item()
+
+    places = distances.tolist()
+    axes.plot(places, [true(d) for d in places], color=INK, linestyle=":", label="Jensen-Shannon")
+    shifted = [estimated(d, 1) for d in places]
+    axes.plot(places, shifted, "o-", color=BLUE, label="estimate, means apart")
+    wider = [estimated(0, 1 + d) for d in places]
+    axes.plot(places, wider, "s-", color=ORANGE, label="linear critic, widths apart")
+    axes.axhline(math.log(2), color=RULE, linewidth=1)
+    axes.set_xlabel("distance, in standard deviations")
+    axes.set_ylabel("nats (at most log 2)")
+    figure.legend(loc="outside lower center", ncols=1)
+    return figure
+
+
+def sharpness() -> Figure:
+    """A loss of one weight and SAM's term of it."""
+
+    def loss(w: torch.Tensor) -> torch.Tensor:
+        narrow = 1.0 * torch.exp(-(((w + 1) / 0.12) ** 2))
+        wide = 0.7 * torch.exp(-(((w - 1) / 0.7) ** 2))
+        return 1.2 - narrow - wide
+
+    class Weight(nn.Module):
+        def __init__(self, value: float) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.tensor(value))
+
+        def forward(self) -> torch.Tensor:
+            return loss(self.w)
+
+    figure, axes = _new((4.6, 3.2))
+    grid = torch.linspace(-2, 2.6, 461)
+    axes.plot(grid, loss(grid), color=INK, linestyle=":", label="L(θ)")
+    for rho, colour in ((0.1, BLUE), (0.3, ORANGE)):
+        values = []
+        for value in grid.tolist():
+            weight = Weight(value)
+            values.append(SAMWrapper(weight, rho=rho)(weight).item())
+        axes.plot(grid, values, color=colour, label=f"L(θ + e), ρ = {rho}")
+    axes.set_xlabel("θ")
+    axes.set_ylabel("loss")
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
+def high_frequencies() -> Figure:
+    """Gain of the two views for plane waves at 32 x 32 pixels."""
+    size, radius = 32, 8
+    rows = torch.arange(size, dtype=torch.float32) / size
+    y, x = torch.meshgrid(rows, rows, indexing="ij")
+    figure, axes = _new((4.6, 3.2))
+    for view, colour, name in (
+        (HighFreqView(radius), BLUE, "HighFreqView(8)"),
+        (LowFreqView(radius), ORANGE, "LowFreqView(8)"),
+    ):
+        for way, (down, along), marker in (("axis", (0, 1), "o"), ("diagonal", (1, 1), "s")):
+            places, gains = [], []
+            for k in range(1, size // 2):
+                wave = torch.cos(2 * math.pi * k * (down * y + along * x) + 0.3)
+                places.append(k * math.hypot(down, along))
+                gains.append((view(wave.expand(1, 3, -1, -1)).std() / wave.std()).item())
+            style = "-" if way == "axis" else "--"
+            label = f"{name}, {way}"
+            axes.plot(places, gains, style, marker=marker, color=colour, label=label, markersize=3)
+    axes.set_xlabel("cycles per image")
+    axes.set_ylabel("share of the wave that is left")
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def local_selection() -> Figure:
+    """The masks of the four selections on twelve images."""
+    labels = torch.arange(12) // 4
+    predictions = labels.clone()
+    predictions[[3, 6, 9]] = torch.tensor([1, 2, 0])
+    told = [f"{'ABC'[y]}→{'ABC'[p]}" for y, p in zip(labels, predictions, strict=True)]
+    figure = Figure(figsize=(5.4, 5.6), layout="constrained")
+    panels = figure.subplots(2, 2).flat
+    for axes, (name, select) in zip(panels, selection.SELECTIONS.items(), strict=True):
+        positives, compared = select(labels, predictions)
+        repel = (compared & ~positives).fill_diagonal_(False).nonzero()
+        attract = positives.nonzero()
+        axes.scatter(attract[:, 1], attract[:, 0], marker="s", s=36, color=BLUE)
+        hollow = {"facecolors": "none", "edgecolors": ORANGE, "linewidths": 1.2}
+        axes.scatter(repel[:, 1], repel[:, 0], marker="s", s=32, **hollow)
+        axes.set_xticks(range(12), told, rotation=90)
+        axes.set_yticks(range(12), told)
+        axes.tick_params(labelsize=7, length=0)
+        axes.set_title(name, fontsize=10, color=INK)
+        axes.set_xlim(-0.7, 11.7)
+        axes.set_ylim(11.7, -0.7)
+        axes.set_aspect("equal")
+        axes.grid(False)
+    return figure
+
+
+FIGURES: dict[str, Callable[[], Figure]] = {
+    "adversarial_view": adversarial_view,
+    "global_divergence": global_divergence,
+    "sharpness": sharpness,
+    "high_frequencies": high_frequencies,
+    "local_selection": local_selection,
+}
+
+
+def _new(size: tuple[float, float]) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.add_subplot()
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for name, draw in FIGURES.items():
+        with look.look():
+            figure = draw()
+        text = svg(figure, name)
+        text = text.replace(">", f">{STYLE}", 1)
+        (FOLDER / f"{name}.svg").write_text(text, encoding="utf-8")

@@ -16,10 +16,12 @@ from typing import ClassVar, NoReturn
 import advssl
 from advssl.evaluation.choices import (
     ATTACKS,
+    MEASURES,
     NORMS,
     OLDER_PRESETS,
     PRESETS,
     PROTOCOLS,
+    named,
     names_timm,
     split_spec,
 )
@@ -185,8 +187,6 @@ def _attack_names(text: str) -> list[str]:
 
 
 def _measures(text: str) -> list[str]:
-    from advssl.evaluation.beyond import named
-
     names = _names(text)
     for name in names:
         try:
@@ -394,7 +394,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_measures,
         default=[],
         metavar="NAMES",
-        help="beyond accuracy, with commas: corruptions, divergence, theory; none",
+        help=f"beyond accuracy, with commas: {', '.join(MEASURES)}; none",
     )
     add(
         "--budget",

@@ -17,6 +17,7 @@ from torch import nn
 
 from advssl.balls import Ball, resized
 from advssl.evaluation.attacks import PGD, Attack, Clean
+from advssl.evaluation.choices import named as named
 from advssl.evaluation.chosen import Chosen
 from advssl.evaluation.corruptions import (
     CORRUPTIONS,
@@ -107,14 +108,12 @@ class Measure:
         forwards: that it takes per image that is attacked, at least and at most.
         check: raises a ValueError on what it cannot look at, before any work.
         of_encoder: it looks at features, and needs an encoder.
-        takes_place: a place may follow its name, behind a colon.
     """
 
     look: Callable[[Subject], Any]
     forwards: Callable[[Evaluation], Range]
     check: Callable[[Evaluation, str], None] = lambda *_: None
     of_encoder: bool = True
-    takes_place: bool = False
 
 
 def divergence(subject: Subject) -> Divergence:
@@ -245,25 +244,10 @@ def _two_of_every_class(asked: Evaluation, _: str) -> None:
 
 
 MEASURES: dict[str, Measure] = {
-    "corruptions": Measure(
-        corruption, _of_corruptions, _corruptible, of_encoder=False, takes_place=True
-    ),
+    "corruptions": Measure(corruption, _of_corruptions, _corruptible, of_encoder=False),
     "divergence": Measure(divergence, _of_divergence, _two_of_a_class),
     "theory": Measure(theorem, _of_theory, _two_of_every_class),
 }
-
-
-def named(word: str) -> tuple[str, str]:
-    """A measure's name, and the place behind it.
-
-    Raises:
-        ValueError: on a name that no measure has, and a place where none belongs.
-    """
-    name, _, place = word.partition(":")
-    if name not in MEASURES or (place and not MEASURES[name].takes_place):
-        known = [f"{k}[:FOLDER]" if m.takes_place else k for k, m in MEASURES.items()]
-        raise ValueError(f"measures are {', '.join(known)}, got {word!r}")
-    return name, place
 
 
 def check(word: str, asked: Evaluation) -> None:

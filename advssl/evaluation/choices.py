@@ -4,8 +4,10 @@ from __future__ import annotations
 
 ATTACKS = ("clean", "pgd", "pgd-l2", "mpgd", "pgd-double", "pgd-250", "mpgd-250", "aa")
 DATA = ("digits", "cifar10", "cifar100", "stl10", "folder")
+MEASURES = ("corruptions", "divergence", "theory")
 NORMS = ("linf", "l2")
 OWN = "own"  # in place of a protocol: a classifier's own head
+PLACED = ("corruptions",)  # measures that a place may follow
 PRESETS = ("standardised", "advcl", "gsa", "dynacl", "ascl23", "released")
 OLDER_PRESETS = {"plain": "standardised"}  # of records before 0.2
 PROTOCOLS = ("slf", "alf", "fsf", "aff")
@@ -21,6 +23,19 @@ def split_spec(spec: str) -> tuple[str, str]:
             'data is one of "digits", "cifar10[:ROOT]", "cifar100[:ROOT]", "stl10[:ROOT]" or '
             f'"folder:PATH", got {spec!r}'
         )
+    return name, place
+
+
+def named(word: str) -> tuple[str, str]:
+    """A measure's name, and the place behind it, ``corruptions:FOLDER``.
+
+    Raises:
+        ValueError: on a name that no measure has, and a place where none belongs.
+    """
+    name, _, place = word.partition(":")
+    if name not in MEASURES or (place and name not in PLACED):
+        known = [f"{name}[:FOLDER]" if name in PLACED else name for name in MEASURES]
+        raise ValueError(f"measures are {', '.join(known)}, got {word!r}")
     return name, place
 
 

@@ -7,6 +7,7 @@ import pytest
 from advssl.balls import BALLS
 from advssl.evaluation import choices
 from advssl.evaluation.attacks import ATTACKS
+from advssl.evaluation.beyond import MEASURES
 from advssl.evaluation.choices import names_timm, preset_name, split_spec
 from advssl.evaluation.protocols import PRESETS
 from advssl.integrations.cifar import ENCODERS
@@ -15,6 +16,7 @@ from advssl.integrations.cifar import ENCODERS
 def test_every_name_is_one_of_what_there_is():
     assert (*ATTACKS,) == choices.ATTACKS
     assert (*BALLS,) == choices.NORMS
+    assert (*MEASURES,) == choices.MEASURES
     assert (*PRESETS,) == choices.PRESETS
     assert (*dict.fromkeys(n for family in PRESETS.values() for n in family),) == choices.PROTOCOLS
     assert (*ENCODERS,) == choices.OWN_BACKBONES

@@ -304,3 +304,26 @@ def test_images_without_their_indices_are_refused(batches, more, message):
 
 def test_the_module_says_what_its_images_are_not():
     assert "no number on them is one on CIFAR-10-C" in " ".join(corruptions.__doc__.split())
+
+
+# As make_cifar_c.py of https://github.com/hendrycks/robustness has them.
+OF_CIFAR = {
+    "gaussian_noise": (0.04, 0.06, 0.08, 0.09, 0.10),
+    "shot_noise": (500, 250, 100, 75, 50),
+    "impulse_noise": (0.01, 0.02, 0.03, 0.05, 0.07),
+    "speckle_noise": (0.06, 0.1, 0.12, 0.16, 0.2),
+    "gaussian_blur": (0.4, 0.6, 0.7, 0.8, 1),
+    "defocus_blur": ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),
+    "motion_blur": ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)),
+    "fog": ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)),
+    "brightness": (0.05, 0.1, 0.15, 0.2, 0.3),
+    "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),
+    "pixelate": (0.95, 0.9, 0.85, 0.75, 0.65),
+    "jpeg_compression": (80, 65, 58, 50, 40),
+    "saturate": ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2)),
+}
+
+
+@pytest.mark.parametrize("name", OF_CIFAR)
+def test_severities_are_those_of_cifar(name):
+    assert CORRUPTIONS[name].levels == OF_CIFAR[name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import log
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from advssl.precision import wide_linear, without_autocast
 from advssl.types import Embeddings, PerExample, Scalar, described, several, whole
 
-# Every bound takes the logits of the benign and then of the adversarial embeddings.
-Bound = Callable[[PerExample, PerExample], Scalar]
+# The logits (B,) of the benign and then (B',) of the adversarial embeddings, to a lower bound of
+# their divergence.
+Bound: TypeAlias = Callable[[PerExample, PerExample], Scalar]
 
 
 class GlobalDivergenceCritic(nn.Module):
@@ -33,6 +34,13 @@ class GlobalDivergenceCritic(nn.Module):
     t is the critic's logit, positive for what looks benign, and r = 1 + elu(-t) its ratio p/q,
     which grows no faster than linearly. Computed in float32 (float64 stays), also under autocast.
 
+    Any other divergence is a function ``bound(benign, adversarial) -> scalar`` of the logits (B,)
+    of q's embeddings and then (B',) of p's: differentiable, at most D(p ‖ q) for every critic, and
+    equal to it for the best. An f-divergence with conjugate f* is E_p g(t) - E_q f*(g(t)), with a g
+    that maps every logit into the domain of f*. Under DDP each rank bounds its own clouds; a
+    difference of means, as all of these are, then averages to that of the whole batch. The function
+    is no part of ``state_dict``: what loads it is built with the same one.
+
     Warning:
         Where benign and adversarial images go through BatchNorm branches of their own, a critic can
         tell the branches apart instead of the images, and the encoder then matches branches. Before
@@ -47,7 +55,7 @@ class GlobalDivergenceCritic(nn.Module):
     Args:
         in_features: D, the width of the embeddings. GSA-RSL normalises them to length one first.
         hidden_features: widths of hidden layers, ReLU between. () is one linear layer, the paper's.
-        divergence: "js" is what the paper trains with.
+        divergence: "js" (the paper's), "kl", "pearson", "tv", or a function as above.
 
     Reference: GSA-RSL, Eqs. 17 to 20; Nowozin et al. 2016, https://arxiv.org/abs/1606.00709
 
@@ -62,11 +70,14 @@ class GlobalDivergenceCritic(nn.Module):
         self,
         in_features: int,
         hidden_features: Sequence[int] = (),
-        divergence: Literal["js", "kl", "pearson", "tv"] = "js",
+        divergence: Literal["js", "kl", "pearson", "tv"] | Bound = "js",
     ) -> None:
         super().__init__()
-        if divergence not in list(_BOUNDS):
-            raise ValueError(f"divergence must be one of {sorted(_BOUNDS)}, got {divergence!r}")
+        if not callable(divergence) and divergence not in list(DIVERGENCES):
+            raise ValueError(
+                f"divergence must be one of {sorted(DIVERGENCES)} or a function of the logits of "
+                f"benign and of adversarial embeddings, got {divergence!r}"
+            )
         self.in_features = whole("in_features", in_features, 1)
         given = several("hidden_features", hidden_features, "a sequence of widths")
         hidden = [whole("hidden_features", width, 1) for width in given]
@@ -99,10 +110,16 @@ class GlobalDivergenceCritic(nn.Module):
         for name, z in (("benign", benign), ("adversarial", adversarial)):
             self._check(name, z)
         clouds = [z.detach() if own_gradient else z for z in (benign, adversarial)]
+        named = self.divergence
+        bound_of = named if callable(named) else DIVERGENCES[named]
         with without_autocast(benign.device):
-            return _BOUNDS[self.divergence](
-                *(self._logits(z, own_gradient=own_gradient) for z in clouds)
+            bound = bound_of(*(self._logits(z, own_gradient=own_gradient) for z in clouds))
+        if not isinstance(bound, Tensor) or bound.ndim or not bound.is_floating_point():
+            raise ValueError(
+                "a divergence must return one floating point number for both clouds, got "
+                f"{described(bound)}; take the mean over each of them"
             )
+        return bound
 
     def _check(self, name: str, z: Embeddings) -> None:
         fits = isinstance(z, Tensor) and z.is_floating_point() and z.ndim == 2 and len(z) > 0
@@ -142,7 +159,7 @@ def _ratio(logits: PerExample) -> PerExample:
     return 1 + F.elu(-logits)
 
 
-_BOUNDS: dict[str, Bound] = {
+DIVERGENCES: dict[str, Bound] = {
     "js": _jensen_shannon,
     "kl": _kullback_leibler,
     "pearson": _pearson,

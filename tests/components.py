@@ -68,6 +68,12 @@ def divergence(critic, model, parts):
     return mean_over(parts, lambda x, _: critic.estimate(model(x), model(1 - x)))
 
 
+def triangular(benign, adversarial):
+    """A divergence of one's own, Le Cam's ½ ∫ (p - q)² / (p + q), by s = (p - q) / (p + q)."""
+    p, q = -(adversarial / 2).tanh(), -(benign / 2).tanh()
+    return p.mean() - q.mean() - (p.square().mean() + q.square().mean()) / 2
+
+
 def sharp(sam, model, parts):
     sam.modules_moved = (model,)
     return sam(lambda: mean_over(parts, lambda x, _: model(x).square().mean()))
@@ -111,11 +117,11 @@ COMPONENTS = {
         "radius=2.0",
     ),
     "GlobalDivergenceCritic": Case(
-        lambda: advssl.GlobalDivergenceCritic(WIDTH, (4,), "pearson"),
+        lambda: advssl.GlobalDivergenceCritic(WIDTH, (4,), triangular),
         divergence,
         lambda c: c(torch.zeros(2, 3)),
         r"shape \(B, 6\), got .*\(2, 3\); set in_features",
-        "pearson",
+        "triangular",
     ),
     "SAMWrapper": Case(
         lambda: advssl.SAMWrapper(nn.Linear(1, 1), rho=0.5),

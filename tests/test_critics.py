@@ -1,25 +1,63 @@
 """Gaussians whose divergences are known by integration are the oracle, for the best critic and a
-trained one; then what a critic may and may not change in the loop around it.
+trained one; then what a critic may and may not change in the loop around it. A divergence is held
+to all of it by one entry in DIVERGENCES.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from math import log
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from components import triangular
 from torch import nn
 from torch.distributions import Normal
 
 from advssl.branches import branch_batchnorm, on_branch
+from advssl.critics import DIVERGENCES as NAMED
 from advssl.critics import GlobalDivergenceCritic
 from precision import LOWERED, assert_float32s, lowered
 
-DIVERGENCES = ("js", "kl", "pearson", "tv")
-EVERY_DIVERGENCE = pytest.mark.parametrize("divergence", DIVERGENCES)
+
+class Known(NamedTuple):
+    """A divergence by its textbook definition.
+
+    ``of`` is what is integrated, of the densities p and q; ``best`` the logit at which a critic's
+    bound is tight (Nowozin et al. 2016), of log p/q.
+    """
+
+    of: Callable
+    best: Callable
+
+
+def inverted(ratio):
+    """The map of logits to ratios, r = 1 + elu(-t), inverted at r = p / q."""
+    return torch.where(ratio > 0, 1 - ratio.exp(), -ratio)
+
+
+def opposite(ratio):
+    """σ(t) = q / (p + q)."""
+    return -ratio
+
+
+# By what a critic is told: a name, or a function of one's own.
+DIVERGENCES = {
+    "js": Known(
+        lambda p, q: ((2 / (1 + q / p)).log() * p + (2 / (1 + p / q)).log() * q) / 2, opposite
+    ),
+    "kl": Known(lambda p, q: p * (p / q).log(), inverted),
+    "pearson": Known(lambda p, q: q * (p / q - 1) ** 2, inverted),
+    "tv": Known(lambda p, q: (p - q).abs() / 2, lambda ratio: -1e9 * ratio),  # σ(t) = [q > p]
+    triangular: Known(lambda p, q: (p - q) ** 2 / (p + q) / 2, opposite),
+}
+EVERY_DIVERGENCE = pytest.mark.parametrize(
+    "divergence", DIVERGENCES, ids=lambda told: getattr(told, "__name__", told)
+)
 
 # Adversarial embeddings are shifted and narrower: D(adversarial ‖ benign) is not the reverse.
 BENIGN = Normal(torch.tensor(0.0, dtype=torch.float64), 1.0)
@@ -34,33 +72,14 @@ def _seed():
 def integrated(divergence, p, q):
     """D(p ‖ q) by the trapezoid rule, from its textbook definition."""
     x = torch.linspace(-12, 12, 100_001, dtype=torch.float64)
-    log_p, log_q = p.log_prob(x), q.log_prob(x)
-    f_p, f_q = log_p.exp(), log_q.exp()
-    log_m = torch.logaddexp(log_p, log_q) - log(2)
-    integrand = {
-        "js": (f_p * (log_p - log_m) + f_q * (log_q - log_m)) / 2,
-        "kl": f_p * (log_p - log_q),
-        "pearson": f_q * (torch.exp(log_p - log_q) - 1) ** 2,
-        "tv": (f_p - f_q).abs() / 2,
-    }
-    return torch.trapezoid(integrand[divergence], x).item()
+    integrand = DIVERGENCES[divergence].of(p.log_prob(x).exp(), q.log_prob(x).exp())
+    return torch.trapezoid(integrand, x).item()
 
 
 def quantiles(normal, count=100_000):
     """(count, 1) points that stand for ``normal`` without sampling noise."""
     middles = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     return normal.icdf(middles)[:, None]
-
-
-def best_logits(divergence, z, p, q):
-    """The critic's logit at which its bound of D(p ‖ q) is tight, by Nowozin et al. 2016."""
-    log_ratio = p.log_prob(z) - q.log_prob(z)
-    if divergence == "js":
-        return -log_ratio  # σ(t) = q / (p + q)
-    if divergence == "tv":
-        return -1e9 * log_ratio  # σ(t) = 1 where q > p, and 0 elsewhere
-    # The map of logits to ratios, r = 1 + elu(-t), inverted at r = p / q.
-    return torch.where(log_ratio > 0, 1 - log_ratio.exp(), -log_ratio)
 
 
 def trained(critic, draw, *, steps=250, lr=1e-2):
@@ -82,7 +101,9 @@ class TestBound:
         monkeypatch.setattr(
             critic,
             "_logits",
-            lambda z, own_gradient: best_logits(divergence, z[:, 0], ADVERSARIAL, BENIGN),  # noqa: ARG005
+            lambda z, own_gradient: DIVERGENCES[divergence].best(  # noqa: ARG005
+                ADVERSARIAL.log_prob(z[:, 0]) - BENIGN.log_prob(z[:, 0])
+            ),
         )
         found = critic.estimate(quantiles(BENIGN), quantiles(ADVERSARIAL)).item()
         assert found == pytest.approx(integrated(divergence, ADVERSARIAL, BENIGN), abs=1e-3)
@@ -432,9 +453,39 @@ class TestInTheLoop:
         assert "in_features=3, out_features=8" in repr(GlobalDivergenceCritic(3, (8,), "pearson"))
 
 
+class TestADivergenceOfOnesOwn:
+    @pytest.mark.parametrize("name", NAMED)
+    def test_a_named_one_is_the_function_that_stands_by_its_name(self, name):
+        named, told = (
+            GlobalDivergenceCritic(3, (), name),
+            GlobalDivergenceCritic(3, (), NAMED[name]),
+        )
+        told.load_state_dict(named.state_dict())
+        clouds = torch.randn(2, 16, 3)
+        assert torch.equal(named.estimate(*clouds), told.estimate(*clouds))
+
+    def test_all_that_have_a_name_are_held_to_the_laws(self):
+        assert {told for told in DIVERGENCES if isinstance(told, str)} == set(NAMED)
+
+    @pytest.mark.parametrize(
+        "answer", [lambda b, a: b - a, lambda *_: 1.0, lambda b, a: b.mean() > a.mean()]
+    )
+    def test_its_answer_is_one_number_for_both_clouds(self, answer):
+        critic = GlobalDivergenceCritic(3, divergence=answer)
+        for call in (critic.estimate, critic.loss):
+            with pytest.raises(ValueError, match=r"one floating point number .*; take the mean"):
+                call(*torch.randn(2, 4, 3))
+
+    def test_it_is_no_part_of_the_state(self):
+        critic, other = (GlobalDivergenceCritic(3, (), how) for how in (triangular, "js"))
+        assert critic.state_dict().keys() == other.state_dict().keys()
+        other.load_state_dict(critic.state_dict())
+        assert other.divergence == "js"
+
+
 class TestErrors:
     def test_an_unknown_divergence_lists_the_known(self):
-        message = r"one of \['js', 'kl', 'pearson', 'tv'\], got 'wasserstein'"
+        message = r"one of \['js', 'kl', 'pearson', 'tv'\] or a function .*, got 'wasserstein'"
         with pytest.raises(ValueError, match=message):
             GlobalDivergenceCritic(3, divergence="wasserstein")
 

@@ -245,10 +245,17 @@ def _under(record: dict[str, Any], probes: list[str], columns: str) -> str:
     precision = precisions.pop() if len(precisions) == 1 else "training in the precision named"
     commits = sorted({r["commit"][:10] for r in record["runs"]})
     n = run["measurements"][0]["n"]
+    networks: dict[str, list[str]] = {}  # whose rows, in the order of the table
+    for row in record["rows"]:
+        for found in {r["plan"]["backbone"]: 0 for r in record["runs"] if r["row"] == row}:
+            networks.setdefault(found, []).append(row)
+    usual = max(networks, key=lambda found: len(networks[found]))
+    others = [f"{name} for {'; '.join(rows)}" for name, rows in networks.items() if name != usual]
+    backbone = f"{usual} ({', '.join(others)})" if others else usual
     files = [f"`benchmarks/results/{name}.json`" for name in record.get("of", [record["name"]])]
     spread = f"mean ± standard deviation over seeds {seeds}" if len(seeds) > 1 else "one seed"
     return (
-        f"{plan['backbone']} at {plan['image_size']} pixels, {presentations:,} image "
+        f"{backbone} at {plan['image_size']} pixels, {presentations:,} image "
         f"presentations each, {precision}, linear probe on the frozen encoder (`{probes[0]}`, last "
         f"epoch), {spread}; {n:,} test images, ℓ∞ radius {run['settings']['radius']:.3g}, PGD "
         f"with steps of a quarter of it, multi-targeted PGD-20 on the first seed alone. {columns}"

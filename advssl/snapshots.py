@@ -74,6 +74,15 @@ class Snapshot:
             self._hold_tensor(value)
         elif isinstance(value, np.ndarray):
             self._hold_array(value)
+        elif isinstance(value, tuple | frozenset):
+            self._hold_all(value)
+        elif isinstance(value, dict):
+            self._hold_dict(value)
+        elif isinstance(value, list | bytearray | array):
+            self._hold_list(value)
+        elif isinstance(value, set | deque):
+            self._hold_collection(value)
+        # Behind what most are: to ask whether one is a torch.Generator is slow.
         elif isinstance(value, torch.Generator | np.random.RandomState):
             state: Any = value.get_state()
             self._undo.append(lambda: value.set_state(state))
@@ -83,14 +92,6 @@ class Snapshot:
         elif isinstance(value, random.Random):
             at = value.getstate()
             self._undo.append(lambda: value.setstate(at))
-        elif isinstance(value, tuple | frozenset):
-            self._hold_all(value)
-        elif isinstance(value, dict):
-            self._hold_dict(value)
-        elif isinstance(value, list | bytearray | array):
-            self._hold_list(value)
-        elif isinstance(value, set | deque):
-            self._hold_collection(value)
         elif not (isinstance(value, CODE) or foreign(value)):
             self._hold_slots(value)
             if hasattr(value, "__dict__"):

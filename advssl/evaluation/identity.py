@@ -327,6 +327,7 @@ def _installed(module: str) -> bool:
     return any({"site-packages", "dist-packages"} & {*Path(place).parts} for place in places)
 
 
+@cache
 def _version(package: str) -> str:
     try:
         return version(package)

@@ -1,12 +1,12 @@
-"""All Lightning callbacks for two steps, on as many ranks as asked: a script, as DDP needs."""
+"""All Lightning callbacks for two steps, on as many ranks as asked."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+import os
 
 import pytorch_lightning as pl
 import torch
+from ranks import WORLD
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -80,8 +80,8 @@ def trained(devices: int, folder: str) -> dict[str, torch.Tensor]:
     return {f"{n}.{k}": v for n, m in networks.items() for k, v in m.state_dict().items()}
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    found = trained(2, sys.argv[1])
-    rank = torch.distributed.get_rank()
-    torch.save(found, Path(sys.argv[1]) / f"rank{rank}.pt")
+def on_rank(rank: int, folder: str) -> dict[str, torch.Tensor]:
+    """As a process that torchrun started: Lightning starts none, and finds the group there."""
+    there = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": WORLD, "TORCHELASTIC_RUN_ID": "a run"}
+    os.environ |= {name: str(value) for name, value in there.items()}
+    return trained(WORLD, folder)

@@ -7,8 +7,6 @@ import copy
 import io
 import pickle
 import re
-import subprocess
-import sys
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -22,6 +20,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from flops import flops
+from ranks import on_two_ranks
 from torch import nn
 from torch.utils.data import (
     BatchSampler,
@@ -73,7 +72,7 @@ from .lightly_methods import (
     made,
     state,
 )
-from .lightning_ddp_callbacks import trained
+from .lightning_ddp_callbacks import on_rank, trained
 from .test_lightning_methods import still
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(many workers|LeafSpec|weight_norm)")
@@ -1253,11 +1252,8 @@ def _zeroed(module: nn.Module) -> None:
 
 
 def test_two_ranks_are_one_process_on_the_whole_batch(tmp_path):
-    script = Path(__file__).with_name("lightning_ddp_callbacks.py")
-    subprocess.run([sys.executable, script, tmp_path], check=True, timeout=300)
     expected = trained(1, str(tmp_path))
-    for rank in range(2):
-        found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
+    for found in on_two_ranks(on_rank, tmp_path, str(tmp_path)):
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-8, msg=name)

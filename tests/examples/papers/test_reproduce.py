@@ -16,6 +16,7 @@ import pytest
 import torch
 from damage import DAMAGES
 from PIL import Image
+from ranks import Ended, as_script
 
 from advcl import VIEWS
 from advssl.cli import main as advssl
@@ -124,15 +125,9 @@ BENCHMARKS = REPRODUCE.parents[2] / "benchmarks"
 )
 def test_the_benchmarks_scripts_refuse_under_their_own_names(words, refusal, tmp_path):
     script, *rest = words
-    done = subprocess.run(
-        [sys.executable, BENCHMARKS / script, *rest],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=60,  # it would train
-    )
-    assert done.returncode == 2
-    assert refusal in done.stderr
+    done = as_script(BENCHMARKS / script, rest, tmp_path)
+    assert done.code == 2
+    assert refusal in done.err
     assert not list(tmp_path.iterdir())
 
 
@@ -521,20 +516,10 @@ def test_a_run_that_is_interrupted_says_how_to_go_on(tmp_path, monkeypatch, caps
     assert (code, said) == (1, "reproduce.py: interrupted; the same command goes on where it was\n")
 
 
-def run(words: list[str], place: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, REPRODUCE, *words],
-        cwd=place,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-
-
-def check_terminal(done: subprocess.CompletedProcess[str], place: Path) -> None:
+def check_terminal(done: Ended, place: Path) -> None:
     """A table and where the files are, and nothing else."""
-    assert (done.returncode, done.stderr) == (0, "")
-    title, _, *rows = done.stdout.strip().splitlines()
+    assert (done.code, done.err) == (0, "")
+    title, _, *rows = done.out.strip().splitlines()
     assert title.startswith("| SimCLR: accuracy (%) on 20 test images | clean | PGD-20 l_inf 0.1")
     places = [row.split(" | ")[0].partition(", epoch")[0] for row in rows[:2]]
     assert places == ["| slf", "| slf, best on validation"]
@@ -544,12 +529,21 @@ def check_terminal(done: subprocess.CompletedProcess[str], place: Path) -> None:
 
 
 def test_a_run_says_little(tmp_path):
-    check_terminal(run(tiny.words("simclr"), tmp_path), tmp_path)
+    check_terminal(as_script(REPRODUCE, tiny.words("simclr"), tmp_path), tmp_path)
 
 
 @pytest.mark.heavy
-def test_two_processes_say_no_more_than_one(tmp_path):
-    check_terminal(run(tiny.words("simclr", "--devices", "2"), tmp_path), tmp_path)
+@pytest.mark.parametrize("devices", [1, 2])
+def test_two_processes_say_no_more_than_one(devices, tmp_path):
+    words = tiny.words("simclr", "--devices", str(devices))
+    done = subprocess.run(
+        [sys.executable, REPRODUCE, *words],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    check_terminal(Ended(done.returncode, done.stdout, done.stderr), tmp_path)
 
 
 # --- everything, small ----------------------------------------------------------------------------

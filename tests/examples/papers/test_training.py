@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import itertools
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from ranks import PROCESSES
 
 from advssl.evaluation.identity import keep, kept
 from harness import chain
@@ -56,38 +58,26 @@ def key(out: Path) -> str:
 
 # --- going on -------------------------------------------------------------------------------------
 
-KILLED = """
-import os, signal, sys
-sys.path[:0] = sys.argv[4:]
-from pathlib import Path
-from harness import chain
-from reproduce import METHODS
-from tests.examples.papers import tiny
 
-name, out, step = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-method, done = METHODS[name], 0
+def killed_after(step: int, name: str, out: Path) -> None:
+    """Trained until the optimizer has made so many steps, in the process that calls it."""
+    method, done = METHODS[name], itertools.count(1)
 
-def killed(self):
-    global done
-    done += 1
-    if done == step:
-        os.kill(os.getpid(), signal.SIGKILL)
+    def after_step(_):
+        if next(done) == step:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-method.after_step = killed
-tiny.train(tiny.plan(name, "--epochs", "2"), out, save_every=0)
-"""
+    method.after_step = after_step
+    tiny.train(tiny.plan(name, "--epochs", "2"), out, save_every=0)
 
 
 @pytest.mark.parametrize("name", ["gsa_rsl", pytest.param("simclr", marks=pytest.mark.heavy)])
 def test_a_killed_run_ends_with_the_same_weights(name, whole, tmp_path):
     # After the optimizer's fifth step, the second of the second epoch, and before its checkpoint.
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, name, tmp_path, "5", PAPERS, PAPERS.parents[1]],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed = PROCESSES.Process(target=killed_after, args=(5, name, tmp_path))
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     assert torch.load(folder(tmp_path) / LAST, weights_only=True)["global_step"] == 4
     resumed = tiny.train(tiny.plan(name, "--epochs", "2"), tmp_path)
     assert tiny.same(tiny.weights(resumed), whole(name))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from advssl.evaluation.places import without_place
 from advssl.extras import check
-from advssl.options import OWN, Compared, Costed, Examined, Options, parse
+from advssl.options import OWN, Compared, Costed, Examined, Options, Pictured, parse
 
 # Torch takes seconds to import, so what needs it is imported where the work begins.
 if TYPE_CHECKING:
@@ -173,11 +173,16 @@ def compare(options: Compared, command: str) -> dict[str, Path]:
     return report.write(page, options.out)
 
 
-def look_at_step(options: Examined | Costed) -> dict[str, Path]:
-    """What would spoil an attack on a training step, with exit status 1 if anything would; or what
-    each component would add to it.
+def look_at_step(options: Examined | Costed | Pictured) -> dict[str, Path]:
+    """What would spoil an attack on a training step, with exit status 1 if anything would; what
+    each component would add to it; or what it sees.
     """
     given = _given_by(options.step)
+    if isinstance(options, Pictured):
+        from advssl import gallery
+
+        figure = gallery.gallery(*given, images=options.images)
+        return {"png": gallery.write(figure, Path(options.out))}
     from advssl import doctor
 
     if isinstance(options, Costed):

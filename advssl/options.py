@@ -123,7 +123,22 @@ class Costed:
     needs: ClassVar[tuple[str, ...]] = ()
 
 
-def parse(words: Sequence[str]) -> Options | Compared | Examined | Costed:
+@dataclass(frozen=True)
+class Pictured:
+    """What ``advssl gallery`` was asked for."""
+
+    step: str
+    out: str
+    images: int
+    needs: ClassVar[tuple[str, ...]] = ("matplotlib",)
+
+    def __post_init__(self) -> None:
+        if Path(self.out).suffix != ".png":
+            raise ValueError(f"--out {self.out}: one PNG is written; name it such as gallery.png")
+        check_writable(Path(self.out).parent)
+
+
+def parse(words: Sequence[str]) -> Options | Compared | Examined | Costed | Pictured:
     """The words of a command, or a ValueError on what is wrong with them."""
     asked = vars(_parser().parse_args(words))
     kind = asked.pop("kind")
@@ -289,7 +304,9 @@ def _parser() -> argparse.ArgumentParser:
         "step fit to be attacked?",
     )
     parser.add_argument("--version", action="version", version=f"advssl {advssl.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="evaluate | compare | doctor | cost")
+    commands = parser.add_subparsers(
+        required=True, metavar="evaluate | compare | doctor | cost | gallery"
+    )
     shape = lambda prog: argparse.HelpFormatter(prog, max_help_position=24, width=100)  # noqa: E731
     evaluation = commands.add_parser(
         "evaluate",
@@ -444,6 +461,7 @@ def _parser() -> argparse.ArgumentParser:
     for kind, name, said in (
         (Examined, "doctor", "what would silently spoil an attack on your training step"),
         (Costed, "cost", "what each component would add to your training step"),
+        (Pictured, "gallery", "what your training step sees: benign and adversarial views"),
     ):
         looking = commands.add_parser(name, help=said, formatter_class=shape)
         looking.set_defaults(kind=kind)
@@ -455,4 +473,7 @@ def _parser() -> argparse.ArgumentParser:
             "batch that returns the loss; beside it one batch, and if you like the "
             "AdversarialViewGenerator to attack it with",
         )
+    add = looking.add_argument  # of the gallery
+    add("--images", type=_whole(1, 64), default=8, metavar="N", help="how many of the batch; 8")
+    add("--out", type=_text, default="gallery.png", metavar="PNG", help="gallery.png")
     return parser

@@ -39,6 +39,8 @@ ORDER = [
     "integrations",
     "evaluation",
     "doctor",
+    "monitors",
+    "gallery",
     "options",
     "cli",
 ]

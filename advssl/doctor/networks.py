@@ -19,6 +19,7 @@ from advssl.reaching import moved_since, state_marks, submodules
 from advssl.types import Embeddings, modules_of
 
 _SPREAD = 0.01  # of unit vectors, against 1 where they point anywhere
+_LINE = 1.1  # of the effective rank
 _FEW = 4  # embeddings of which nothing is said
 
 
@@ -119,15 +120,20 @@ def collapse(heard: Heard) -> Check:
         )
     z = found[-1].output.detach().float()
     spread, rank = spread_of(z), effective_rank(z)
-    flat = rank < 1.1 and len(z) >= 2 * _FEW and z.shape[1] > 1
+    few = len(z) < 2 * _FEW or z.shape[1] == 1  # to say that they lie on one line
     return answer(
-        spread < _SPREAD or flat,
+        is_collapsed(spread, math.inf if few else rank),
         f"{len(z)} embeddings of {found[-1].name} ({z.shape[1]} numbers each) have a spread of "
         f"{spread:.2g}, where 1 is every direction and 0 a point, and an effective rank of "
         f"{rank:.1f}",
         spread=spread,
         rank=rank,
     )
+
+
+def is_collapsed(spread: float, rank: float) -> bool:
+    """Whether embeddings of that spread and effective rank are one point or lie on one line."""
+    return spread < _SPREAD or rank < _LINE
 
 
 def spread_of(embeddings: Embeddings) -> float:

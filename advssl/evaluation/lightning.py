@@ -55,10 +55,7 @@ class TheoremTerms(Callback):
     ) -> None:
         check_batch(images, labels)
         check_kind("ball", ball, Ball)
-        if branches is not None and len(branches) != 2:
-            raise ValueError(
-                f"branches must be two names, of benign and of attacked images, got {branches!r}"
-            )
+        check_branches(branches)
         self.images, self.labels, self.on = images, labels, on
         self.ball, self.branches = ball, branches
         self.every, self.rho = whole("every", every, 1), positive("rho", rho)
@@ -67,7 +64,7 @@ class TheoremTerms(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if (trainer.current_epoch + 1) % self.every:
             return
-        benign, attacked = self._encoders(pl_module)
+        benign, attacked = encoders_of(pl_module, self.on, self.branches)
         found = robust_bounds(
             benign,
             None,
@@ -87,15 +84,27 @@ class TheoremTerms(Callback):
             terms["branch_accuracy"] = found.branch_accuracy
         pl_module.log_dict({f"theorem/{name}": value for name, value in terms.items()})
 
-    def _encoders(self, module: nn.Module) -> tuple[nn.Module, nn.Module | None]:
-        try:
-            encoder = module.get_submodule(self.on)
-        except AttributeError as error:
-            raise ValueError(
-                f"{type(module).__name__} has no submodule {self.on!r}; name its encoder, one of "
-                f"{[name for name, _ in module.named_children()]}"
-            ) from error
-        if self.branches is None:
-            return encoder, None
-        first, second = (keep_branch(encoder, name) for name in self.branches)
-        return first, second
+
+def encoders_of(
+    module: nn.Module, on: str, branches: tuple[str, str] | None
+) -> tuple[nn.Module, nn.Module | None]:
+    """The encoder of that name, or with branches that of benign and that of attacked images."""
+    try:
+        encoder = module.get_submodule(on)
+    except AttributeError as error:
+        raise ValueError(
+            f"{type(module).__name__} has no submodule {on!r}; name its encoder, one of "
+            f"{[name for name, _ in module.named_children()]}"
+        ) from error
+    if branches is None:
+        return encoder, None
+    first, second = (keep_branch(encoder, name) for name in branches)
+    return first, second
+
+
+def check_branches(branches: tuple[str, str] | None) -> None:
+    """Raise unless these are two names or none."""
+    if branches is not None and len(branches) != 2:
+        raise ValueError(
+            f"branches must be two names, of benign and of attacked images, got {branches!r}"
+        )

@@ -4,23 +4,41 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH ?= .venv-bench
-PYTEST = $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+LOWEST ?= .venv-lowest
+SUITE = -m pytest --numprocesses auto --dist loadfile
+PYTEST = $(BIN)/python $(SUITE)
+QUICK = $(addprefix tests/test_,$(addsuffix .py,architecture balls losses options pixels schedules \
+	selection types views))
 
-.PHONY: demo test test-all check bench tables docs clean
+.PHONY: help demo quick test test-all check hooks lowest bench tables docs wheel release clean
+
+help:  ## what there is to make
+	@sed -n 's/^\([a-z-]*\):.*##/\1 #/p' Makefile | awk -F ' # *' '{ printf "make %-9s %s\n", $$1, $$2 }'
 
 demo: $(READY)  ## three encoders on digits, attacked: under five minutes on two cores
 	$(BIN)/python examples/quickstart.py --aa-images 20
 
-test: $(READY)  ## the suite, without what takes minutes
-	$(PYTEST)
+quick: $(READY)  ## style, and the laws of the parts that train nothing: under a minute
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(PYTEST) --quiet $(QUICK) $(ARGS)
+
+test: $(READY)  ## the suite, without what takes minutes; ARGS="tests/test_balls.py -k project" for less
+	$(PYTEST) $(ARGS)
 
 test-all: $(READY)  ## all of it: every chain of the papers, several processes, compiled encoders
-	$(PYTEST) -m ""
+	$(PYTEST) -m "" $(ARGS)
 
 check: $(READY)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+hooks: $(READY)  ## git runs style before a commit and types before a push
+	$(BIN)/pre-commit install --hook-type pre-commit --hook-type pre-push
+
+lowest: $(LOWEST)/.ready  ## the suite under the lowest versions that pyproject.toml admits
+	$(LOWEST)/bin/python $(SUITE) $(ARGS)
 
 bench: $(BENCH)/.ready  ## how fast, beside other libraries: under 15 minutes on two cores
 	$(BENCH)/bin/python benchmarks/speed.py
@@ -32,6 +50,19 @@ docs: $(READY)  ## docs/_build/index.html
 	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	$(BIN)/python -m sphinx --fail-on-warning --quiet docs docs/_build
 	$(BIN)/python docs/check_links.py docs/_build
+
+wheel: $(READY)  ## dist/: sdist and wheel, their metadata and the links of their page checked
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python docs/check_links.py dist/*.whl
+
+release:  ## the same of what is committed, under a version that the changelog closes
+	@test -z "$$(git status --porcelain)" || \
+		{ git status --short; echo "release: commit or remove these first" >&2; exit 1; }
+	@! sed -n '/^## \[Unreleased\]/,/^## \[[0-9]/p' CHANGELOG.md | grep --quiet '^- ' || \
+		{ echo "release: in CHANGELOG.md give what is [Unreleased] its version" >&2; exit 1; }
+	$(MAKE) check test wheel
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -47,5 +78,17 @@ $(BENCH)/.ready: pyproject.toml
 	$(BENCH)/bin/python -m pip install --quiet --no-deps torchattacks
 	touch $@
 
-clean:
-	rm -rf $(VENV) $(BENCH) runs
+# Direct dependencies at their floors first; what tests need besides keeps to them.
+$(LOWEST)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv
+	$(LOWEST)/bin/uv pip compile --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
+		--extra all pyproject.toml --output-file $(LOWEST)/requirements.txt
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python \
+		--requirement $(LOWEST)/requirements.txt
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --editable ".[dev]" \
+		--constraint $(LOWEST)/requirements.txt
+	touch $@
+
+clean:  ## the environments and runs/ are gone
+	rm -rf $(VENV) $(BENCH) $(LOWEST) runs dist

@@ -1,11 +1,14 @@
-"""Whether every link of the built pages leads to a file and an anchor that are there.
+"""Whether every link leads somewhere: of the built pages, or of a package's own page.
 
 python docs/check_links.py docs/_build
+python docs/check_links.py dist/advssl-0.1.0-py3-none-any.whl
 """
 
 from __future__ import annotations
 
 import sys
+import zipfile
+from email import message_from_bytes
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -40,6 +43,25 @@ def dead(folder: Path) -> list[str]:
     return found
 
 
+def dead_on_package_page(description: str) -> list[str]:
+    """The links of a Markdown description, as package indexes render it, that lead nowhere."""
+    from readme_renderer.markdown import render
+
+    page = _Page(render(description) or "")
+    absolute = {link for link in page.links if urlsplit(link).scheme}
+    anchors = {f"#{name}" for name in page.anchors}
+    return [f"package page: {link}" for link in sorted(page.links - absolute - anchors)]
+
+
+def description_of(wheel: Path) -> str:
+    """The long description in a wheel's metadata."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+        payload = message_from_bytes(archive.read(name)).get_payload(decode=True)
+    return bytes(payload).decode()
+
+
 if __name__ == "__main__":
-    lines = dead(Path(sys.argv[1]))
+    what = Path(sys.argv[1])
+    lines = dead(what) if what.is_dir() else dead_on_package_page(description_of(what))
     sys.exit("\n".join(["dead links:", *lines]) if lines else 0)

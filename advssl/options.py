@@ -392,7 +392,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAMES",
         help="clean, pgd, pgd-l2, mpgd, aa: these; pgd-double, pgd-250, mpgd-250",
     )
-    add("--norm", default="linf", type=_known(NORMS), metavar="NAME", help="linf or l2; linf")
+    add(
+        "--norm",
+        default="linf",
+        type=_known(NORMS),
+        metavar="NAME",
+        help=f"{' or '.join(NORMS)}; linf",
+    )
     add("--eps", type=_radius, default=8 / 255, metavar="RADIUS", help="in pixels of [0, 1]; 8/255")
     add = evaluation.add_argument_group("with how much work").add_argument
     yes_no = argparse.BooleanOptionalAction

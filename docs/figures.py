@@ -1,11 +1,13 @@
-"""Draw the figures of the components' pages, from the components: docs/figures/*.svg.
+"""Draw the figures of the pages, those of components from the components: docs/figures/*.svg.
 
-python docs/figures.py
+python docs/figures.py          # all of them
+python docs/figures.py flow     # one
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -201,12 +203,57 @@ def local_selection() -> Figure:
     return figure
 
 
+# What goes in and comes out, and in brackets the modules between, with what serves them.
+WAYS = (
+    (
+        ("images",),
+        ("[views]",),
+        ("[attacks]", "[balls] [pixels]\n[modes]"),
+        ("your\nencoder", "[branches]"),
+        ("embeddings",),
+    ),
+    (
+        ("embeddings",),
+        ("[losses] [critics]\n[heads]", "[selection] [clustering]"),
+        ("[sharpness]",),
+        ("your loop:\nsum, step",),
+    ),
+    (("your\nencoder",), ("[evaluation]",), ("record,\nreport",)),
+    (("your\nstep",), ("[doctor]",), ("what spoils it,\nwhat it costs",)),
+)
+
+
+def flow() -> Figure:
+    """The modules that a batch passes on its way to a step, or an encoder to a report."""
+    figure, axes = _new((7.0, 4.4))
+    for y, way in enumerate(WAYS):
+        for x, (what, *served) in enumerate(way):
+            if x:
+                arrow = {"arrowstyle": "->", "color": INK, "linewidth": 1}
+                axes.annotate("", (x - 0.42, y), (x - 0.58, y), arrowprops=arrow)
+            room = what.startswith("[")
+            box = {"boxstyle": "round,pad=0.45", "fill": False, "edgecolor": BLUE if room else RULE}
+            axes.text(x, y, _named(what), ha="center", va="center", color=INK, bbox=box)
+            for helpers in served:
+                small = {"fontsize": 8, "color": BLUE, "ha": "center", "va": "top"}
+                axes.text(x, y + 0.3, _named(helpers), **small)
+    axes.set_xlim(-0.5, 4.5)
+    axes.set_ylim(3.5, -0.5)
+    axes.axis("off")
+    return figure
+
+
+def _named(text: str) -> str:
+    return text.replace("] [", " · ").replace("[", "").replace("]", "")
+
+
 FIGURES: dict[str, Callable[[], Figure]] = {
     "adversarial_view": adversarial_view,
     "global_divergence": global_divergence,
     "sharpness": sharpness,
     "high_frequencies": high_frequencies,
     "local_selection": local_selection,
+    "flow": flow,
 }
 
 
@@ -217,7 +264,8 @@ def _new(size: tuple[float, float]) -> tuple[Figure, Axes]:
 
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
-    for name, draw in FIGURES.items():
+    for name in sys.argv[1:] or FIGURES:
+        draw = FIGURES[name]
         with look.look():
             figure = draw()
         text = svg(figure, name)

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from toys import brief_evaluation
 
 from advssl import Linf, branch_batchnorm, cli
 from advssl.evaluation import (
-    ascents,
     attacks,
-    checks,
     measuring,
     probes,
     records,
@@ -54,11 +53,9 @@ def small(tmp_path_factory):
         for module in ("evaluation.classifiers", "evaluation.reopened", "integrations.timm"):
             patch.setattr(f"advssl.{module}.backbone", tiny)  # imported before the last is patched
         patch.setattr(faces, "figures", lambda _: {})
+        brief_evaluation(patch)
         patch.setattr(MODULE, "_RADII", (1.0, 4.0))
         patch.setattr(MODULE, "_STEPS", (1, 5))
-        patch.setattr(checks, "PGD_STEPS", 4)
-        patch.setattr(ascents, "STEP_COUNTS", (1, 3))
-        patch.setattr(ascents, "QUERIES", 10)
         yield
 
 
@@ -70,6 +67,14 @@ def drawn(monkeypatch):
 def run(out, *more: str) -> dict:
     cli.main([*QUICK, "--out", str(out), *more])
     return json.loads((out / "record.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Where that command has run."""
+    out = tmp_path_factory.mktemp("whole")
+    run(out)
+    return out
 
 
 @pytest.mark.usefixtures("drawn")
@@ -97,7 +102,8 @@ def test_writes_a_report(tmp_path, capsys):
         assert section.checks
         assert (tmp_path / "work" / f"classifier-{section.classifier}.pt").exists()
     for section in found.sections[1::2]:
-        assert re.fullmatch(r"best on validation, epoch \d+ of 10", section.selected)
+        epochs = probes.protocol("ascl23", section.protocol).epochs
+        assert re.fullmatch(rf"best on validation, epoch \d+ of {epochs}", section.selected)
         assert [m.name for m in section.measurements] == [
             "clean",
             attacks.PGD(Linf(16 / 255), 20, 4 / 255).name,
@@ -106,32 +112,29 @@ def test_writes_a_report(tmp_path, capsys):
     assert f"{100 * found.sections[0].measurements[0].value:.1f}" in page
 
 
-def test_killed_anywhere_and_repeated_it_is_the_same_record(tmp_path, monkeypatch):
-    expected = run(tmp_path / "whole")
+def test_killed_anywhere_and_repeated_it_is_the_same_record(whole, tmp_path, monkeypatch):
+    inner = measuring.measure
     for kill_after in (1, 5):
         count = 0
-        inner = measuring.measure
 
-        def killed(*args, inner=inner, **kwargs):
+        def killed(*args, **kwargs):
             nonlocal count
             count += 1
             if count > kill_after:
                 raise KeyboardInterrupt
             return inner(*args, **kwargs)
 
-        out = tmp_path / f"killed{kill_after}"
         with monkeypatch.context() as patch:
             patch.setattr(measuring, "measure", killed)
             with pytest.raises(KeyboardInterrupt):
-                run(out)
-        again = run(out)
-        assert again.pop("command") != expected["command"]  # it names another folder
-        assert again == {k: v for k, v in expected.items() if k != "command"}
+                run(tmp_path)
+    again = run(tmp_path)
+    expected = json.loads((whole / "record.json").read_text(encoding="utf-8"))
+    assert again.pop("command") != expected.pop("command")  # it names another folder
+    assert again == expected
 
 
-def test_finished_work_is_not_done_again(tmp_path, monkeypatch):
-    run(tmp_path)
-
+def test_finished_work_is_not_done_again(whole, monkeypatch):
     def forbidden(*_, **__):
         raise AssertionError("this was finished")
 
@@ -139,7 +142,7 @@ def test_finished_work_is_not_done_again(tmp_path, monkeypatch):
     monkeypatch.setattr(attacks.PGD, "_run", forbidden)
     monkeypatch.setattr(attacks.MultiTargetedPGD, "_run", forbidden)
     monkeypatch.setattr(running.Run, "_strip", lambda *_: None)
-    run(tmp_path)
+    run(whole)
 
 
 def test_a_checkpoint_is_read_and_its_input_normalised(tmp_path):

@@ -7,18 +7,16 @@ import os
 import random
 import signal
 import time
-from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from ranks import PROCESSES
+from toys import brief_evaluation
 
 from advssl import cli
-from advssl.evaluation import ascents, checks, report
-from advssl.evaluation.probes import PRESETS, protocol
+from advssl.evaluation import report
 
 pytest.importorskip("timm")
 pytest.importorskip("matplotlib")
@@ -37,7 +35,6 @@ COMMAND = [
 ]
 AT_224 = ["--image-size=224", "--preset=plain", "--protocol=slf", "--attacks=pgd", "--num-images=2"]
 KILLS = 2
-MODULE = import_module("advssl.evaluation.evaluate")  # the package has the function
 
 
 def write_images(place: Path, size: int, **counts: int) -> None:
@@ -53,14 +50,8 @@ def write_images(place: Path, size: int, **counts: int) -> None:
                 Image.fromarray(pixels).save(below / f"{i}.png")
 
 
-def brief() -> None:
-    """Figures and doubts of few steps and queries, in the process that calls it."""
-    MODULE._RADII, MODULE._STEPS = (1.0,), (1, 2)
-    checks.PGD_STEPS, ascents.STEP_COUNTS, ascents.QUERIES = 4, (1, 3), 10
-
-
 def command(folder: Path) -> None:
-    brief()
+    brief_evaluation(pytest.MonkeyPatch())
     os.chdir(folder)  # the same command in another place, where no repository has a commit
     cli.main([*COMMAND, "--image-size", "8", "--out", "report"])
 
@@ -104,16 +95,17 @@ def test_killed_at_any_moment_and_repeated_it_is_the_same_report(tmp_path):
     assert json.loads((whole / "report" / "record.json").read_text(encoding="utf-8"))["sections"]
 
 
+def coarse(_: str) -> torch.nn.Module:
+    """A backbone that takes no time at 224 pixels."""
+    layers = torch.nn.Conv2d(3, 8, 16, stride=16), torch.nn.BatchNorm2d(8), torch.nn.ReLU()
+    return torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+
+
 def test_photographs_of_224_pixels_in_folders_within_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(MODULE, "_RADII", (1.0,))
-    monkeypatch.setattr(MODULE, "_STEPS", (1, 2))
-    monkeypatch.setattr(checks, "PGD_STEPS", 4)
-    monkeypatch.setattr(ascents, "STEP_COUNTS", (1, 3))
-    monkeypatch.setattr(ascents, "QUERIES", 10)
-    monkeypatch.setitem(
-        PRESETS["standardised"], "slf", replace(protocol("standardised", "slf"), epochs=6)
-    )
+    brief_evaluation(monkeypatch)
+    for module in ("evaluation.classifiers", "integrations.timm"):
+        monkeypatch.setattr(f"advssl.{module}.backbone", coarse)
     write_images(tmp_path / "images", 230, train=4, val=2)  # "val" is what ImageNet calls it
     cli.main([*COMMAND, *AT_224])
     found = report.read(tmp_path / "report" / "record.json")

@@ -21,7 +21,7 @@ NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse"
 
 @pytest.mark.skipif(not FILE.exists(), reason="this pyautoattack comes without its example")
 def test_the_ten_classes_of_a_file_by_others(tmp_path, monkeypatch):
-    """Its ten outputs are CIFAR-10's classes; what it makes of one image of each is its own."""
+    """Its ten outputs are CIFAR-10's classes; what it makes of two images is its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(faces, "figures", lambda _: {})
     draw = torch.Generator().manual_seed(0)
@@ -34,7 +34,7 @@ def test_the_ten_classes_of_a_file_by_others(tmp_path, monkeypatch):
         [
             *("evaluate", "--backbone", "cifar:resnet18", "--checkpoint", str(FILE)),
             *("--protocol", "own", "--data", "folder:images", "--attacks", "pgd", "--no-doubts"),
-            *("--no-figures", "--out", "report"),
+            *("--no-figures", "--num-images", "2", "--out", "report"),
         ]
     )
     record = json.loads((tmp_path / "report" / "record.json").read_text(encoding="utf-8"))
@@ -42,6 +42,6 @@ def test_the_ten_classes_of_a_file_by_others(tmp_path, monkeypatch):
     assert section["protocol"] == "own"
     clean, *hostile = section["measurements"]
     assert len(hostile) == 2
-    assert all(m["probe"]["protocol"] == "own" and m["n"] == 10 for m in section["measurements"])
+    assert all(m["probe"]["protocol"] == "own" and m["n"] == 2 for m in section["measurements"])
     assert clean["model"]["checkpoint"] == "model_test.pt"
     assert str(FILE) not in json.dumps(record)

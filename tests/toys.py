@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib import import_module
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from advssl import L2, Linf
+from advssl.evaluation import ascents, checks
 from advssl.evaluation.attacks import PGD, AutoAttack, Clean, MultiTargetedPGD
+from advssl.evaluation.protocols import PRESETS, protocol
 
 BALLS = [Linf(0.03), L2(0.25)]
 QUICK = [
@@ -125,3 +132,31 @@ class Alone(nn.Module):
     def forward(self, images):
         hidden = (self.inner * (images.flatten(1) - 0.5)[:, None]).sum(dim=2).tanh()
         return (self.outer * hidden[:, None]).sum(dim=2)
+
+
+@contextmanager
+def queries_of_square(count: int) -> Iterator[None]:
+    """AutoAttack in which the last of its attacks, by far the longest, ends early."""
+    pytest.importorskip("pyautoattack")
+    full = AutoAttack._library_run
+
+    def run(*given):
+        found = full(*given)
+        found.square.n_queries = count
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AutoAttack, "_library_run", run)
+        yield
+
+
+def brief_evaluation(patch: pytest.MonkeyPatch) -> None:
+    """The command with a probe of few epochs, curves of few points, doubts of few steps."""
+    evaluate = import_module("advssl.evaluation.evaluate")  # the package has the function
+    patch.setattr(evaluate, "_RADII", (1.0,))
+    patch.setattr(evaluate, "_STEPS", (1, 2))
+    patch.setattr(checks, "PGD_STEPS", 4)
+    patch.setattr(ascents, "STEP_COUNTS", (1, 3))
+    patch.setattr(ascents, "QUERIES", 10)
+    for preset, name, epochs in (("standardised", "slf", 6), ("ascl23", "alf", 4)):
+        patch.setitem(PRESETS[preset], name, replace(protocol(preset, name), epochs=epochs))

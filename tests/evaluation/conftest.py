@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pictures import write_images
 from torch import nn
-from toys import blobs, trained
+from toys import blobs, queries_of_square, trained
 
 from advssl.evaluation.attacks import AutoAttack
 
@@ -75,6 +75,12 @@ def short_autoattack(monkeypatch):
     full = AutoAttack._library_run
     monkeypatch.setattr(AutoAttack, "_library_run", lambda *given: cut(full(*given)))
     return cut
+
+
+@pytest.fixture
+def few_queries():
+    with queries_of_square(50):
+        yield
 
 
 @pytest.fixture(scope="module")

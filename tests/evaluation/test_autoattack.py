@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from toys import Alone, Linear, blobs, inside, trained
+from toys import Alone, Linear, blobs, inside, queries_of_square, trained
 
 from advssl import L2, Linf
 from advssl.evaluation.attacks import (
@@ -20,24 +20,28 @@ from advssl.evaluation.attacks import (
 from advssl.evaluation.autoattack import _DrawsForOne
 
 
-@pytest.fixture(scope="module")
-def standard(net):
-    """One run of AutoAttack standard on sixteen images, looked at from many sides."""
-    pytest.importorskip("pyautoattack")
+@pytest.fixture(scope="module", params=[200, pytest.param(5000, marks=pytest.mark.heavy)])
+def standard(request, net):
+    """One run of AutoAttack standard on sixteen images, looked at from many sides.
+
+    Square, the longest of its four attacks, has all of its queries where time does not matter.
+    """
     x, y = blobs(16, 4, seed=2)
     ticks, ball = [], Linf(0.05)
     before = torch.get_rng_state()
-    found = AutoAttack(ball).search(net, x, y, seed=11, progress=lambda *t: ticks.append(t))
+    with queries_of_square(request.param):
+        found = AutoAttack(ball).search(net, x, y, seed=11, progress=lambda *t: ticks.append(t))
     kept = torch.equal(torch.get_rng_state(), before)
-    return found, x, y, ball, ticks, kept
+    return found, x, y, ball, ticks, kept, request.param
 
 
 class TestAutoAttack:
     def test_flags_are_the_librarys_own(self, net, standard):
-        found, x, y, ball, _, _ = standard
+        found, x, y, ball, *_, queries = standard
         library = pytest.importorskip("pyautoattack")
         run = library.AutoAttack(net, norm="Linf", eps=ball.radius, seed=11, version="standard")
         run.apgd_targeted.n_target_classes = run.fab.n_target_classes = 3
+        run.square.n_queries = queries
         _, seen_as = run.run_standard_evaluation(x, y, batch_size=16)
         assert torch.equal(found.correct, seen_as == y)
         assert 0 < found.correct.sum() < 16
@@ -80,16 +84,17 @@ class TestAutoAttack:
         assert not torch.equal(together[0], together[1])
 
     def test_stays_inside_and_is_no_weaker_than_pgd(self, net, standard):
-        found, x, y, ball, _, _ = standard
+        found, x, y, ball, *_ = standard
         assert inside(ball, x, found.images)
         pgd = MultiTargetedPGD(ball, 50, None).search(net, x, y, seed=0)
         assert found.correct.sum() <= pgd.correct.sum()
 
     def test_the_callers_random_state_stays(self, standard):
-        assert standard[-1]
+        *_, kept, _ = standard
+        assert kept
 
     def test_progress_names_every_sub_attack(self, standard):
-        ticks = standard[-2]
+        *_, ticks, _, _ = standard
         assert [t[0] for t in ticks[::2]] == ["apgd-ce", "apgd-t", "fab-t", "square"]
         assert ticks[0] == ("apgd-ce", 0, 4)
         assert ticks[-1] == ("square", 4, 4)
@@ -112,8 +117,8 @@ class TestAutoAttack:
             sys.settrace(before)
         assert (random.getstate(), np.random.get_state()[1].tolist()) == states  # noqa: NPY002
 
+    @pytest.mark.usefixtures("few_queries")
     def test_channels_last(self):
-        pytest.importorskip("pyautoattack")
         model = trained(4, channels=3)
         x, y = blobs(8, 4, channels=3)
         turned = x.to(memory_format=torch.channels_last)
@@ -123,8 +128,8 @@ class TestAutoAttack:
         assert torch.equal(one.correct, other.correct)
         torch.testing.assert_close(one.images, other.images)
 
+    @pytest.mark.usefixtures("few_queries")
     def test_three_classes(self):
-        pytest.importorskip("pyautoattack")
         model, (x, y), ticks = trained(3), blobs(4, 3), []
         attack = AutoAttack(Linf(0.05))
         record = measure(model, attack, [(x, y)], progress=lambda *t: ticks.append(t[0]))

@@ -5,10 +5,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH ?= .venv-bench
 LOWEST ?= .venv-lowest
-SUITE = -m pytest --numprocesses auto --dist loadfile
+# Each process takes half of the tests, and of the other's what is left when it is done.
+SUITE = -m pytest --numprocesses auto --dist worksteal --durations 25
 PYTEST = $(BIN)/python $(SUITE)
 QUICK = $(addprefix tests/test_,$(addsuffix .py,architecture balls losses options pixels schedules \
 	selection types views))
+# Of all that is installed a fifth is imported: compiled when it is, and kept.
+unexport PYTHONDONTWRITEBYTECODE
+PIP_INSTALL = -m pip install --quiet --no-compile
 
 .PHONY: help demo quick test test-all check hooks lowest bench tables docs wheel release clean
 
@@ -47,7 +51,7 @@ tables: $(READY)  ## write the READMEs' and docs' tables anew from benchmarks/re
 	$(BIN)/python benchmarks/tables.py
 
 docs: $(READY)  ## docs/_build/index.html
-	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	$(BIN)/python $(PIP_INSTALL) --editable ".[docs]"
 	$(BIN)/python -m sphinx --fail-on-warning --quiet docs docs/_build
 	$(BIN)/python docs/check_links.py docs/_build
 
@@ -66,22 +70,22 @@ release:  ## the same of what is committed, under a version that the changelog c
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python $(PIP_INSTALL) --upgrade pip
+	$(BIN)/python $(PIP_INSTALL) --editable ".[dev]"
 	touch $@
 
 # torchattacks pins a requests of 2020; it runs without it.
 $(BENCH)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(BENCH)
-	$(BENCH)/bin/python -m pip install --quiet --upgrade pip
-	$(BENCH)/bin/python -m pip install --quiet --editable ".[all,bench]"
-	$(BENCH)/bin/python -m pip install --quiet --no-deps torchattacks
+	$(BENCH)/bin/python $(PIP_INSTALL) --upgrade pip
+	$(BENCH)/bin/python $(PIP_INSTALL) --editable ".[all,bench]"
+	$(BENCH)/bin/python $(PIP_INSTALL) --no-deps torchattacks
 	touch $@
 
 # Direct dependencies at their floors first; what tests need besides keeps to them.
 $(LOWEST)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(LOWEST)
-	$(LOWEST)/bin/python -m pip install --quiet uv
+	$(LOWEST)/bin/python $(PIP_INSTALL) uv
 	$(LOWEST)/bin/uv pip compile --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
 		--extra all pyproject.toml --output-file $(LOWEST)/requirements.txt
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python \

@@ -321,9 +321,35 @@ OF_CIFAR = {
     "pixelate": (0.95, 0.9, 0.85, 0.75, 0.65),
     "jpeg_compression": (80, 65, 58, 50, 40),
     "saturate": ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2)),
+    # σ and how often; a pixel's neighbour is one away at every severity.
+    "glass_blur": ((0.05, 1), (0.25, 1), (0.4, 1), (0.25, 2), (0.4, 2)),
+    "zoom_blur": (1.06, 1.11, 1.16, 1.21, 1.26),  # ends of aranges from 1 in steps of 0.01
+    "snow": (
+        (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
+        (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
+        (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
+        (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
+        (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
+    ),
+    # Shares of the image's 32 pixels: shift, σ, and how far the three points move.
+    "elastic_transform": (
+        (0, 0, 0.08),
+        (0.05, 0.2, 0.07),
+        (0.08, 0.06, 0.06),
+        (0.1, 0.04, 0.05),
+        (0.1, 0.03, 0.03),
+    ),
+    "spatter": (
+        (0.62, 0.1, 0.7, 0.7, 0.5, 0),
+        (0.65, 0.1, 0.8, 0.7, 0.5, 0),
+        (0.65, 0.3, 1, 0.69, 0.5, 0),
+        (0.65, 0.1, 0.7, 0.69, 0.6, 1),
+        (0.65, 0.1, 0.5, 0.68, 0.6, 1),
+    ),
 }
+FROST_OF_CIFAR = ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45))
 
 
-@pytest.mark.parametrize("name", OF_CIFAR)
-def test_severities_are_those_of_cifar(name):
-    assert CORRUPTIONS[name].levels == OF_CIFAR[name]
+def test_severities_are_those_of_cifar():
+    assert {name: of.levels for name, of in CORRUPTIONS.items()} == OF_CIFAR
+    assert corruptions.FROST == FROST_OF_CIFAR

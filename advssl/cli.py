@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from advssl.evaluation.places import without_place
 from advssl.extras import check
 from advssl.options import OWN, Compared, Costed, Examined, Options, Pictured, parse
+from advssl.stopping import stopping
 
 # Torch takes seconds to import, so what needs it is imported where the work begins.
 if TYPE_CHECKING:
@@ -21,20 +22,26 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; a mistake in what was asked for ends it with one line, before any work."""
+    """Run a command; a mistake in what was asked for ends it with one line, before any work.
+
+    So do Ctrl-C and SIGTERM, at any moment.
+    """
     words = sys.argv[1:] if arguments is None else list(arguments)
     command = shlex.join(["advssl", *map(without_place, words)])
     try:
-        asked = parse(words)
-        check(asked.needs, f"advssl {words[0]}")
-        if isinstance(asked, Options):
-            written = evaluate(asked, command)
-        elif isinstance(asked, Compared):
-            written = compare(asked, command)
-        else:
-            written = look_at_step(asked)
+        with stopping():
+            asked = parse(words)
+            check(asked.needs, f"advssl {words[0]}")
+            if isinstance(asked, Options):
+                written = evaluate(asked, command)
+            elif isinstance(asked, Compared):
+                written = compare(asked, command)
+            else:
+                written = look_at_step(asked)
     except (ValueError, ImportError, OSError) as error:
         raise SystemExit(f"advssl: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit("advssl: interrupted; the same command goes on where it was") from None
     for path in written.values():
         print(f"wrote {path}")
 

@@ -14,6 +14,7 @@ import advssl
 
 ORDER = [
     "extras",
+    "stopping",
     "types",
     "schedules",
     "precision",

@@ -126,7 +126,7 @@ def test_killed_anywhere_and_repeated_it_is_the_same_record(whole, tmp_path, mon
 
         with monkeypatch.context() as patch:
             patch.setattr(measuring, "measure", killed)
-            with pytest.raises(KeyboardInterrupt):
+            with pytest.raises(SystemExit, match="interrupted; the same command goes on where it"):
                 run(tmp_path)
     again = run(tmp_path)
     expected = json.loads((whole / "record.json").read_text(encoding="utf-8"))

@@ -29,6 +29,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A file to write that becomes ``path`` when the block ends: all of it or, on error, nothing.
 
     So whenever the process is killed, ``path`` is whole: as it was before, or as it is then.
+
+    Raises:
+        OSError: where it cannot be written, as on a full disk.
     """
     path = Path(path)
     # Beside it, because a file is replaced in one step only within one file system.
@@ -38,6 +41,16 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except (OSError, RuntimeError) as error:
+        # What torch.save says of a full disk is about its own positions in the file.
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        why = "the disk or a quota is full" if isinstance(error, RuntimeError) else why
+        raise OSError(
+            f"{path} cannot be written: {why}; what was there before is whole, make room and "
+            "repeat the command"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 

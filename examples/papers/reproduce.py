@@ -28,6 +28,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from advssl import Linf
 from advssl.evaluation import attacks, records
+from advssl.stopping import stopping
 from harness import blackbox, chain, cost, tables
 from harness.chain import Plan
 from harness.classes import classes_of
@@ -47,14 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = shlex.join([SCRIPT, *map(without_place, words)])
     options = parse(words, SCRIPT, __doc__ or "")
     try:
-        if options.list:
-            print(listing(SCRIPT))
-        elif options.table:
-            print(reproduce_table(words, options, command))
-        else:
-            plan = plan_of(options.method, options, given(options, METHODS[options.method]))
-            print(dry_run(plan) if options.dry_run else run(plan, options, command)["table"])
-    except (ValueError, ImportError) as error:
+        with stopping():
+            if options.list:
+                print(listing(SCRIPT))
+            elif options.table:
+                print(reproduce_table(words, options, command))
+            else:
+                plan = plan_of(options.method, options, given(options, METHODS[options.method]))
+                print(dry_run(plan) if options.dry_run else run(plan, options, command)["table"])
+    except (ValueError, ImportError, OSError) as error:
         raise SystemExit(f"{SCRIPT}: {error}") from error
     except KeyboardInterrupt:
         raise SystemExit(f"{SCRIPT}: interrupted; {GOES_ON}") from None

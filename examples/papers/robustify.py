@@ -31,6 +31,7 @@ from advssl.evaluation.progress import progress_bars
 from advssl.evaluation.records import replacing
 from advssl.modes import copied
 from advssl.options import Options, parse
+from advssl.stopping import stopping
 from deacl import DeACL
 from fare import FARE
 from harness.cost import forwards_per_image
@@ -137,7 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         options = parse(["evaluate", *rest])
         assert isinstance(options, Options)
-        print(run(own, options, command))
+        with stopping():
+            print(run(own, options, command))
     except (ValueError, ImportError, OSError) as error:
         raise SystemExit(f"robustify.py: {error}") from error
     except KeyboardInterrupt:

@@ -353,3 +353,23 @@ def test_a_file_that_was_edited_is_none(tmp_path, name, damage):
     keep(path, "one", STATES[name])
     damage(path)
     assert kept(path, "one") is None
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits on the size of a file are of POSIX")
+@pytest.mark.parametrize("name", ["state.pt", "state.json"])
+def test_a_full_disk_is_said_and_what_was_there_is_whole(tmp_path, name):
+    """By a limit on the size of files, which is met where a full disk is: while writing."""
+    import resource
+
+    path = tmp_path / name
+    keep(path, "one", {"step": 1})
+    bulk = "x" * 100_000 if name.endswith("json") else torch.zeros(100_000)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=f"{name} cannot be written: .*whole, make room"):
+            keep(path, "one", {"bulk": bulk})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert kept(path, "one") == {"step": 1}
+    assert os.listdir(tmp_path) == [name]

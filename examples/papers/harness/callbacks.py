@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from rich.progress import (
 )
 
 from advssl.evaluation.identity import keep, kept
+from advssl.stopping import stopping
 
 _SHOWN = 0.5  # seconds between two looks at the loss, each of which waits for the device
 
@@ -51,17 +54,30 @@ class Shelf(CheckpointIO):
 
 
 class Keeper(pl.Callback):
-    """Writes the checkpoint now and then, and ends the run cleanly when its time is up."""
+    """Writes the checkpoint now and then, and ends the run cleanly when its time is up.
+
+    Its time is up at its deadline, and after the step in which Ctrl-C or SIGTERM comes; a second
+    one ends it at once, and what is there is the last checkpoint.
+    """
 
     def __init__(self, path: Path, every: float, deadline: float | None) -> None:
         self.path, self.every, self.deadline = path, every, deadline
+        self.stopped, self.heard = False, ExitStack()
 
     def on_train_start(self, *_: Any) -> None:
         self.written = time.monotonic()
+        # Now: before it, Lightning had handlers of its own set.
+        self.heard.enter_context(stopping(partial(setattr, self, "stopped", True)))
+
+    def on_train_end(self, *_: Any) -> None:
+        self.heard.close()
+
+    def on_exception(self, *_: Any) -> None:
+        self.heard.close()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         now = time.monotonic()
-        over = self.deadline is not None and now >= self.deadline
+        over = self.stopped or (self.deadline is not None and now >= self.deadline)
         due = over or now >= self.written + self.every or trainer.global_step >= trainer.max_steps
         over, due = trainer.strategy.broadcast((over, due))  # the first rank's clock is everyone's
         if due:

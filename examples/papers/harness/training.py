@@ -58,7 +58,7 @@ def pretrain(
         Seconds of training, earlier starts included; None if it is not complete.
 
     Raises:
-        KeyboardInterrupt: on Ctrl-C.
+        KeyboardInterrupt: on Ctrl-C and SIGTERM, once the step is done and its checkpoint written.
     """
     path = folder / LAST
     steps = recipe.epochs * steps_per_epoch
@@ -69,6 +69,7 @@ def pretrain(
         torch._dynamo.config.cache_size_limit = _GRAPHS  # the name that every torch understands
         torch._functorch.config.donated_buffer = False  # SAM goes through a graph twice
         method.encoder.compile()
+    keeper = Keeper(path, save_every, deadline)
     with quiet():
         trainer = pl.Trainer(
             max_steps=steps,
@@ -77,7 +78,7 @@ def pretrain(
             devices=devices,
             strategy="ddp" if devices > 1 else "auto",
             use_distributed_sampler=False,  # a loader knows its rank
-            callbacks=[Keeper(path, save_every, deadline), Bar(name)],
+            callbacks=[keeper, Bar(name)],
             plugins=[shelf],
             logger=loggers(folder),
             log_every_n_steps=min(50, steps_per_epoch),
@@ -89,4 +90,6 @@ def pretrain(
             trainer.fit(module, ckpt_path=str(path) if begun else None)
         except SystemExit as stopped:  # how Lightning ends on Ctrl-C
             raise KeyboardInterrupt from stopped
+    if keeper.stopped:
+        raise KeyboardInterrupt
     return module.seconds if trainer.global_step >= steps else None

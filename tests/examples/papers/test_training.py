@@ -120,6 +120,24 @@ def test_a_run_of_many_starts_ends_with_the_same_weights(name, tmp_path):
     assert tiny.same(tiny.weights(resumed), expected)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_after_its_step_with_a_checkpoint(number, whole, tmp_path, monkeypatch):
+    plan, steps = tiny.plan("simclr", "--epochs", "2"), []
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def asked(_):
+        steps.append(len(steps))
+        if len(steps) == 2:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(METHODS["simclr"], "after_step", asked)
+        tiny.train(plan, tmp_path)
+    assert kept(folder(tmp_path) / LAST, key(tmp_path))["global_step"] == len(steps) == 2
+    assert {s: signal.getsignal(s) for s in handlers} == handlers
+    assert tiny.same(tiny.weights(tiny.train(plan, tmp_path)), whole("simclr"))
+
+
 def test_hooks_are_called_once_per_step_and_before_the_first_of_each_start(tmp_path):
     plan, made = tiny.plan("simclr", "--epochs", "2"), []
 

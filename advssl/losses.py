@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from advssl.distributed import agree, gather, rank
+from advssl.distributed import agree, gather, rank, world_size
 from advssl.precision import product, widen, without_autocast
 from advssl.selection import SELECTIONS, Pairs, Selection, distinct, with_twins
 from advssl.types import (
@@ -152,6 +152,9 @@ class LocalSelectionSupCon(nn.Module):
             :class:`MultiViewNTXentLoss`.
         keep_twin: an anchor's own twin always attracts it, as the paper says. The released code
             leaves it out of "leaked" where the two predictions differ: False reproduces that.
+        gather_distributed: take pairs from all ranks, as in :class:`MultiViewNTXentLoss`: the
+            anchors stay this rank's, and the mean of the loss over ranks is that of one process on
+            the whole batch.
         reduction: "mean" over the B images of L + Lᵃ, as Eq. 3, "sum", or "none" for (B,). The
             released code averages over the 2B anchors, which is half of Eq. 3.
 
@@ -164,6 +167,7 @@ class LocalSelectionSupCon(nn.Module):
         temperature: float | Tensor = 0.07,
         *,
         keep_twin: bool = True,
+        gather_distributed: bool = False,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
@@ -176,6 +180,7 @@ class LocalSelectionSupCon(nn.Module):
         self.selection = selection
         self.temperature = _checked(temperature)
         self.keep_twin = flag("keep_twin", keep_twin)
+        self.gather_distributed = flag("gather_distributed", gather_distributed)
         self.reduction: Reduction = reduction
 
     def forward(
@@ -200,12 +205,30 @@ class LocalSelectionSupCon(nn.Module):
             A scalar, or (B,) = Lᵢ + Lᵢᵃ with ``reduction="none"``.
 
         Raises:
-            ValueError: on shapes that disagree, or predictions that the selection needs and lacks.
+            ValueError: on shapes that disagree, or predictions that the selection needs and lacks;
+                and on every rank where ranks gather batches that are not of one shape and type.
         """
+        classes = {
+            "labels": labels,
+            "predictions": predictions,
+            "predictions_adv": predictions_adv,
+        }
+        if self.gather_distributed:
+            # Before any other check: a rank that raises alone leaves the others waiting.
+            agree("a batch", (z, z_adv, *classes.values()))
         check_embeddings(z=z, z_adv=z_adv)
-        check_indices(len(z), labels=labels)
-        pairs = self.select(labels, predictions, predictions_adv)
-        paid = contrastive(torch.cat([z, z_adv]), pairs, self.temperature)
+        given: dict[str, Any] = {
+            name: c for name, c in classes.items() if name == "labels" or c is not None
+        }
+        check_indices(len(z), **given)
+        rows, anchors = torch.cat([z, z_adv]), None
+        if self.gather_distributed and world_size() > 1:
+            pairs_of_all = gather(torch.stack([z, z_adv], dim=1), agreed=True)
+            rows = pairs_of_all.transpose(0, 1).flatten(0, 1)  # images first, then their twins
+            given = {name: gather(c.long(), agreed=True) for name, c in given.items()}
+            own = rank() * len(z) + torch.arange(len(z), device=z.device)
+            anchors = torch.cat([own, len(pairs_of_all) + own])
+        paid = contrastive(rows, self.select(**given), self.temperature, anchors=anchors)
         return reduce(paid.view(2, -1).sum(dim=0), self.reduction)
 
     def select(
@@ -234,7 +257,8 @@ class LocalSelectionSupCon(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"selection={self.selection!r}, temperature={_shown(self.temperature)}, "
-            f"keep_twin={self.keep_twin}, reduction={self.reduction!r}"
+            f"keep_twin={self.keep_twin}, gather_distributed={self.gather_distributed}, "
+            f"reduction={self.reduction!r}"
         )
 
 
@@ -251,7 +275,13 @@ def unit(z: Tensor) -> Tensor:
     return z / torch.where(length == 0, 1, length)
 
 
-def contrastive(z: Embeddings, pairs: Pairs, temperature: float | Tensor) -> PerExample:
+def contrastive(
+    z: Embeddings,
+    pairs: Pairs,
+    temperature: float | Tensor,
+    *,
+    anchors: Tensor | None = None,
+) -> PerExample:
     """What each anchor pays for the pairs given: the mean over its positives of -log softmax.
 
     Computed in float32 (float64 stays), also under autocast.
@@ -260,9 +290,10 @@ def contrastive(z: Embeddings, pairs: Pairs, temperature: float | Tensor) -> Per
         z: (N, D), of any length.
         pairs: (N, N) masks; nobody is its own pair, whatever their diagonals say.
         temperature: τ > 0, in cosine units.
+        anchors: (A,), which rows pay; all by default.
 
     Returns:
-        (N,) in nats. An anchor without positives pays exactly 0.
+        (N,) or (A,), in nats. An anchor without positives pays exactly 0.
 
     Raises:
         ValueError: on embeddings, pairs or a temperature that are not of these types and shapes.
@@ -273,7 +304,10 @@ def contrastive(z: Embeddings, pairs: Pairs, temperature: float | Tensor) -> Per
     positives, denominator = distinct(pairs, len(z), z.device)
     with without_autocast(z.device):
         z = unit(widen(z))
-        logits = product(z / _divisor(temperature), z.mT)
+        own = z
+        if anchors is not None:
+            own, positives, denominator = z[anchors], positives[anchors], denominator[anchors]
+        logits = product(own / _divisor(temperature), z.mT)
         # A row with an empty denominator is filled with 0, not -inf: its gradient is 0, not NaN.
         some = denominator.any(dim=1)
         floor = torch.where(some, -torch.inf, 0.0).to(logits)[:, None]
@@ -283,7 +317,7 @@ def contrastive(z: Embeddings, pairs: Pairs, temperature: float | Tensor) -> Per
         count = positives.sum(dim=1)
         pull = torch.where(positives, logits, 0).sum(dim=1) / count.clamp_min(1)
         # 0 for a row without positives, but NaN for one that is not finite.
-        return torch.where(count > 0, push - pull, 0 * z.detach().sum(dim=1))
+        return torch.where(count > 0, push - pull, 0 * own.detach().sum(dim=1))
 
 
 def _checked(temperature: Any) -> float | Tensor:

@@ -1,4 +1,4 @@
-"""Two ranks with half a batch each are one process with the whole, to float64."""
+"""Ranks with a part of the batch each are one process with the whole, to float64."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import torch
 from ranks import WORLD, on_two_ranks
 
 from advssl.distributed import average, from_first_rank, gather, rank, world_size
-from advssl.losses import MultiViewNTXentLoss
+from advssl.losses import LocalSelectionSupCon, MultiViewNTXentLoss
+from advssl.selection import SELECTIONS
 
 
 def test_one_process_is_the_identity():
@@ -28,6 +29,20 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
     return views, torch.randn(5, 4, dtype=torch.float64, generator=draw)
 
 
+# On the first rank no two images have a class in common; they have with the second's.
+CLASSES = torch.tensor(
+    [[0, 1, 2, -1, 1, 1, 2, 0], [0, 1, 1, 2, 1, 0, 2, 0], [0, 0, 2, 2, 1, 1, -1, 1]]
+)
+
+
+def local_selection(
+    selection: str, z: torch.Tensor, weight: torch.Tensor, classes: torch.Tensor, **settings
+) -> tuple[torch.Tensor, ...]:
+    """Value and gradients of images and twins (2, B, 5) by a linear encoder."""
+    loss = LocalSelectionSupCon(selection, 0.3, **settings)(*(z @ weight), *classes)
+    return (loss.detach(), *torch.autograd.grad(loss, [z, weight]))
+
+
 def a_step(r: int) -> dict:
     """A rank's part of everything that is compared below."""
     views, weight = data()
@@ -39,6 +54,10 @@ def a_step(r: int) -> dict:
         loss = criterion(*(mine @ weight))
         found[positives] = (loss.detach(), *torch.autograd.grad(loss, [mine, weight]))
     each = MultiViewNTXentLoss(0.2, gather_distributed=True, reduction="none")
+    for selection in SELECTIONS:
+        found[selection] = local_selection(
+            selection, mine[:2], weight, CLASSES.chunk(WORLD, dim=1)[r], gather_distributed=True
+        )
     numbers = torch.arange(3.0) + r
     found["gathered"] = gather(numbers)
     found["average"] = average([numbers, numbers.double()[:1]])
@@ -63,6 +82,13 @@ def nt_xent(*views):
     return MultiViewNTXentLoss(gather_distributed=True)(*views)
 
 
+def supcon(size: int, classes: int, predicted: bool = False):
+    labels = torch.zeros(classes, dtype=torch.int64)
+    more = (labels, labels) if predicted else ()
+    loss = LocalSelectionSupCon("global", gather_distributed=True)
+    return loss(*torch.randn(2, size, 5), labels, *more)
+
+
 # What each does on rank r, and what every rank must then be told of both.
 DISAGREE = {
     lambda r: nt_xent(*torch.randn(2, 4 - r, 5)): ("(4, 5)", "(3, 5)"),
@@ -72,6 +98,9 @@ DISAGREE = {
     lambda r: nt_xent(*torch.randn(2 - r, 4, 5)): ("2 views", "1 views"),
     lambda r: nt_xent(*torch.randn(2, 4, 5).to([torch.float32, torch.float64][r])): ("32", "64"),
     lambda r: nt_xent(torch.randn(4, 5), [None, torch.randn(4, 5)][r]): ("None", "(4, 5)"),
+    lambda r: supcon(4 - r, 4 - r): ("(4, 5)", "(3, 5)"),
+    lambda r: supcon(4, 4 - r): ("int64 of shape (4,)", "int64 of shape (3,)"),
+    lambda r: supcon(4, 4, predicted=bool(r)): ("None, None", "int64 of shape (4,)"),
     lambda r: gather(torch.ones(2 + r)): ("(2,)", "(3,)"),
     lambda r: gather(torch.ones([2, 2][: 1 + r])): ("(2,)", "(2, 2)"),
     lambda _: gather(torch.ones(())): ("()",),
@@ -110,6 +139,18 @@ def test_gathered_loss_and_gradients_are_those_of_the_whole_batch(ranks, positiv
     torch.testing.assert_close(sum(f[2] for f in found) / WORLD, of_weight, rtol=1e-12, atol=1e-15)
     for r, f in enumerate(found):
         torch.testing.assert_close(f[1] / WORLD, half(of_views, r), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_gathered_pairs_are_those_of_the_whole_batch(ranks, selection):
+    views, weight = data()
+    z = views[:2].clone().requires_grad_()
+    loss, of_z, of_weight = local_selection(selection, z, weight.requires_grad_(), CLASSES)
+    found = [r[selection] for r in ranks]
+    torch.testing.assert_close(sum(f[0] for f in found) / WORLD, loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(sum(f[2] for f in found) / WORLD, of_weight, rtol=1e-12, atol=1e-15)
+    for r, f in enumerate(found):
+        torch.testing.assert_close(f[1] / WORLD, half(of_z, r), rtol=1e-12, atol=1e-15)
 
 
 def test_each_rank_pays_for_its_own_images(ranks):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import lightly.loss
 import numpy as np
 import pytest
 import torch
+from oracles import TABLE_1, slow_local_selection, slow_nt_xent
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -54,29 +54,6 @@ class Meter(TorchDispatchMode):
         sizes = [t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
         self.largest = max([self.largest, *sizes])
         return out
-
-
-def slow_nt_xent(views, temperature, positives):
-    """(V, B) nested lists, from the definition: pairs (view, image), one exp at a time."""
-    rows = {
-        (v, b): [x / math.hypot(*z) for x in z]
-        for v, view in enumerate(views)
-        for b, z in enumerate(view.tolist())
-    }
-
-    def weight(a, b):
-        return math.exp(sum(x * y for x, y in zip(rows[a], rows[b], strict=True)) / temperature)
-
-    def paid(anchor):
-        softmax = sum(weight(anchor, other) for other in rows if other != anchor)
-        terms = [
-            -math.log(weight(anchor, mate) / softmax)
-            for mate in rows
-            if mate != anchor and mate[1] == anchor[1]
-        ]
-        return sum(terms) / (len(terms) if positives == "mean" else 1)
-
-    return [[paid((v, b)) for b in range(len(views[0]))] for v in range(len(views))]
 
 
 class TestMultiViewNTXent:
@@ -494,57 +471,6 @@ class TestBlocks:
         torch.testing.assert_close(several[0], wanted)
 
 
-class Row(NamedTuple):
-    """One of 2B anchors: its image, label, and the class that the classifier gives it."""
-
-    image: int
-    y: int
-    p: int
-
-
-# Table 1 of the paper: X+ and X-, for an anchor i and another row j, image or twin.
-TABLE_1 = {
-    "global": (lambda i, j: j.y == i.y, lambda i, j: j.y != i.y),
-    "hard": (lambda i, j: j.y == i.y, lambda i, j: j.y != i.y and j.p == i.y),
-    "soft": (lambda i, j: j.y == i.y, lambda i, j: j.y != i.y and j.p == i.p),
-    "leaked": (
-        lambda i, j: j.y == i.y and j.p == i.p,
-        lambda i, j: j.y != i.y and j.p == i.p,
-    ),
-}
-
-
-def slow_local_selection(z, z_adv, labels, p, p_adv, *, selection, keep_twin, temperature):
-    """(B,) list of Lᵢ + Lᵢᵃ by Eqs. 1 and 2, one anchor, one pair and one exp at a time."""
-    embeddings = [[x / math.hypot(*e) for x in e] for e in (*z.tolist(), *z_adv.tolist())]
-    images = list(zip(range(len(z)), labels.tolist(), p.tolist(), strict=True))
-    twins = list(zip(range(len(z)), labels.tolist(), p_adv.tolist(), strict=True))
-    rows = [Row(*r) for r in images + twins]
-    attracts, repels = TABLE_1[selection]
-
-    def similarity(a, b):
-        product = sum(x * y for x, y in zip(embeddings[a], embeddings[b], strict=True))
-        return product / temperature
-
-    def paid(a):
-        positives, negatives = [], []
-        for b, row in enumerate(rows):
-            if b == a:
-                continue
-            if row.image == rows[a].image:  # the twin, {z_i^a} in Eq. 1
-                if keep_twin or attracts(rows[a], row):
-                    positives.append(b)
-            elif attracts(rows[a], row):
-                positives.append(b)
-            elif repels(rows[a], row):
-                negatives.append(b)
-        softmax = sum(math.exp(similarity(a, k)) for k in positives + negatives)
-        terms = [similarity(a, j) - math.log(softmax) for j in positives]
-        return -sum(terms) / len(terms) if terms else 0.0
-
-    return [paid(i) + paid(i + len(z)) for i in range(len(z))]
-
-
 def slow_supcon(z, labels, temperature):
     """Khosla et al. 2020, Eq. 2, as a mean over its anchors."""
     z = [[x / math.hypot(*e) for x in e] for e in z.tolist()]
@@ -609,6 +535,13 @@ class TestLocalSelection:
         z, z_adv, *_ = batch
         loss = LocalSelectionSupCon("global", 0.3)(z, z_adv, torch.arange(8))
         torch.testing.assert_close(loss, 2 * MultiViewNTXentLoss(0.3)(z, z_adv))
+
+    def test_gathering_with_one_process_changes_nothing(self, batch):
+        def paid(gathered):
+            loss = LocalSelectionSupCon(gather_distributed=gathered)
+            return with_gradient(lambda *z: loss(*z, *batch[2:]), *batch[:2])
+
+        assert_same(paid(True), paid(False), rtol=0, atol=0)
 
     def test_permuting_images_permutes_what_they_pay(self, batch):
         loss, order = LocalSelectionSupCon("leaked", reduction="none"), torch.randperm(8)
@@ -905,7 +838,7 @@ class TestLocalSelectionErrors:
     def test_repr_says_how_it_was_made(self):
         assert repr(LocalSelectionSupCon("soft", 0.1, keep_twin=False, reduction="sum")) == (
             "LocalSelectionSupCon(selection='soft', temperature=0.1, "
-            "keep_twin=False, reduction='sum')"
+            "keep_twin=False, gather_distributed=False, reduction='sum')"
         )
 
 

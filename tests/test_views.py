@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from kornia.augmentation import AugmentationSequential, RandomHorizontalFlip
+from oracles import filtered, is_high
 
 from advssl import views
 from advssl.views import HighFreqView, LowFreqView
@@ -37,18 +38,6 @@ def masks_made(monkeypatch):
     monkeypatch.setattr(views, "_new_mask", lambda *key: made.append(key) or new_mask(*key))
     views._cached_mask.cache_clear()
     return made
-
-
-def is_high(height, width, radius, unit):
-    """Which coefficients of numpy's ``fft2`` are at least ``radius`` from zero frequency."""
-    rows, columns = np.fft.fftfreq(height), np.fft.fftfreq(width)
-    if unit == "image":
-        rows, columns = np.rint(rows * height), np.rint(columns * width)
-    return np.hypot(rows[:, None], columns) >= radius
-
-
-def filtered(images, kept):
-    return torch.from_numpy(np.fft.ifft2(np.fft.fft2(images.double().numpy()) * kept).real)
 
 
 def wave(cycles, size, axis):

@@ -84,7 +84,9 @@ class ASCL(Classifying):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         s, width = self.settings, self.width
-        self.contrast = LocalSelectionSupCon(s.selection, s.temperature, keep_twin=s.keep_twin)
+        self.contrast = LocalSelectionSupCon(
+            s.selection, s.temperature, keep_twin=s.keep_twin, gather_distributed=True
+        )
         self.project: nn.Module = {
             "none": nn.Identity(),
             "linear": nn.Linear(width, 128),

@@ -35,7 +35,9 @@ class SupCon(Method):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.head = projection(self.width, self.width, 128)
-        self.contrast = LocalSelectionSupCon("global", self.settings.temperature)
+        self.contrast = LocalSelectionSupCon(
+            "global", self.settings.temperature, gather_distributed=True
+        )
 
     def step(self, images: Tensor, labels: Tensor, index: Tensor) -> Terms:
         z1, z2 = self.embed((self.strong(images), self.second(images)))

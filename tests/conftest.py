@@ -7,13 +7,23 @@ import re
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
 
 # Two cores, small tensors: threads cost more than they bring, in spawned ranks above all.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
+# The same few examples in every light run, many new ones where the heavy tests run too.
+settings.register_profile("light", max_examples=10, deadline=None, derandomize=True)
+settings.register_profile("heavy", max_examples=300, deadline=None)
+
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+def pytest_configure(config):
+    light = config.option.markexpr == "not heavy"
+    settings.load_profile("light" if light else "heavy")
 
 
 def pytest_make_parametrize_id(val):

@@ -15,6 +15,8 @@ from advssl.extras import check
 from advssl.options import OWN, Compared, Costed, Examined, Options, Pictured, parse
 from advssl.stopping import stopping
 
+_UNNORMALISED = "The input was not normalised"
+
 # Torch takes seconds to import, so what needs it is imported where the work begins.
 if TYPE_CHECKING:
     from advssl.balls import Ball
@@ -82,6 +84,7 @@ def prepared(options: Options) -> tuple[Evaluation, list[str]]:
     from advssl.evaluation.data import open_data, targets
     from advssl.evaluation.evaluate import IMAGES, Evaluation, Way, chosen_attacks
     from advssl.evaluation.protocols import default_preset, protocol
+    from advssl.evaluation.report import Table
     from advssl.integrations.timm import backbone
     from advssl.pixels import Pixels
 
@@ -136,6 +139,7 @@ def prepared(options: Options) -> tuple[Evaluation, list[str]]:
         budget=options.budget,
         model=found.model,
         measures=options.measures,
+        tables=[Table(_UNNORMALISED, (), (), told) for told in [found.unnormalised] if told],
     )
     if options.preset is None and not own:
         asked = asked.affordable(read.append)

@@ -112,6 +112,18 @@ def test_writes_a_report(tmp_path, capsys):
     assert f"{100 * found.sections[0].measurements[0].value:.1f}" in page
 
 
+def test_a_report_says_that_images_were_not_normalised(tmp_path, capsys):
+    state = {f"backbone.{name}": value for name, value in tiny().state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "simclr.ckpt")
+    record = run(
+        tmp_path, *BARE, "--attacks", "clean", "--checkpoint", str(tmp_path / "simclr.ckpt")
+    )
+    (told,) = [t["note"] for t in record["tables"] if t["title"] == "The input was not normalised"]
+    assert "--mean 0.485,0.456,0.406" in told
+    assert told in capsys.readouterr().out
+    assert told in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
 def test_killed_anywhere_and_repeated_it_is_the_same_record(whole, tmp_path, monkeypatch):
     inner = measuring.measure
     for kill_after in (1, 5):

@@ -184,6 +184,7 @@ class Evaluation:
     budget: float | None
     model: Model | None
     measures: Sequence[str] = ()
+    tables: Sequence[report.Table] = ()  # to be shown beside what is found
 
     def __post_init__(self) -> None:
         for name in ("seed", "attack_seed"):
@@ -401,7 +402,7 @@ class Evaluation:
             data=self.source(sections[0].measurements[0]),
             command=command,
             sections=sections,
-            tables=run.tables(),
+            tables=(*self.tables, *run.tables()),
         )
 
     def source(self, m: Measurement) -> Source:

@@ -29,11 +29,14 @@ class Networks(NamedTuple):
         modules: by BatchNorm branch, on the device of this process.
         pixels: of their input.
         model: for the record.
+        unnormalised: what is to be said where images go in as they are, and the code that writes
+            such a checkpoint normalises them.
     """
 
     modules: dict[str | None, nn.Module]
     pixels: Pixels
     model: Model
+    unnormalised: str | None = None
 
 
 def encoders(
@@ -71,7 +74,7 @@ def encoders(
         mean, std = loaded.normalization
         pixels = Pixels(tuple(mean), tuple(std))
     model = Model(backbone=name, checkpoint=Path(checkpoint).name, format=loaded.format)
-    return Networks(found, pixels, model)
+    return Networks(found, pixels, model, loaded.unnormalised if pixels.mean is None else None)
 
 
 def classifiers(
@@ -123,4 +126,5 @@ def classifiers(
         mean=loaded.mean,
         std=loaded.std,
     )
-    return Networks(found, Pixels(), model)
+    unnormalised = loaded.report.unnormalised if loaded.report else None
+    return Networks(found, Pixels(), model, unnormalised)

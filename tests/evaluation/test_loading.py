@@ -54,3 +54,13 @@ def test_the_files_own_normalisation_is_read_where_none_is_given(tmp_path):
             "a net", net(), str(tmp_path / "e.pt"), None, given, say=str, **HOW
         )
         assert found.pixels == expected
+
+
+def test_a_file_of_a_library_that_normalises_is_not_read_as_it_is_without_a_word(tmp_path):
+    state = {f"backbone.{name}": value for name, value in net().state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "lightly.ckpt")
+    file = str(tmp_path / "lightly.ckpt")
+    found = loading.encoders("a net", net(), file, None, Pixels(), say=str, **HOW)
+    assert "lightly by ImageNet's" in found.unnormalised
+    told = loading.encoders("a net", net(), file, None, HALF, say=str, **HOW)
+    assert told.unnormalised is None

@@ -56,12 +56,9 @@ def terminal(report: Report) -> str:
     lines = [report.title]
     for headline in view.headlines:
         share = headline.share
-        marked = f" ({share.few}: few images)" if share.few else ""
-        lines += [
-            f"{share.value} {share.interval}{marked} {headline.what}",
-            f"  {headline.conditions}; {headline.beside}",
-            *filter(None, [headline.said and f"  {headline.said}"]),
-        ]
+        few = f"{share.few}: few images." if share.few else ""
+        said = " ".join(filter(None, (few, headline.said)))
+        lines += [f"{share.value} {headline.sentence}", *filter(None, [said and f"  {said}"])]
     lines += [f"✗ {s.label}: {c.name}: {c.evidence} {c.follows}".rstrip() for s, c in view.doubts]
     state, sentence = view.verdict
     # Down and not across: names of attacks are long, and sections are few.

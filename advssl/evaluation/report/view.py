@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from advssl.evaluation.checks import Check
+from advssl.evaluation.plain_json import Struct
 from advssl.evaluation.records import WORST, Measurement, paired
 from advssl.evaluation.report import findings
 from advssl.evaluation.report.content import (
@@ -48,6 +49,16 @@ _PROBES = {
 }
 _NOT_ROBUST = "Not robust: no more images stand than guessing would leave."
 _STANDARD = "AutoAttack standard"  # as its settings call the field's standard set
+# What a number is not to be quoted without, and whether a measurement is of it.
+_EXPECTED: Mapping[str, Callable[[Measurement], bool]] = {
+    "PGD": lambda m: m.settings.get("attack") == "PGD" or m.name.startswith("PGD"),
+    "multi-targeted PGD": lambda m: m.name.startswith("multi-targeted PGD"),
+    "AutoAttack": lambda m: (
+        m.settings.get("attack") == _STANDARD or m.name.startswith("AA standard")
+    ),
+}
+# What None means where all of a model and of its data is known.
+_WITHOUT = {"mean": "none before the network", "image_size": "the images' own"}
 _WIDE = 0.05  # of an interval's half: beyond it, images are few
 
 
@@ -88,18 +99,16 @@ class Headline:
 
     Attributes:
         share: of images that stand.
-        what: "worst case of 3 attacks".
-        conditions: threat model, probe and epoch: "ℓ∞ 8/255, linear probe (advcl), last epoch".
-        beside: "clean 40.0 %, 200 images, seed 0".
+        sentence: what it is of, behind it: "of 200 images stand in the worst case of 3 attacks,
+            95 % interval [8.6, 17.8]: ℓ∞ 8/255, linear probe (advcl), last epoch, seed 0;
+            clean 40.0 %. Not run: AutoAttack."
         state: "fail" if a check failed, "none" if no more stands than guessing would leave,
             "not run" without an attack, else "stands".
         said: the sentence that goes with the state, if there is one.
     """
 
     share: Share
-    what: str
-    conditions: str
-    beside: str
+    sentence: str
     state: str
     said: str
 
@@ -195,7 +204,7 @@ class View:
         last = [s for s in self.report.sections if s.selected is None]
         if state == "pass" and not all(s.under_threat() for s in last):
             return "not run", f"{sentence} No attack was run: nothing here is about robustness."
-        if state == "pass" and not all(map(_standard, last)):
+        if state == "pass" and any("AutoAttack" in _not_run(s) for s in last):
             bound = "AutoAttack was not run: the worst case is an upper bound."
             return "not run", f"{sentence} {bound}"
         return state, sentence
@@ -270,6 +279,10 @@ class View:
         for name in ("model", "data"):
             held = known(getattr(self.report, name))
             facts += [(f"{name}: {k}", text(v)) for k, v in held.items() if v not in (None, {})]
+            if isinstance(getattr(self.report, name), Struct):
+                facts += [
+                    (f"{name}: {k}", v) for k, v in _WITHOUT.items() if held.get(k, v) is None
+                ]
         for section in self.report.sections:
             if section.probe and section.selected is None:
                 settings = {"seed": section.probe.seed, **section.probe.settings}
@@ -287,11 +300,11 @@ class View:
 def _headline(section: Section, chance: float | None) -> Headline:
     clean, worst, attacks = section.clean, section.worst, section.under_threat()
     shown = worst or clean
-    what = f"{WORST} of {counted(len(attacks), 'attack')}"
+    what = f"stand in the {WORST} of {counted(len(attacks), 'attack')}"
     doubtful = any(check.verdict == "fail" for check in checks_of(section))
     said = ""
     if worst is None:
-        what, state = "clean accuracy; no attack was run", "not run"
+        what, state = "are classified right without an attack; no attack was run", "not run"
     elif doubtful:
         state, said = "fail", "Doubtful: a check failed."
     elif worst.value <= (chance or 0):
@@ -299,12 +312,15 @@ def _headline(section: Section, chance: float | None) -> Headline:
         said = _NOT_ROBUST
     else:
         state = "stands"
-    beside = [] if worst is None else [f"clean {percent(clean.value)}"]
+    named = (_threat(section), _probe(section), _epoch(section), f"seed {clean.seed}")
+    told = f"of {counted(clean.n, 'image')} {what}, 95 % interval {interval(shown)}: "
+    told += ", ".join(filter(None, named))
+    if worst is not None:
+        told += f"; clean {percent(clean.value)}. "
+        told += f"Not run: {', '.join(missing)}." if (missing := _not_run(section)) else ""
     return Headline(
         share=_share(shown, clean.n),
-        what=what,
-        conditions=", ".join(filter(None, (_threat(section), _probe(section), _epoch(section)))),
-        beside=", ".join([*beside, counted(clean.n, "image"), f"seed {clean.seed}"]),
+        sentence=told.rstrip(),
         state=state,
         said=said,
     )
@@ -327,12 +343,10 @@ def _epoch(section: Section) -> str:
     return "" if section.protocol == "own" else section.selected or "last epoch"
 
 
-def _standard(section: Section) -> bool:
-    """Whether the field's standard set ran, on these images or on a part of them."""
-    return any(
-        m.settings.get("attack") == _STANDARD or m.name.startswith("AA standard")
-        for m in section.measurements
-    )
+def _not_run(section: Section) -> list[str]:
+    """Attacks of the field's standard set that were run on no images under the threat model."""
+    attacks = [m for m in section.measurements[1:] if m.threat in (None, section.threat)]
+    return [name for name, is_one in _EXPECTED.items() if not any(map(is_one, attacks))]
 
 
 def _row(section: Section, columns: Sequence[str]) -> Row:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import advssl
+from advssl.evaluation.records import Model, Source
 from advssl.evaluation.report import (
     read,
     write,
@@ -22,6 +23,7 @@ from evaluation.report.samples import (
     MACHINE,
     NASTY,
     OTHER_IMAGES,
+    N,
     bare,
     curved,
     markdown_of,
@@ -70,6 +72,28 @@ class TestPage:
         assert wanted <= set(ids)
         assert wanted
 
+    def test_evidence_is_folded_and_all_of_it_is_printed(self, page):
+        assert page.texts_in("summary") == ["Checks", "Settings", "To run it again"]
+        printed = "".join(page.texts_in("style")).split("@media print")[1]
+        assert "details::details-content { content-visibility: visible" in printed
+
+    def test_what_scrolls_is_reached_by_keyboard(self, page):
+        style = "".join(page.texts_in("style"))
+        scrolling = set(re.findall(r"\.(\w+) \{ overflow-x: auto", style))
+        assert scrolling == {"wide", "across"}
+        for name in scrolling:
+            found = [a for _, a in page.tags if name in (a.get("class") or "").split()]
+            assert found
+            assert all(a.get("tabindex") == "0" for a in found)
+
+    def test_on_a_phone_every_cell_says_its_column(self, page):
+        style = "".join(page.texts_in("style"))
+        assert "table, tbody, tr, th, td { display: block; }" in style.split("max-width: 600px")[1]
+        for row in re.findall(r"<tr[^>]*>(.*?)</tr>", page.source, flags=re.DOTALL):
+            cells = re.findall(r"<td([^>]*)>", row)
+            itself = "<code>" in row or 'class="verdict' in row  # a fact, a check
+            assert itself or all("data-column=" in cell for cell in cells)
+
     def test_follows_the_readers_colours_and_prints(self, page):
         style = "".join(page.texts_in("style"))
         for part in ("prefers-color-scheme: dark", "@media print", "tabular-nums", "color-scheme"):
@@ -78,11 +102,10 @@ class TestPage:
         assert "currentColor" in body
         assert "#1c2127" not in body  # ink that would be lost on a dark page
 
-    def test_first_comes_what_was_evaluated_in_one_line(self, page):
-        header = "".join(page.texts_in("header"))
-        assert "Robustness of resnet18 on digits" in header
+    def test_under_the_numbers_stands_what_was_evaluated_in_one_line(self, page):
         line = "timm:resnet18, last.ckpt on digits · 40 test images · 12 measurements"
-        assert line in header
+        places = [page.source.index(s) for s in ('class="answer', line, "<table")]
+        assert places == sorted(places)
 
     @pytest.mark.parametrize(
         ("fields", "line"),
@@ -95,7 +118,8 @@ class TestPage:
         ],
     )
     def test_the_line_says_what_is_known(self, folder, fields, line):
-        _, told = page_of(report(bare(), **fields), folder).texts_in("header")
+        source = page_of(report(bare(), **fields), folder).source
+        (told,) = re.findall('<p class="summary">(.*?)</p>', source)
         assert told == line or (line.endswith("…") and told.startswith(line[:-1]))
         assert "None" not in told
 
@@ -156,6 +180,16 @@ class TestPage:
             row for row in page_of(whole, folder).tables[-1] if row[0][:5] in ("model", "data:")
         ]
         assert told == [["model: name", "x"], ["data: n", "0"]]
+
+    def test_what_none_means_is_said_where_all_of_model_and_data_is_known(self, folder):
+        sizes = {"images": N, "population": N, "test": N, "classes": 10}
+        sizes |= {"train": 9, "validation": 0}
+        source = Source(spec="digits", fingerprint=IMAGES, **sizes)
+        whole = report(bare(), model=Model(backbone="timm:resnet18"), data=source)
+        facts = page_of(whole, folder).tables[-1]
+        assert ["model: mean", "none before the network"] in facts
+        assert ["data: image_size", "the images' own"] in facts
+        assert read(folder / "record.json") == whole
 
     def test_machines_and_commits_that_differ_are_all_named(self, folder):
         resumed = measurement("PGD", 20, commit=None, machine={**MACHINE, "torch": "2.16.0"})

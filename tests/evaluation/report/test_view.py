@@ -20,6 +20,7 @@ from advssl.evaluation.report import (
     terminal,
     write,
 )
+from advssl.evaluation.report.view import View
 from evaluation.report.samples import (
     AA,
     CHECKS,
@@ -62,10 +63,39 @@ def texts(page: Page, name: str) -> list[str]:
 class TestAnswer:
     def test_is_the_worst_case_under_its_conditions(self, folder):
         (told,) = texts(page_of(report(sure(800, 300, 250)), folder), "answer")
-        assert told.startswith("25.0 % worst case of 2 attacks")
-        assert "ℓ∞ 8/255, linear probe (advcl), last epoch" in told
-        assert "95 % interval [22.4, 27.8]" in told
-        assert told.endswith("clean 80.0 %, 1000 images, seed 0")
+        assert told == (
+            "25.0 % of 1000 images stand in the worst case of 2 attacks, 95 % interval "
+            "[22.4, 27.8]: ℓ∞ 8/255, linear probe (advcl), last epoch, seed 0; clean 80.0 %. "
+            "Not run: PGD, multi-targeted PGD, AutoAttack."
+        )
+
+    @pytest.mark.parametrize(
+        ("name", "kind", "missing"),
+        [
+            ("PGD-20", "PGD", "multi-targeted PGD, AutoAttack"),
+            ("multi-targeted PGD-20", "multi-targeted PGD", "PGD, AutoAttack"),
+            ("AA", "AutoAttack standard", "PGD, multi-targeted PGD"),
+            (AA, None, "PGD, multi-targeted PGD"),
+        ],
+    )
+    def test_says_which_of_the_standard_attacks_are_lacking(self, name, kind, missing):
+        attack = measurement(name, 20, settings={"attack": kind}, threat=LINF)
+        (headline,) = View(report(bare(measurements=(measurement(), attack)))).headlines
+        assert headline.sentence.endswith(f" Not run: {missing}.")
+
+    def test_of_the_whole_standard_set_nothing_is_lacking(self):
+        names = ("PGD-20", "multi-targeted PGD-20", AA)
+        ran = [measurement(name, 20, threat=LINF) for name in names]
+        (headline,) = View(report(bare(measurements=(measurement(), *ran)))).headlines
+        assert headline.sentence.endswith("clean 75.0 %.")
+
+    def test_stands_before_all_else_on_the_page(self, folder):
+        page = page_of(report(sure(800, 300, 250)), folder)
+        texts_of_body = [data.strip() for where, data in page.pieces if "main" in where]
+        title, first, *_ = filter(None, texts_of_body)
+        assert (title, first) == ("Robustness of resnet18 on digits", "25.0 %")
+        lines = markdown_of(report(sure(800, 300, 250)), folder).split("\n\n")
+        assert lines[1].startswith("**25.0 %** of 1000 images stand")
 
     def test_is_said_first_in_every_face(self, folder):
         whole = report(sure(800, 300, 250))
@@ -80,7 +110,8 @@ class TestAnswer:
         one = sure(800, 300)
         one = dataclasses.replace(one, measurements=(*one.measurements, other))
         page = page_of(report(one), folder)
-        assert texts(page, "answer")[0].startswith("30.0 % worst case of 1 attack")
+        told = texts(page, "answer")[0]
+        assert told.startswith("30.0 % of 1000 images stand in the worst case of 1 attack,")
         assert "PGD ℓ2: of another threat model, not in it" in page.text
 
     @pytest.mark.parametrize(
@@ -109,7 +140,9 @@ class TestAnswer:
         assert "AutoAttack was not run: the worst case is an upper bound." in one.text
         other = page_of(report(sure(400, checks=SOUND)), folder)
         assert "No attack was run: nothing here is about robustness." in other.text
-        assert "clean accuracy; no attack was run" in other.text
+        assert "of 1000 images are classified right without an attack; no attack was run" in (
+            other.text
+        )
 
     @pytest.mark.parametrize(("n", "few"), [(100, True), (300, True), (500, False)])
     def test_few_images_are_marked_by_the_width_of_the_interval(self, folder, n, few):
@@ -129,7 +162,7 @@ class TestAnswer:
             page_of(report(dataclasses.replace(sure(8, 3), protocol="own", probe=own)), folder),
             "answer",
         )
-        assert "ℓ∞ 8/255, own head 95 % interval" in told
+        assert ": ℓ∞ 8/255, own head, seed 0; clean " in told
 
     def test_what_follows_from_a_failed_check_stands_with_it(self, folder):
         check = Check("a", "fail", "seen", {}, follows="The number is an upper bound.")
@@ -197,6 +230,8 @@ class TestHeadline:
         reduced = measurement("APGD-CE + FAB + Square, untargeted for 3 classes", 9)
         text = page_of(report(bare(measurements=(measurement(), reduced))), folder).source
         assert "APGD-CE + FAB + Square, untargeted for 3 classes" in text
+        assert text.count("Not run: PGD, multi-targeted PGD, AutoAttack.") == 1
+        text = text.replace("Not run: PGD, multi-targeted PGD, AutoAttack.", "")
         assert "AutoAttack" not in text
         assert "AA standard" not in text
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import sys
+from dataclasses import fields
 from functools import partial
+from importlib import import_module
 from math import sqrt
 from pathlib import Path
 from statistics import fmean, mode, quantiles, stdev
@@ -50,7 +53,7 @@ def provenance(record: dict[str, Any], file: str) -> str:
     machine = record["machine"]
     spent = sum(sum(phase) for m in record["methods"] for phase in m["seconds"].values())
     return (
-        f"Record: [`benchmarks/results/{file}`](benchmarks/results/{file}). "
+        f"Record: [`benchmarks/results/{file}`](../benchmarks/results/{file}). "
         f"`{record['command']}`, seeds {record['seeds']}, commit {record['commit'][:10]}, "
         f"{spent / 60:.0f} minutes of one core, beside other work, on {machine['cpu']}, "
         f"torch {machine['torch']}."
@@ -59,6 +62,48 @@ def provenance(record: dict[str, Any], file: str) -> str:
 
 # Student's t, 97.5 %, for the mean of so many differences.
 _T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+
+
+def evidence() -> str:
+    """Clean and attacked, of three records: digits, photographs, a network of others."""
+    lines = [
+        "| accuracy (%) | clean | PGD-20 | ℓ∞ | images | trainings |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    record = _read("quickstart")
+    seeds = len(record["seeds"])
+    for method in record["methods"][:2]:
+        name = (
+            "SimCLR + adversarial view" if method["name"] == "adversarial view" else method["name"]
+        )
+        cells = [_over(method["clean"]["values"]), _over(method["pgd"]["values"])]
+        cells += [f"{record['schedule']['radius']:g}", str(method["pgd"]["n"]), str(seeds)]
+        lines.append(f"| digits, {name} | {' | '.join(cells)} |")
+    record = _read("papers_cifar")
+    for row in record["rows"]:
+        runs = next(iter(_by_probe(record["runs"], row).values()))
+        clean, robust = _measured(runs)[0][:2]
+        radius = f"{255 * runs[0]['settings']['radius']:.0f}/255"
+        cells = [_cell(clean), _cell(robust), radius, f"{clean[0].n:,}", str(len(runs))]
+        lines.append(f"| CIFAR-10, {row} | {' | '.join(cells)} |")
+    record, found = _robustified()
+    radius = f"{255 * record['settings']['radius']:.0f}/255"
+    for what, both in zip(
+        ("a ResNet-18 of others", "the same after FARE"), found.values(), strict=True
+    ):
+        cells = [*(_cell([m]) for m in both), radius, str(both[0].n), "1"]
+        lines.append(f"| CIFAR-10, {what} | {' | '.join(cells)} |")
+    runs = _read("papers_cifar")["runs"]
+    spent = sorted(run["seconds"]["pretraining"] / 60 for run in runs)
+    return "\n".join(lines) + (
+        "\n\nLinear probes on frozen encoders, the last two rows by the network's own head. The "
+        "photographs' encoders are a quarter as wide as the papers' and had "
+        f"{runs[0]['presentations']:,} presentations, {spent[0]:.0f} to "
+        f"{spent[-1]:.0f} minutes of a CPU core; GSA-RSL's network is its release's, another than "
+        f"the others'. FARE took {record['seconds']['training'] / 60:.0f} minutes. "
+        "Records: `quickstart.json`, `papers_cifar.json` and `robustify.json` in "
+        "`benchmarks/results/`."
+    )
 
 
 # --- the papers' methods --------------------------------------------------------------------------
@@ -227,7 +272,11 @@ def _place(m: Measurement) -> tuple[str, str, str, str]:
 
 
 def _cell(found: list[Measurement]) -> str:
-    values = [100 * m.value for m in found]
+    return _over([m.value for m in found])
+
+
+def _over(shares: list[float]) -> str:
+    values = [100 * share for share in shares]
     spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
     return f"{fmean(values):.1f}{spread}" if values else ""
 
@@ -306,7 +355,8 @@ def expectations() -> str:
     cells = [what, f"{images:,} × {epochs}", radius, _cell(clean), _cell(robust), ""]
     lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + (
-        "\n\nDigits at 8 pixels over three seeds, CIFAR-10 at 32 of one; times beside other work. "
+        "\n\nDigits at 8 pixels over three seeds, CIFAR-10 at 32 of one, by a linear probe "
+        "(`advcl`), the last row by the network's own head; times beside other work. "
         "Records: `benchmarks/results/papers_digits.json`, `papers_systems.json`, "
         "`papers_cifar.json`, `robustify.json`."
     )
@@ -328,6 +378,113 @@ def published() -> str:
                 lines.append(f"| {row['label']} | {protocol} | {' | '.join(cells)} |")
         parts.append("\n".join([f"**`{table['id']}`**: {table['caption']}", "", *lines]))
     return "\n\n".join(parts)
+
+
+# --- a page for each paper ------------------------------------------------------------------------
+
+# The command: where the paper prints its own row of CIFAR-10; and our rows, by record.
+_PAPERS: dict[str, tuple[dict[str, str], dict[str, tuple[str, ...]]]] = {
+    "gsa_rsl": (
+        {"gsa-1": "GSA-RSL"},
+        {"papers_cifar": ("GSA-RSL",), "papers_digits": ("GSA-RSL", "GSA-RSL, ResNet-18")},
+    ),
+    "advcl": (
+        {"advcl-1": "AdvCL", "advcl-3": "AdvCL"},
+        {"papers_cifar": ("AdvCL",), "papers_digits": ("AdvCL",)},
+    ),
+    "ascl_local": ({"ascl-3": "Leaked-ASCL, ResNet-18"}, {"papers_systems": ("ASCL",)}),
+    "ascl_pretrain": ({"ascl23-5": "Full model"}, {"papers_systems": ("ASCL-2023",)}),
+}
+_ON_CIFAR = 50_000  # images to train on
+
+
+def settings(command: str) -> str:
+    """What a method is told, as its settings declare it, and what is ours alone."""
+    method = _method(command)
+    lines = [
+        "| setting | what | `--mode released` | `--mode paper` | why two |",
+        "|---|---|--:|--:|---|",
+    ]
+    for f in fields(method.settings_type):
+        values = (_told(v) for v in (f.default, f.metadata.get("paper", f.default)))
+        cells = (f"`{f.name}`", f.metadata["what"], *values, f.metadata["why"])
+        lines.append(f"| {' | '.join(cells)} |")
+    recipe, rate = method.recipe, method.recipe.schedule
+    drops = getattr(rate, "at", None)
+    falls = f"divided by ten at {' and '.join(map(str, drops))}" if drops else "along a cosine"
+    schedule = (
+        f"{recipe.epochs:,} epochs in batches of {recipe.batch_size} by {recipe.optimizer.upper()} "
+        f"from a rate of {rate.peak:g} {falls}, weight decay {recipe.weight_decay:g}; finetuning "
+        f"`{method.probe}`. Network: `cifar:{method.released_network}`."
+    )
+    own = ["What is neither as released nor as in the text:", "", *(f"- {o}" for o in method.ours)]
+    return "\n".join([*lines, "", schedule, "", *own])
+
+
+def beside(command: str) -> str:
+    """The paper's own rows on CIFAR-10 and ours, each with what it was measured under."""
+    method, (theirs, ours) = _method(command), _PAPERS[command]
+    heads = ["data", "network", "images × epochs", "classifier", "clean", "PGD", "AutoAttack"]
+    lines = [f"| | {' | '.join(heads)} |", f"|---|---|---|--:|---|{'--:|' * 3}"]
+    network = f"cifar:{method.released_network}"
+    # The text of ASCL-2023 does not say how long, and there is no release.
+    epochs = "not said" if command == "ascl_pretrain" else f"{method.recipe.epochs:,}"
+    length = f"{_ON_CIFAR:,} × {epochs}"
+    for (label, protocol), values in _printed(theirs).items():
+        probe = "own head" if protocol == "own" else f"{protocol} ({method.probe})"
+        cells = [f"{v:.2f}" if (v := values.get(kind)) else "" for kind in ("clean", "pgd", "aa")]
+        lines.append(f"| {' | '.join([label, 'CIFAR-10', network, length, probe, *cells])} |")
+    alike = []
+    for name, rows in ours.items():
+        for row in rows:
+            for probe, runs in _by_probe(_read(name)["runs"], row).items():
+                plan, (clean, robust) = runs[0]["plan"], _measured(runs)[0][:2]
+                data = "digits" if plan["data"] == "digits" else "CIFAR-10"
+                shown = plan["recipe"]["epochs"]
+                seen = f"{runs[0]['presentations'] // shown:,} × {shown}"
+                alike.append((data, plan["backbone"], seen) == ("CIFAR-10", network, length))
+                cells = [f"ours: {row}", data, plan["backbone"], seen, f"slf ({probe})"]
+                lines.append(f"| {' | '.join([*cells, _cell(clean), _cell(robust), ''])} |")
+    verdict = (
+        "Rows of ours on the same data, network and schedule are there to be compared with theirs."
+        if any(alike)
+        else "No row of ours has the data, the network and the schedule of theirs, so nothing is "
+        "compared here, and nothing says whether ours reaches theirs. The run that would: "
+        f"`python examples/papers/reproduce.py {command} --data cifar10 --preset paper`."
+    )
+    where = " and ".join(f"`reproduce.py --table {name}`" for name in theirs)
+    files = ", ".join(f"`benchmarks/results/{name}.json`" for name in ours)
+    return "\n".join(lines) + (
+        f"\n\n{verdict} Theirs are as printed ({where}), under PGD as each paper runs it; their "
+        "network and schedule are the released code's where there is one. Ours are under PGD-20 on "
+        f"the method's own BatchNorm branch, with ± over seeds where there are several ({files})."
+    )
+
+
+def _printed(theirs: dict[str, str]) -> dict[tuple[str, str], dict[str, float | None]]:
+    """By label and protocol: clean, PGD and AutoAttack as printed, each where it is first found."""
+    path = ROOT / "examples" / "papers" / "harness" / "tables.json"
+    found: dict[tuple[str, str], dict[str, float | None]] = {}
+    for table in json.loads(path.read_text(encoding="utf-8"))["tables"]:
+        for row in table["rows"]:
+            if theirs.get(table["id"]) != row["label"]:
+                continue
+            for protocol, values in row["published"]["cifar10"].items():
+                told = found.setdefault((f"theirs: {row['label']}", protocol), {})
+                for kind, value in zip(table["metrics"].values(), values, strict=True):
+                    told.setdefault(re.sub(r"^pgd(-250)?(/\d+)?$", "pgd", kind), value)
+    return found
+
+
+def _method(command: str) -> Any:
+    folder = str(ROOT / "examples" / "papers")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return import_module("methods").METHODS[command]
+
+
+def _told(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 # --- a pretrained network, made robust ------------------------------------------------------------
@@ -359,20 +516,6 @@ def robustify() -> str:
         f"commit {record['commit'][:10]}, {machine['cpu']}, torch {machine['torch']}."
     )
     return "\n".join([*lines, "", under, "", "Paired by image:", "", *verdicts])
-
-
-def robustify_line() -> str:
-    """The same in a sentence."""
-    record, rows = _robustified()
-    (before, attacked), (after, kept) = ([100 * m.value for m in rows[r]] for r in rows)
-    return (
-        f"A ResNet-18 that others trained on CIFAR-10 goes from {attacked:.1f} to {kept:.1f} % "
-        f"under PGD-20 at {255 * record['settings']['radius']:.0f}/255 and from {before:.1f} to "
-        f"{after:.1f} % on clean images in {record['seconds']['training'] / 60:.0f} minutes of one "
-        f"CPU thread, under the head that it had ([record]"
-        "(benchmarks/results/robustify.json): one seed, "
-        f"{rows['before'][0].n} test images, no AutoAttack)."
-    )
 
 
 def _robustified() -> tuple[dict[str, Any], dict[str, list[Measurement]]]:
@@ -500,15 +643,17 @@ def _measured_with(rows: list[dict[str, Any]]) -> str:
 
 
 TABLES = {
+    "evidence": evidence,
     "quickstart": quickstart,
     "speed": speed,
     "robustify": robustify,
-    "robustify_line": robustify_line,
     "systems": systems,
     "expectations": expectations,
     "published": published,
     "gsa_hosts": gsa_hosts,
     **{name: partial(papers, name) for name in _COMPARED},
+    **{f"settings_{name}": partial(settings, name) for name in _PAPERS},
+    **{f"beside_{name}": partial(beside, name) for name in _PAPERS},
 }
 
 

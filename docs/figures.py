@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import FancyBboxPatch, Rectangle
 from torch import nn
 
 from advssl import (
@@ -247,6 +248,159 @@ def _named(text: str) -> str:
     return text.replace("] [", " · ").replace("[", "").replace("]", "")
 
 
+# --- the papers' stacks ---------------------------------------------------------------------------
+
+# Rows from the image to the loss: what the row is, and its boxes, each with the boxes above that it
+# takes. "hard" is what an attack found, or what sees only that; "term" goes into the sum.
+Box = tuple[str, str, str, tuple[str, ...]]  # key, text, kind, from where
+Stack = list[tuple[str, list[Box]]]
+
+GSA_RSL: Stack = [
+    (
+        "views",
+        [("p", "p: strong view", "", ()), ("q", "q: weak view\n(strong in the text)", "", ())],
+    ),
+    (
+        "attack",
+        [
+            ("", "", "", ()),
+            ("d", "q + δ climbs NT(p, q + δ)\n+ the critic's divergence", "hard", ("q",)),
+        ],
+    ),
+    (
+        "encoder,\nhead",
+        [
+            ("clean", "clean BatchNorm\np, q", "", ("p",)),
+            ("adv", "adversarial BatchNorm\nq + δ", "hard", ("d",)),
+        ],
+    ),
+    (
+        "terms",
+        [
+            ("1", "NT(p, q)\nat θ + e: SAM\nλ_benign", "term", ("clean",)),
+            ("2", "NT(p, q + δ)\n\n1", "term", ("clean", "adv")),
+            ("3", "critic between\nthe two clouds\nλ_global", "term", ("clean", "adv")),
+        ],
+    ),
+]
+ADVCL: Stack = [
+    (
+        "views",
+        [
+            ("t", "t1, t2:\nstrong views", "", ()),
+            ("x", "x: weak view", "", ()),
+            ("c", "clusters of\nthe image", "", ()),
+        ],
+    ),
+    (
+        "attack",
+        [
+            ("", "", "", ()),
+            ("h", "high(x): high\nfrequencies", "", ("x",)),
+            ("d", "x + δ climbs\nNT", "hard", ("x",)),
+            ("e", "x + δ' climbs\ncross-entropy", "hard", ("x", "c")),
+        ],
+    ),
+    (
+        "encoder",
+        [
+            ("n", "normal BatchNorm\nt1, t2, high(x)", "", ("t", "h")),
+            ("g", "pgd BatchNorm\nx + δ", "hard", ("d",)),
+            ("ce", "pgd_ce BatchNorm\nx + δ'", "hard", ("e",)),
+        ],
+    ),
+    (
+        "terms",
+        [
+            ("1", "head: NT(t1, t2, high(x), x + δ)\n1", "term", ("n", "g")),
+            ("2", "linear layers: mean over K of\ncross-entropy with clusters, λ", "term", ("ce",)),
+        ],
+    ),
+]
+ASCL: Stack = [
+    ("views", [("x", "x: weak view", "", ())]),
+    ("attack", [("", "", "", ()), ("d", "x_a climbs cross-entropy", "hard", ("x",))]),
+    (
+        "encoder",
+        [("z", "z, logits of x", "", ("x",)), ("a", "z_a, logits of x_a", "hard", ("d",))],
+    ),
+    (
+        "terms",
+        [
+            ("1", "CE(x_a, y)\n\n1", "term", ("a",)),
+            ("2", "CE(x, y)\n\nnatural", "term", ("z",)),
+            ("3", "local SupCon\nof z and z_a\nλ_SCL", "term", ("z", "a")),
+            ("4", "KL(x ‖ x_a)\n\nλ_VAT", "term", ("z", "a")),
+        ],
+    ),
+]
+ASCL_2023: Stack = [
+    ("views", [("x", "x: weak view", "", ()), ("t", "t1, t2: strong views", "", ())]),
+    (
+        "attack",
+        [
+            ("d", "x + δ climbs\ncross-entropy", "hard", ("x",)),
+            ("e", "x + δ' climbs\nSCL", "hard", ("x",)),
+            ("f", "t1+δ1, t2+δ2\nclimb NT", "hard", ("t",)),
+            ("", "", "", ()),
+        ],
+    ),
+    (
+        "encoder",
+        [
+            ("a", "adversarial BatchNorm\nall attacked images", "hard", ("d", "e", "f")),
+            ("c", "clean BatchNorm\nt1, t2", "", ("t",)),
+        ],
+    ),
+    (
+        "terms",
+        [
+            ("1", "cross-entropy\nof x + δ\n1", "term", ("a",)),
+            ("2", "NT of t1 + δ1,\nt2 + δ2\nλ1", "term", ("a",)),
+            ("3", "SCL of t1, t2\nto x + δ' of a class\nλ2", "term", ("a", "c")),
+        ],
+    ),
+]
+
+
+def stack(rows: Stack) -> Figure:
+    """Boxes in rows, arrows from what each takes, and the sum below."""
+    figure, axes = _new((4.9, 0.5 + 0.95 * len(rows)))
+    colours = {"": RULE, "hard": ORANGE, "term": BLUE}
+    left, high = 0.13, 0.62  # where boxes begin; how much of a row they take
+    middles: dict[str, tuple[float, int]] = {}
+    for i, (label, boxes) in enumerate(rows):
+        axes.text(0, -i, label, va="center", fontsize=8, style="italic")
+        width = (1 - left) / len(boxes)
+        for j, (key, text, kind, sources) in enumerate(boxes):
+            if not text:
+                continue
+            middle = left + (j + 0.5) * width
+            corner = (middle - width / 2 + 0.01, -i - high / 2)
+            box = {"boxstyle": "round,pad=0,rounding_size=0.02", "mutation_aspect": 4}
+            style = {"facecolor": "none", "edgecolor": colours[kind], "linewidth": 1.4}
+            axes.add_patch(FancyBboxPatch(corner, width - 0.02, high, **box, **style))
+            axes.text(middle, -i, text, ha="center", va="center", fontsize=8)
+            for source in sources:
+                x, row = middles[source]
+                _arrow(axes, (x, -row - high / 2), (middle, -i + high / 2))
+            middles[key] = middle, i
+    end = ((1 + left) / 2, -len(rows) + 0.25)
+    axes.text(*end, "their sum, one backward", ha="center", va="center", fontsize=8)
+    for key, *_ in rows[-1][1]:
+        x, row = middles[key]
+        _arrow(axes, (x, -row - high / 2), (end[0] + 0.2 * (x - end[0]), end[1] + 0.12))
+    axes.set_xlim(0, 1)
+    axes.set_ylim(end[1] - 0.15, 0.4)
+    axes.axis("off")
+    return figure
+
+
+def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
+    drawn = {"arrowstyle": "-|>", "color": INK, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 1}
+    axes.annotate("", end, start, arrowprops=drawn)
+
+
 FIGURES: dict[str, Callable[[], Figure]] = {
     "adversarial_view": adversarial_view,
     "global_divergence": global_divergence,
@@ -254,6 +408,10 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "high_frequencies": high_frequencies,
     "local_selection": local_selection,
     "flow": flow,
+    "stack_gsa_rsl": partial(stack, GSA_RSL),
+    "stack_advcl": partial(stack, ADVCL),
+    "stack_ascl": partial(stack, ASCL),
+    "stack_ascl_2023": partial(stack, ASCL_2023),
 }
 
 

@@ -32,7 +32,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from queue import Empty, Queue
 from statistics import mean, stdev
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -52,7 +52,6 @@ from torch.utils.data import Subset
 from advssl import (
     AdversarialViewGenerator,
     GlobalDivergenceCritic,
-    HighFreqView,
     Linf,
     MultiViewNTXentLoss,
     SAMWrapper,
@@ -63,7 +62,6 @@ from advssl.evaluation.data import Data, InMemory
 
 EMBEDDING = 64  # width of what the projection head returns
 AUTOATTACK_FORWARDS = 8_000  # about how many it takes on a robust classifier, for the progress bar
-HIGH_FREQUENCY = 2.0  # cycles per image, from which on the high-frequency view keeps them
 COLOURS = ("#595959", "#D55E00", "#0072B2")  # of the methods: grey, vermilion, blue
 
 
@@ -458,11 +456,11 @@ def make_table(record: dict[str, Any]) -> str:
 def make_figure(
     record: dict[str, Any], classifiers: dict[str, nn.Module], data: Digits, e: Evaluation
 ) -> Figure:
-    """Left, accuracy against attack radius; right, what the attack and the filter do to digits."""
-    figure = Figure(figsize=(14, 5.6), layout="constrained", dpi=120)
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.25), wspace=0.03)
-    draw_curves(left.subplots(), record)
-    draw_digits(right, classifiers, data, e)
+    """Above, accuracy against attack radius; below, what the attack does. As wide as a phone."""
+    figure = Figure(figsize=(4.8, 6.9), layout="constrained", dpi=130)
+    above, below = figure.subfigures(2, 1, height_ratios=(1.15, 1), hspace=0.03)
+    draw_curves(above.subplots(), record)
+    draw_digits(below, hardest_views(classifiers, data, e))
     return figure
 
 
@@ -475,26 +473,23 @@ def draw_curves(axes: Axes, record: dict[str, Any]) -> None:
     axes.axvline(record["schedule"]["radius"], color="black", lw=1, ls=":")
     axes.text(record["schedule"]["radius"], 102, "radius trained with", ha="center")
     seeds, steps = len(record["seeds"]), record["attack"]["pgd_steps"]
-    band = f", mean and range of {seeds} seeds" if seeds > 1 else ""
+    band = f"\nmean and range of {seeds} seeds" if seeds > 1 else ""
     axes.set_title(f"How many digits survive PGD-{steps}{band}", pad=16, weight="bold")
     axes.set_xlabel("attack radius (ℓ∞, pixels in [0, 1])")
-    axes.set_ylabel(f"{record['dataset']['test']} test digits classified right (%)")
+    axes.set_ylabel(f"right of {record['dataset']['test']} test digits (%)")
     axes.set(xlim=(0, radii[-1]), ylim=(0, 101))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=11)
+    axes.legend(frameon=False)
 
 
-def draw_digits(
-    figure: SubFigure, classifiers: dict[str, nn.Module], data: Digits, e: Evaluation
-) -> None:
-    """A digit of each class, and the views of it that two encoders find hardest to match."""
-    digits = data.test[class_balanced(data.test_labels, 10)]
-    pixels = {"cmap": "gray", "vmin": 0, "vmax": 1}
-    change = {"cmap": "PuOr", "vmin": -e.radius, "vmax": e.radius}
-    rows: list[tuple[str, Tensor, dict[str, Any], Tensor | None]] = [
-        ("clean", digits, pixels, None)
-    ]
+Views: TypeAlias = tuple[str, Tensor, Tensor | None]  # what they are, images, what is read
+
+
+def hardest_views(classifiers: dict[str, nn.Module], data: Digits, e: Evaluation) -> list[Views]:
+    """Digits of five classes, and the views of them that two encoders find hardest to match."""
+    digits = data.test[class_balanced(data.test_labels, 10)][::2]
+    rows: list[Views] = [("clean", digits, None)]
     for name, label in (("SimCLR", "SimCLR"), ("adversarial view", "the robust\nencoder")):
         encoder, _ = classifier = classifiers[name]
         clean = encoder(digits)
@@ -504,21 +499,23 @@ def draw_digits(
             freeze=encoder,
             generator=torch.Generator().manual_seed(0),
         )
-        rows.append((f"hardest view\nfor {label}", hard, pixels, classifier(hard).argmax(1)))
-        rows.append(("difference,\namplified", hard - digits, change, None))
-    edges = {"cmap": "PuOr", "vmin": -0.5, "vmax": 0.5}
-    rows.append(("high-frequency\nview", HighFreqView(HIGH_FREQUENCY)(digits), edges, None))
-    grid = figure.subplots(len(rows), len(digits))
-    for axes, (label, images, style, read) in zip(grid, rows, strict=True):
-        axes[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
-        for digit, (ax, image) in enumerate(zip(axes, images, strict=True)):
-            ax.imshow(image[0].numpy(), **style)
+        rows.append((f"hardest view\nfor {label}", hard, classifier(hard).argmax(1)))
+    return rows
+
+
+def draw_digits(figure: SubFigure, rows: list[Views]) -> None:
+    """A row of images each, and above them what the probe reads."""
+    grid = figure.subplots(len(rows), len(rows[0][1]))
+    for axes, (label, images, read) in zip(grid, rows, strict=True):
+        axes[0].set_ylabel(label, rotation=0, ha="right", va="center")
+        for place, (ax, image) in enumerate(zip(axes, images, strict=True)):
+            ax.imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=1)
             ax.set(xticks=[], yticks=[])
             if read is not None:
-                wrong = int(read[digit]) != digit
+                wrong = int(read[place]) != 2 * place
                 style_of_text = {"color": COLOURS[1], "weight": "bold"} if wrong else {}
-                ax.set_title(f"reads {read[digit]}", fontsize=8, pad=2, **style_of_text)
-    figure.suptitle("What the attack changes, and what the linear probe then reads", weight="bold")
+                ax.set_title(f"reads {read[place]}", fontsize=10, pad=2, **style_of_text)
+    figure.suptitle("What the linear probe then reads", weight="bold")
 
 
 # --- command line ---------------------------------------------------------------------------------

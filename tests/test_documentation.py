@@ -40,8 +40,7 @@ def test_docstrings(module):
 
 
 def test_every_section_of_troubleshooting_is_named_by_an_error_and_every_name_is_a_section():
-    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
-    sections = re.split(r"^## ", page, flags=re.MULTILINE)[1:]
+    sections = re.split(r"^## ", page("troubleshooting.md"), flags=re.MULTILINE)[1:]
     for section in sections:
         for part in ("**You see**", "**Why.**", "**Do.**"):
             assert part in section, (section.splitlines()[0], part)
@@ -54,7 +53,7 @@ def test_there_are_examples_to_run(name):
     assert ">>>" in getattr(advssl, name).__doc__
 
 
-def test_the_readmes_python_blocks_run_in_order():
+def test_the_readmes_lines_and_the_stack_on_top_of_them_run_in_order():
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 16))
     views = torch.rand(2, 8, 3, 8, 8)
     before = model[1].weight.detach().clone()
@@ -64,19 +63,18 @@ def test_the_readmes_python_blocks_run_in_order():
         "loader": [views],
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
     }
-    blocks = code("python")
-    assert len(blocks) == 4  # the second and the last have tests of their own below
-    exec(blocks[0], scope)
+    (lines,), (stack,) = code("python"), code("python", page("components/index.md"))
+    exec(lines, scope)
     assert not torch.equal(model[1].weight, before)
     t1, t2 = views
     scope |= {"t1": t1, "t2": t2, "z1": model(t1), "z2": model(t2), "z_hard": model(scope["hard"])}
     model.zero_grad()
-    exec(blocks[2], scope)
+    exec(stack, scope)
     assert model[1].weight.grad.abs().max() > 0
 
 
 def test_ten_lines_keep_an_encoder_s_embeddings_under_attack():
-    (ten,) = code("python", section("Make an encoder robust that you have"))
+    (ten,) = code("python", page("robustify.md"))
     assert sum(map(bool, ten.splitlines())) == 10
     torch.manual_seed(0)
     encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten())
@@ -89,7 +87,7 @@ def test_ten_lines_keep_an_encoder_s_embeddings_under_attack():
 
 
 def test_one_step_attacks_run_as_the_page_on_costs_says():
-    loop, carried = code("python", (ROOT / "docs" / "costs.md").read_text(encoding="utf-8"))
+    loop, carried = code("python", page("costs.md"))
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 8))
     before = model[1].weight.detach().clone()
     images = torch.rand(4, 3, 4, 4)
@@ -110,7 +108,7 @@ def test_one_step_attacks_run_as_the_page_on_costs_says():
 
 
 def test_the_hosts_loops_run_and_only_the_student_learns_by_gradient():
-    blocks = code("python", (ROOT / "docs" / "hosts.md").read_text(encoding="utf-8"))
+    blocks = code("python", page("hosts.md"))
     assert len(blocks) == 3
     torch.manual_seed(0)
     encoder = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 8))
@@ -142,8 +140,8 @@ def test_a_link_of_the_built_pages_that_leads_nowhere_is_found(tmp_path):
     assert check["dead"](tmp_path) == ["a.html: b.html#there", "b.html: c.html"]
 
 
-def section(title: str) -> str:
-    return README.split(f"## {title}\n")[1].split("\n## ")[0]
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
 
 
 def code(language: str, text: str = README) -> list[str]:
@@ -152,7 +150,7 @@ def code(language: str, text: str = README) -> list[str]:
 
 @pytest.mark.filterwarnings("ignore:.*(many workers|LeafSpec|logging interval|TensorBoard)")
 def test_ten_lines_make_a_robust_simclr(monkeypatch, tmp_path):
-    ten = section("Ten lines")
+    ten = page("start.md").split("## Ten lines")[1].split("\n## ")[0]
     (install, evaluate), (script,) = code("console", ten), code("python", ten)
     typed = [line for line in (script + evaluate).splitlines() if line]
     assert install.startswith("pip install")
@@ -168,9 +166,19 @@ def test_ten_lines_make_a_robust_simclr(monkeypatch, tmp_path):
     assert "PGD-20" in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
 
 
-def test_the_readme_marks_three_lines():
-    first = README.split("```python")[1].split("```")[0]
-    assert sum("  # +" in line for line in first.splitlines()) == 3
+def test_the_readme_marks_five_lines():
+    (lines,) = code("python")
+    assert sum("  # +" in line for line in lines.splitlines()) == 5
+
+
+def test_the_readme_is_short_and_is_cited_as_the_citation_file_says():
+    assert len(README.split()) < 900
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    (bibtex,) = code("bibtex")
+    for key in ("title", "version"):
+        (told,) = re.findall(rf"(?m)^{key}: \"?(.*?)\"?$", citation)
+        assert f"{key} = {{{told}}}" in bibtex
+    assert f"year = {{{re.findall(r'date-released: ([0-9]{4})', citation)[0]}}}" in bibtex
 
 
 def links() -> list[tuple[Path, str]]:
@@ -182,16 +190,33 @@ def links() -> list[tuple[Path, str]]:
     return found
 
 
-@pytest.mark.parametrize(("page", "link"), links(), ids=str)
-def test_links_lead_somewhere(page, link):
-    assert (page.parent / link).exists()
+@pytest.mark.parametrize(("where", "link"), links(), ids=str)
+def test_links_lead_somewhere(where, link):
+    assert (where.parent / link).exists()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=str)
-def test_tables_are_those_of_the_records(page):
+@pytest.fixture(scope="module")
+def tables():
     spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
     tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tables)
-    assert "<!-- table: quickstart -->" in README
-    text = page.read_text(encoding="utf-8")
+    return tables
+
+
+def test_a_papers_page_compares_only_what_had_its_data_network_and_schedule(tables, monkeypatch):
+    kept = tables._read("papers_systems")
+    runs = [run for run in kept["runs"] if run["row"] == "ASCL"]
+    monkeypatch.setattr(tables, "_read", lambda _: {**kept, "runs": runs})
+    assert "nothing is compared" in tables.beside("ascl_local")
+    for run in runs:
+        run["plan"] |= {"data": "cifar10", "backbone": "cifar:resnet18"}
+        run["plan"]["recipe"]["epochs"] = 200
+        run["presentations"] = 200 * 50_000
+    assert "there to be compared" in tables.beside("ascl_local")
+
+
+@pytest.mark.parametrize("where", PAGES, ids=str)
+def test_tables_are_those_of_the_records(where, tables):
+    assert "<!-- table: evidence -->" in README
+    text = where.read_text(encoding="utf-8")
     assert tables.filled(text) == text

@@ -92,8 +92,10 @@ class SAMWrapper(nn.Module):
             closure: forwards and returns a scalar, without backward; it runs at θ and at θ + e. One
                 element of another shape is taken too, and a mapping that holds it as "loss".
             loss: its value at θ with its graph, if your loop has it already: then the closure runs
-                at θ + e only. The graph stays alive for your own ``backward``; if a compiled module
-                made it, set ``torch._functorch.config.donated_buffer = False`` before.
+                at θ + e only. Give it where it joins the same ``backward`` and the closure changes
+                parameters in place, as SwAV its prototypes. The graph stays alive for your own
+                ``backward``; if a compiled module made it, set
+                ``torch._functorch.config.donated_buffer = False`` before.
             rng_state: what :meth:`rng_state` returned before ``loss`` was computed, so that dropout
                 repeats; without ``loss`` there is no need of it.
 

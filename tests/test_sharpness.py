@@ -266,6 +266,27 @@ def test_graphs_built_before_and_after_are_valid(images):
         torch.testing.assert_close(p.grad, q.grad, rtol=0, atol=0)
 
 
+def test_a_loss_of_prototypes_that_a_closure_normalises_is_handed_over(images):
+    """SwAV's: computed anew beside the loss, the prototypes of its graph would have changed."""
+    model = mlp()
+
+    def loss() -> Tensor:
+        with torch.no_grad():
+            model[-1].weight.div_(model[-1].weight.norm(dim=1, keepdim=True))
+        return model(images.flatten(1)).square().mean()
+
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (loss() + SAMWrapper(model)(loss)).backward()
+    model.zero_grad()
+    plain = loss()
+    (plain + SAMWrapper(model, rho=0.0)(loss, plain)).backward()
+    both = gradients(model)
+    model.zero_grad()
+    loss().backward()
+    for twice, once in zip(both, gradients(model), strict=True):
+        torch.testing.assert_close(twice, 2 * once)
+
+
 def test_parameters_that_the_closure_does_not_reach_are_left_alone():
     reached, other = Point(3.0, 4.0), Point(1.0, 1.0)
     sam = SAMWrapper(reached, other, rho=0.5)

@@ -372,6 +372,33 @@ class TestAdversarialViews:
         assert not torch.equal(x0, y0)
         assert not torch.equal(x1, y1)
 
+    def test_masks_and_geometries_beside_the_views_stay_as_they_are(self):
+        """A batch such as lightly-train's; the masks weigh pixels, and have a gradient to give."""
+
+        class Masked(SimCLR):
+            def training_step(self, batch, batch_idx):
+                TOLD.append(
+                    {name: list(batch[name]) for name in ("masks", "geometries", "filename")}
+                )
+                seen = [x * m[:, None] for x, m in zip(batch["views"], batch["masks"], strict=True)]
+                return super().training_step((seen, None), batch_idx)
+
+            def train_dataloader(self):
+                draw = torch.Generator().manual_seed(0)
+                views, masks = torch.rand(2, 8, 3, 16, 16, generator=draw), torch.ones(2, 8, 16, 16)
+                geometries = torch.rand(2, 8, 8, generator=draw)
+                given = {"views": views, "masks": masks, "geometries": geometries}
+                batch = {"filename": [""] * 8} | {k: list(v) for k, v in given.items()}
+                return DataLoader([batch], batch_size=None)
+
+        (batch,) = made(Masked).train_dataloader()
+        trainer = fit(made(Masked), [adversarial("all")], steps=1)
+        logged = trainer.logger.metrics[-1]
+        assert logged["attack_start"] < logged["attack_end"]
+        assert TOLD[-1]["filename"] == batch["filename"]
+        for name in ("masks", "geometries"):
+            assert all(map(torch.equal, TOLD[-1][name], batch[name])), name
+
     def test_takes_a_module_that_augments_by_itself(self):
         """kornia keeps parameters that share their memory with themselves."""
         augmentation = import_module("kornia.augmentation")
@@ -791,6 +818,25 @@ class TestGlobalDivergence:
             found.append(trainer.logger.metrics[0])
         assert found[1]["global_divergence"] > found[0]["global_divergence"] + 1e-3
         assert found[1]["train_loss"] < found[0]["train_loss"]
+
+    @pytest.mark.parametrize("others", [[], [SharpnessAware(rho=0.05)]])
+    def test_reads_prototypes_that_each_step_normalises(self, others):
+        """With no weight it trains as without it: the clean graph is valid after later passes."""
+        without, module = made(SwAV), made(SwAV)
+        fit(without, [adversarial(), *others], steps=3)
+        critic = GlobalDivergence(GlobalDivergenceCritic(6), "prototypes", weight=0.0)
+        fit(module, [adversarial(), critic, *others], steps=3)
+        assert_same(state(module), state(without))
+
+    def test_parameters_that_follow_the_attacked_batch_are_refused(self):
+        class Follows(SimCLR):
+            def training_step(self, batch, batch_idx):
+                with torch.no_grad():
+                    self.projection_head.layers[0].weight.add_(batch[0][0].mean())
+                return super().training_step(batch, batch_idx)
+
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            fit(made(Follows), [adversarial(), divergence()], steps=1)
 
     def test_critic_and_encoder_learn_and_the_modules_checkpoint_knows_nothing(self, tmp_path):
         callback = divergence(weight=5.0)

@@ -6,6 +6,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import torch
+from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
+
 from advssl.integrations.lightning.batches import Batch, copied, views_of
 from advssl.integrations.lightning.wrapping import Output, Step, logging_off
 from advssl.sharpness import SAMWrapper
@@ -24,6 +28,30 @@ if TYPE_CHECKING:
     from advssl.integrations.lightning.clusters import ClusterFit
 
 Calls: TypeAlias = list[Embeddings]  # what a submodule returned, call by call
+
+
+class Before:
+    """A module as it is before a pass; :meth:`restore` gives it back, counters of changes included.
+
+    A step may change parameters in place: SwAV normalises its prototypes. All passes of a batch do
+    so alike, from one state, and the clean pass's graph is back-propagated after the training pass.
+    Torch refuses it unless both count the same changes, and so each pass starts from one count.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._values = Snapshot(module)
+        counted = [p for p in module.parameters() if not p.is_inference()]
+        self._counts = [(p, p._version, _unsafe_preserve_version_counter(p)) for p in counted]
+
+    def restore(self) -> None:
+        self._values.restore()
+        for _, _, count in self._counts:
+            count.__exit__()
+
+    def changed(self) -> list[tuple[Tensor, Tensor]]:
+        """Trainable parameters that a pass has changed in place, with what they are now."""
+        moved = (p for p, before, _ in self._counts if p.requires_grad and p._version != before)
+        return [(p, p.detach().clone()) for p in moved]
 
 
 class Skipped(Exception):
@@ -47,12 +75,13 @@ class TrainingStep:
     def __call__(self, step: Step, batch: Batch) -> Output:
         if self.clusters is not None:
             batch = self.clusters.without_index(batch)
-        now = Snapshot(self.module)
+        now, changed = Before(self.module), list[tuple[Tensor, Tensor]]()
         clouds = {term: Clouds(term) for term in self.terms}
         if self.attack is not None:
             if any(term.compares for term in self.terms):
                 try:
                     _, heard = self._unheard(step, batch)
+                    changed = now.changed()
                 finally:
                     now.restore()
                 for term, calls in heard.items():
@@ -60,6 +89,10 @@ class TrainingStep:
             batch = self._attacked(self.attack, step, batch, now, clouds)
         with self._listening() as heard:
             output = step(copied(batch))
+        for p, before in changed:
+            if not torch.equal(p, before):  # then torch must refuse the clean pass's graph
+                with torch.no_grad():
+                    p.add_(0)
         loss = loss_of(output)
         if loss is None or not (self.sharp or self.terms):
             return output
@@ -78,7 +111,7 @@ class TrainingStep:
         attack: AdversarialViews,
         step: Step,
         batch: Batch,
-        now: Snapshot,
+        now: Before,
         clouds: dict[Term, Clouds],
     ) -> Batch:
         """The batch with its chosen views adversarial."""
@@ -119,9 +152,9 @@ class TrainingStep:
         return with_views(hard)
 
     def _sharpened(
-        self, sharp: SharpnessAware, step: Step, batch: Batch, now: Snapshot, loss: Scalar
+        self, sharp: SharpnessAware, step: Step, batch: Batch, now: Before, loss: Scalar
     ) -> Scalar:
-        after = Snapshot(self.module)
+        after = Before(self.module)
 
         def closure() -> Scalar:
             now.restore()

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch._compile import _disable_dynamo
 
-from advssl.balls import Ball, Linf, check_radius, resized, widest
+from advssl.balls import Ball, Linf, check_ball, check_radius, resized, widest
 from advssl.modes import frozen
 from advssl.pixels import Pixels
 from advssl.precision import uphill, widen
@@ -117,8 +117,7 @@ class AdversarialViewGenerator(nn.Module):
         pixels: Pixels | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(ball, Ball):
-            raise ValueError(f"ball must know radius, sample, steepest and project, got {ball!r}")
+        check_ball("ball", ball)
         positive("the radius of the ball", ball.radius)
         if not isinstance(start, str) or start not in _STARTS:
             raise ValueError(

@@ -188,6 +188,15 @@ def widest(
     return math.inf if known is None else (bounds[1] - bounds[0]) * float(known(shape))
 
 
+def check_ball(name: str, value: Any) -> None:
+    """Raise unless ``value`` has what :class:`Ball` has, as :class:`Linf` itself has not."""
+    if not isinstance(value, Ball) or isinstance(value, type):
+        raise ValueError(
+            f"{name} must know radius, sample, steepest and project, as Linf(8 / 255) does, got "
+            f"{value!r}"
+        )
+
+
 def check_radius(
     ball: Ball, shape: Sequence[int] | None = None, bounds: tuple[float, float] = (0, 1)
 ) -> None:

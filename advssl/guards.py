@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,18 @@ from advssl.balls import Linf
 from advssl.distributed import average
 from advssl.modes import frozen
 from advssl.randomness import random_state_kept
-from advssl.types import Objective, Scalar, described, height_of, modules_of, number, see, whole
+from advssl.types import (
+    Objective,
+    Scalar,
+    check_kind,
+    described,
+    height_of,
+    modules_of,
+    number,
+    see,
+    several,
+    whole,
+)
 
 PGD_STEPS = 5  # of the PGD that training is compared with
 _NOISE = 1e-3  # of the objective: a gain below it may be bfloat16's rounding
@@ -46,6 +57,9 @@ def attacked_values(
         objective: what they raise.
         freeze: all modules that the objective goes through, as for the adversaries.
     """
+    adversaries = list(several("adversaries", adversaries, "several AdversarialViewGenerators"))
+    for one in adversaries:
+        check_kind("each of adversaries", one, AdversarialViewGenerator)
     modules = [] if freeze is None else modules_of("freeze", freeze)
     given: list[Tensor] = []
     mapped(images, given.append)
@@ -108,10 +122,7 @@ class CatastrophicOverfittingGuard:
     def __init__(
         self, adversary: AdversarialViewGenerator, *, every: int = 100, least: float = 0.25
     ) -> None:
-        if not isinstance(adversary, AdversarialViewGenerator):
-            raise ValueError(
-                f"adversary must be an AdversarialViewGenerator, got {described(adversary)}"
-            )
+        check_kind("adversary", adversary, AdversarialViewGenerator)
         self.adversary = adversary
         self.every = whole("every", every, 1)
         self.least = number("least", least)
@@ -184,9 +195,15 @@ class CatastrophicOverfittingGuard:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there; an adversary made anew takes as many steps as it then did."""
-        self._calls, self._highest = state_dict["calls"], state_dict["highest"]
-        if state_dict["steps"] > self.adversary.steps:
-            self._strengthen(state_dict["steps"])
+        if not isinstance(state_dict, Mapping) or not {*self.state_dict()} <= {*state_dict}:
+            raise ValueError(
+                f"state_dict must hold {', '.join(self.state_dict())}, as state_dict() gives them, "
+                f"got {described(state_dict)}"
+            )
+        calls, steps = (whole(name, state_dict[name], 0) for name in ("calls", "steps"))
+        self._calls, self._highest = calls, number("highest", state_dict["highest"])
+        if steps > self.adversary.steps:
+            self._strengthen(steps)
 
     def _strengthen(self, steps: int) -> None:
         adversary = self.adversary

@@ -52,6 +52,9 @@ class Ramp:
 
     def __call__(self, epoch: float) -> float:
         """The value at an epoch, counted from 0; 2.5 is half way through the third."""
+        epoch = number("epoch", epoch)
+        if math.isnan(epoch):
+            raise ValueError(f"epoch must be a number, got {epoch}")
         done = min(max((epoch - self.begin) / self.epochs, 0.0), 1.0)
         if done == 1:  # whatever rounding says
             return self.end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any, Literal, TypeAlias, get_args
@@ -79,6 +80,23 @@ def flag(name: str, value: Any) -> bool:
     if not isinstance(plain, bool):
         raise ValueError(f"{name} must be True or False, got {described(value)}")
     return plain
+
+
+def check_kind(name: str, value: Any, kind: Any) -> None:
+    """Raise unless ``value`` is of this class, or of one of several: ``Model | None``."""
+    if not isinstance(value, kind):
+        names = (getattr(one, "__name__", str(one)) for one in get_args(kind) or (kind,))
+        wanted = " or ".join({"NoneType": "None", "Callable": "function"}.get(n, n) for n in names)
+        article = "an" if wanted[0] in "AEIOU" else "a"
+        raise ValueError(f"{name} must be {article} {wanted}, got {described(value)}")
+
+
+def views_of(value: Any) -> tuple[int, ...] | Literal["all"]:
+    """Which views of a batch are meant, as plain numbers, or "all" of them; else raise."""
+    chosen = [] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
+    if not chosen and value != "all":
+        raise ValueError(f'views must be "all" or numbers such as (0,), got {described(value)}')
+    return tuple(whole("each of views", i, -sys.maxsize) for i in chosen) or "all"
 
 
 def modules_of(name: str, value: Any) -> list[nn.Module]:

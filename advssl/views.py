@@ -222,6 +222,8 @@ def _check_floating_point(images: Images) -> None:
             f"images must be a floating point tensor, got {described(images)}; "
             "convert them first, uint8 with images / 255"
         )
+    if not 2 <= images.ndim <= 4:
+        raise ValueError(f"images must be (B, C, H, W) or (C, H, W), got {described(images)}")
 
 
 def _kornia_takes(dtype: torch.dtype) -> bool:

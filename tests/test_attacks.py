@@ -489,7 +489,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"ball": 0.1}, "ball must know radius, sample, steepest and project, got 0.1"),
+            ({"ball": 0.1}, "ball must know radius, sample, steepest and project, .*got 0.1"),
             ({"steps": -1}, "steps must be at least 0, got -1"),
             ({"step_size": 0.0}, "step_size must be positive and finite, got 0.0"),
             ({"start": "random"}, '"gaussian", "zero" or "noise", got \'random\''),

@@ -22,6 +22,7 @@ from advssl.doctor.steps import (
     Heard,
     Repeated,
     Step,
+    attacker,
     leaf,
     repeated,
     tensors_of,
@@ -133,7 +134,7 @@ def costs(
     Raises:
         ValueError: as :func:`~advssl.doctor.examine` does.
     """
-    steps = (adversary or AdversarialViewGenerator()).steps
+    steps = attacker(adversary).steps
     with repeated(step, batch, views) as case:
         found = pieces(case)
     attacked = len(case.images)

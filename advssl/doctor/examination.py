@@ -13,11 +13,11 @@ from torch import nn
 
 from advssl.attacks import AdversarialViewGenerator
 from advssl.doctor import inputs, losses, networks
-from advssl.doctor.steps import Batch, Chosen, Repeated, Step, leaf, repeated
+from advssl.doctor.steps import Batch, Chosen, Repeated, Step, attacker, leaf, repeated
 from advssl.evaluation.checks import Check, not_run
 from advssl.evaluation.report.faces import mark
 from advssl.evaluation.report.words import counted
-from advssl.types import described, positive
+from advssl.types import positive
 
 _UNITS, _REACHED, _RISES = "images and bounds", "loss depends on the view", "attack rises"
 _RADIUS = "radius and images"
@@ -133,13 +133,7 @@ def examine(
         ValueError: on a step that fails on this batch, one with manual optimisation, or a batch
             without images.
     """
-    if adversary is None:
-        adversary = AdversarialViewGenerator()
-    if not isinstance(adversary, AdversarialViewGenerator):
-        raise ValueError(
-            f"adversary must be an AdversarialViewGenerator, got {described(adversary)}"
-        )
-    adversary = copy.deepcopy(adversary)  # one that remembers nothing of this
+    adversary = copy.deepcopy(attacker(adversary))  # one that remembers nothing of this
     scale = positive("loss_scale", loss_scale)
     with repeated(step, batch, views) as case:
         found = _found(case, adversary, freeze, scale)

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from advssl.attacks import is_view, mapped
+from advssl.attacks import AdversarialViewGenerator, is_view, mapped
 from advssl.modes import unlogged
 from advssl.precision import uphill, widen
 from advssl.reaching import reached
 from advssl.snapshots import Snapshot
-from advssl.types import Images, described, height_of, see, whole
+from advssl.types import Images, check_kind, described, height_of, see, views_of
 
 Batch: TypeAlias = Any
 Step: TypeAlias = nn.Module | Callable[[Batch], Any]
@@ -213,6 +213,14 @@ def repeated(step: Step, batch: Batch, views: Chosen = (0,)) -> Iterator[Repeate
             again.restore()
 
 
+def attacker(adversary: AdversarialViewGenerator | None) -> AdversarialViewGenerator:
+    """What attacks a step: PGD-5 by default."""
+    if adversary is None:
+        return AdversarialViewGenerator()
+    check_kind("adversary", adversary, AdversarialViewGenerator)
+    return adversary
+
+
 def tensors_of(batch: Batch) -> list[Tensor]:
     found: list[Tensor] = []
     mapped(batch, found.append)
@@ -236,10 +244,10 @@ def _places(batch: Batch, views: Chosen) -> list[int]:
         raise ValueError(
             f"the batch holds no floating point (B, C, H, W) to attack, it is {described(batch)}"
         )
-    if views == "all":
+    chosen = views_of(views)
+    if chosen == "all":
         return there
-    chosen = [whole("each of views", i, -len(there)) for i in views]
-    if not chosen or max(chosen) >= len(there):
+    if not all(-len(there) <= i < len(there) for i in chosen):
         raise ValueError(f"the batch has {len(there)} views, got views={views}")
     return [there[i] for i in dict.fromkeys(chosen)]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from advssl.attacks import AdversarialViewGenerator
-from advssl.balls import L2, Ball, Linf, resized
+from advssl.balls import L2, Ball, Linf, check_ball, resized
 from advssl.evaluation.autoattack import MOST_TARGETS
 from advssl.evaluation.autoattack import AutoAttack as AutoAttack
 from advssl.evaluation.batches import Batches as Batches
@@ -255,7 +255,8 @@ def attacks_of(names: Sequence[str], ball: Ball) -> tuple[Attack, ...]:
         ValueError: on a word that is not among them.
     """
     words = list(several("names", names, "words", "; split a text at its commas"))
-    unknown = [word for word in words if word not in ATTACKS]
+    check_ball("ball", ball)
+    unknown = [word for word in words if not isinstance(word, str) or word not in ATTACKS]
     if unknown:
         raise ValueError(f"no attack is called {unknown[0]!r}; choose among {', '.join(ATTACKS)}")
     chosen: list[Attack] = [Clean()]

@@ -19,12 +19,7 @@ ANY = -(2**63)  # the least whole number
 
 def pairs(batches: Batches) -> Iterator[tuple[Images, Labels]]:
     """The batches, each checked to be images and labels."""
-    if isinstance(batches, Tensor | Mapping) or not isinstance(batches, Iterable):
-        raise ValueError(
-            "batches must be an iterable of (images, labels), such as a list or a loader, got "
-            f"{described(batches)}"
-        )
-    for batch in batches:
+    for batch in several_of(batches):
         if not isinstance(batch, tuple | list) or len(batch) != 2:
             raise ValueError(
                 f"each batch must be a pair of images and labels, got {described(batch)}; pass "
@@ -33,6 +28,16 @@ def pairs(batches: Batches) -> Iterator[tuple[Images, Labels]]:
         images, labels = batch
         check_batch(images, labels)
         yield images, labels
+
+
+def several_of(batches: Batches) -> Batches:
+    """``batches``, if they can be gone through; else raise."""
+    if isinstance(batches, Tensor | Mapping) or not isinstance(batches, Iterable):
+        raise ValueError(
+            "batches must be an iterable of (images, labels), such as a list or a loader, got "
+            f"{described(batches)}"
+        )
+    return batches
 
 
 def check_batch(images: Images, labels: Labels) -> None:
@@ -96,7 +101,10 @@ def class_balanced(labels: Labels, count: int, seed: int, *, ascending: bool = T
         ValueError: if there are fewer than ``count`` labels, ``count`` is not positive, or a label
             is no class.
     """
-    labels = torch.as_tensor(labels, device="cpu")
+    try:
+        labels = torch.as_tensor(labels, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"labels must be integers, got {described(labels)}: {error}") from error
     check_labels(labels, len(labels) if labels.ndim else 0)
     count, seed = whole("count", count, ANY), whole("seed", seed, ANY)
     if not 0 < count <= len(labels):

@@ -13,10 +13,10 @@ from torch import Generator, Tensor, nn
 
 from advssl.balls import Ball
 from advssl.evaluation.attacks import PGD, AutoAttack, MultiTargetedPGD
-from advssl.evaluation.batches import Batches, batch_seed, check_batch
+from advssl.evaluation.batches import Batches, batch_seed, check_batch, several_of
 from advssl.evaluation.logits import Logits, borrowed, device_of, logits_of
 from advssl.evaluation.search import Clean
-from advssl.types import Images, Labels, PerExample
+from advssl.types import Images, Labels, PerExample, whole
 
 Verdict: TypeAlias = Literal["pass", "fail", "not run"]
 Known: TypeAlias = Clean | PGD | MultiTargetedPGD | AutoAttack
@@ -125,9 +125,8 @@ def first(batches: Batches, count: int) -> list[tuple[Images, Labels]]:
         ValueError: if there are none.
     """
     taken: list[tuple[Images, Labels]] = []
-    if count < 1:
-        raise ValueError(f"max_images must be at least 1, got {count}")
-    for x, y in batches:
+    count = whole("max_images", count, 1)
+    for x, y in several_of(batches):
         taken.append((x[:count], y[:count]))
         count -= len(x)
         if count <= 0:

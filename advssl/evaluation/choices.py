@@ -17,7 +17,7 @@ OWN_BACKBONES = ("wrn28_10", "wrn34_10", "resnet20", "cnn", "resnet18_no_identit
 
 def split_spec(spec: str) -> tuple[str, str]:
     """The name of the data and its place, or a ValueError that lists the names there are."""
-    name, _, place = spec.partition(":")
+    name, _, place = spec.partition(":") if isinstance(spec, str) else ("", "", "")
     if name not in DATA or (place and name == "digits"):
         raise ValueError(
             'data is one of "digits", "cifar10[:ROOT]", "cifar100[:ROOT]", "stl10[:ROOT]" or '
@@ -32,7 +32,7 @@ def named(word: str) -> tuple[str, str]:
     Raises:
         ValueError: on a name that no measure has, and a place where none belongs.
     """
-    name, _, place = word.partition(":")
+    name, _, place = word.partition(":") if isinstance(word, str) else ("", "", "")
     if name not in MEASURES or (place and name not in PLACED):
         known = [f"{name}[:FOLDER]" if name in PLACED else name for name in MEASURES]
         raise ValueError(f"measures are {', '.join(known)}, got {word!r}")

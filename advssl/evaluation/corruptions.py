@@ -18,15 +18,15 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from advssl.evaluation import damages
-from advssl.evaluation.batches import Batches, pairs
+from advssl.evaluation.batches import ANY, Batches, pairs
 from advssl.evaluation.damages import Damage, Pixels
 from advssl.evaluation.identity import fingerprint_of
 from advssl.evaluation.logits import borrowed, check_module, device_of, logits_of
 from advssl.evaluation.report.corruption import Corruptions
-from advssl.types import Images, Labels, described, whole
+from advssl.types import Images, Labels, described, several, whole
 
 SEVERITIES = (1, 2, 3, 4, 5)
 FROST = (1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)
@@ -120,19 +120,30 @@ def corrupted(
         ValueError: on images of another shape, another name or severity, and frost without
             photographs.
     """
-    if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
-        raise ValueError(f"corruptions are of images (B, 3, S, S), got {described(images)}")
+    fits = isinstance(images, Tensor) and images.is_floating_point() and images.ndim == 4
+    if not fits or len(images) == 0 or images.shape[1:] != (3, images.shape[2], images.shape[2]):
+        raise ValueError(
+            "corruptions are of images (B, 3, S, S) in [0, 1], floating point and B ≥ 1, got "
+            f"{described(images)}"
+        )
+    low, high = (float(v) for v in images.aminmax())
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"images must lie in [0, 1], got [{low:.4g}, {high:.4g}]")
+    seed = whole("seed", seed, ANY)
     if whole("severity", severity, 1) > len(SEVERITIES):
         raise ValueError(f"severity must be from 1 to 5, got {severity}")
     known = (
         {**CORRUPTIONS, "frost": Corruption(FROST, damages.frost(frost))} if frost else CORRUPTIONS
     )
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ValueError(f"corruptions are {', '.join(known)}, got {name!r}")
-    of, rows = known[name], range(len(images)) if indices is None else indices
+    of, given = known[name], range(len(images)) if indices is None else indices
+    rows = [whole("each of indices", i, 0) for i in several("indices", given, "whole numbers")]
+    if len(rows) != len(images):
+        raise ValueError(f"{len(images)} images need as many indices, got {len(rows)}")
     pixels = (images.detach().cpu().double() * 255).round().byte().permute(0, 2, 3, 1).numpy()
     made = [
-        of.damage(image, of.levels[severity - 1], _drawing(name, severity, seed, int(row)))
+        of.damage(image, of.levels[severity - 1], _drawing(name, severity, seed, row))
         for image, row in zip(pixels, rows, strict=True)
     ]
     # Cut off and not rounded, as the files are.

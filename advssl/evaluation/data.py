@@ -102,6 +102,7 @@ def open_data(
             whose classes differ, or one that is also the training folder.
     """
     name, place = split_spec(spec)
+    seed = whole("seed", seed, least=0)
     if image_size is not None:
         image_size = whole("--image-size", image_size, least=1)
     folders = {"train": train, "validation": validation, "test": test}

@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 from torch import nn
 
-from advssl.balls import Ball, Linf, grey_of
+from advssl.balls import Ball, Linf, check_ball, grey_of
 from advssl.evaluation.ascents import (
     QUERIES,
     STEP_COUNTS,
@@ -30,7 +30,7 @@ from advssl.evaluation.ascents import (
     steps,
 )
 from advssl.evaluation.autoattack import MOST_TARGETS
-from advssl.evaluation.batches import Batches
+from advssl.evaluation.batches import ANY, Batches
 from advssl.evaluation.census import Repeats
 from advssl.evaluation.checks import PGD_STEPS, Case, Differentiable, arranged, first, not_run
 from advssl.evaluation.checks import Check as Check
@@ -38,10 +38,10 @@ from advssl.evaluation.checks import Known as Known
 from advssl.evaluation.checks import Verdict as Verdict
 from advssl.evaluation.identity import fingerprint_of, identity_of, keep, kept
 from advssl.evaluation.leaks import easier_than_training, repeated
-from advssl.evaluation.logits import NotFinite, device_of
+from advssl.evaluation.logits import NotFinite, check_module, device_of
 from advssl.evaluation.progress import Progress, ignored
 from advssl.evaluation.slopes import DIRECTIONS, SCALES, deterministic, gradients, inputs
-from advssl.types import Images, Labels, several
+from advssl.types import Images, Labels, several, whole
 
 Range: TypeAlias = tuple[int, int]  # at least and at most
 
@@ -286,7 +286,9 @@ def doubts(
         ValueError: on no images, on labels and logits that make no sense, and on a name that no
             check has. Logits that are not finite are a doubt.
     """
-    names = _chosen(which, training is not None)
+    check_module("classifier", classifier)
+    check_ball("ball", ball)
+    names, seed = _chosen(which, training is not None), whole("seed", seed, ANY)
     taken = first(batches, max_images)
     outside = _out_of_range(taken, names)
     if outside:

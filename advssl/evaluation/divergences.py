@@ -150,6 +150,7 @@ def clouds(
         raise ValueError(
             f"a {type(classifier).__name__} does not say which features to look at; give encoder="
         )
+    seed = whole("seed", seed, ANY)
     found = list[tuple[Tensor, Tensor, Tensor]]()
     for images, labels in pairs(batches):
         hard = attack(classifier, images, labels, seed=seed)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
-from advssl.balls import Ball, Linf, check_radius, grey_of, resized
+from advssl.balls import Ball, Linf, check_ball, check_radius, grey_of, resized
 from advssl.evaluation import beyond, costs, diagnostics, plan, report
 from advssl.evaluation.attacks import PGD, Attack, AutoAttack, Clean, attacks_of
 from advssl.evaluation.census import PARTS, Census, checked
@@ -34,10 +34,11 @@ from advssl.evaluation.protocols import protocol
 from advssl.evaluation.protocols import ways as ways
 from advssl.evaluation.records import Measurement, Model, Source
 from advssl.evaluation.running import FIRST, Run
+from advssl.evaluation.search import check_attack
 from advssl.evaluation.sharing import of_first_rank
 from advssl.extras import EVAL, check
 from advssl.pixels import Pixels
-from advssl.types import described, several, whole
+from advssl.types import check_kind, described, flag, positive, several, whole
 
 Modules: TypeAlias = Mapping[str | None, nn.Module]  # by BatchNorm branch
 
@@ -111,6 +112,15 @@ def evaluate(
         ImportError: before any work, without what ``advssl[eval]`` installs.
     """
     check(EVAL, "evaluate")
+    kinds: dict[str, tuple[object, Any]] = {"data": (data, Data), "pixels": (pixels, Pixels)}
+    kinds |= {"model": (model, Model | None), "progress": (progress, Callable)}
+    kinds |= {
+        "command": (command, str),
+        "say": (say, Callable | None),
+        "folder": (folder, str | Path | None),
+    }
+    for name, (value, kind) in kinds.items():
+        check_kind(name, value, kind)
     asked = Evaluation(
         modules=modules_by_branch(encoder_or_classifier),
         data=data,
@@ -141,6 +151,8 @@ def chosen_attacks(asked: Sequence[str | Attack], ball: Ball) -> tuple[Attack, .
     """
     if isinstance(asked, str):
         raise ValueError(f"attacks is a list of names or attacks, got {asked!r}; write [{asked!r}]")
+    check_ball("ball", ball)
+    several("attacks", asked, "a list of names or attacks")
     every = {*ATTACKS} <= {name for name in asked if isinstance(name, str)}
     found = [
         one
@@ -148,6 +160,8 @@ def chosen_attacks(asked: Sequence[str | Attack], ball: Ball) -> tuple[Attack, .
         if name != "aa" or not every or AutoAttack.knows(ball)
         for one in (attacks_of([name], ball) if isinstance(name, str) else [name])
     ]
+    for one in found:
+        check_attack(one)
     return (Clean(), *(attack for attack in dict.fromkeys(found) if not isinstance(attack, Clean)))
 
 
@@ -191,6 +205,10 @@ class Evaluation:
             whole(name, getattr(self, name), -(2**63))
         whole("images", self.images, 0)
         whole("batch_size", self.batch_size, 1)
+        for name in ("doubts", "curves", "with_beside"):
+            flag(name.removeprefix("with_"), getattr(self, name))
+        if self.budget is not None:
+            positive("budget", self.budget)
         if not len(targets(self.data.test)):
             raise ValueError("data.test holds no image, and there is nothing to attack")
         shape = tuple(self.data.test[0][0].shape)

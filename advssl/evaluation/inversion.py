@@ -100,7 +100,7 @@ def inversions(
     """
     check_module("encoder", encoder)
     steps, seed = whole("steps", steps, 1), whole("seed", seed, -(2**63))
-    places = tuple(whole("a neuron", i, 0) for i in several("neurons", neurons, "numbers"))
+    places = tuple(whole("each of neurons", i, 0) for i in several("neurons", neurons, "numbers"))
     shaped = isinstance(starts, Tensor) and starts.ndim == 4 and len(starts) > 0
     if not shaped or starts.dtype != torch.float32:
         raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import chain, product
 from pathlib import Path
@@ -30,7 +30,7 @@ from advssl.evaluation.search import (
 )
 from advssl.evaluation.sharing import check_alone, check_same, is_mine, on_all_ranks
 from advssl.extras import needed
-from advssl.types import Images, Labels, PerExample, described, whole
+from advssl.types import Images, Labels, PerExample, check_kind, described, whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,10 +95,13 @@ def measure(
             not finite.
         RuntimeError: where another rank failed.
     """
+    check_kind("progress", progress, Callable | None)
     report = progress or ignored
     check_module("classifier", classifier)
     check_attack(attack)
     seed = whole("seed", seed, ANY)
+    check_kind("deadline", deadline, float | int | None)
+    check_kind("folder", folder, str | Path | None)
     if training_seed is not None:
         training_seed = whole("training_seed", training_seed, ANY)
     if population is not None:

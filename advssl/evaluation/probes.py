@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
-from advssl.balls import Ball, Linf
+from advssl.balls import Ball, Linf, check_ball
 from advssl.distributed import agree
 from advssl.evaluation.batches import check_labels
 from advssl.evaluation.data import Data, targets
@@ -32,7 +32,7 @@ from advssl.evaluation.training import State as State
 from advssl.evaluation.training import Training, learning
 from advssl.modes import copied, frozen, random_state_kept
 from advssl.pixels import Pixels
-from advssl.types import described, embeddings_of, whole
+from advssl.types import check_kind, described, embeddings_of, whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +107,9 @@ def finetune(
             has no accuracy. On features for which there is no room, with how many there are.
     """
     check_module("encoder", encoder)
+    check_kind("data", data, Data)
+    check_kind("how", how, Protocol)
+    check_ball("ball", ball)
     seed = whole("seed", seed, -(2**63))
     _check(data, how)
     if pixels is not None:

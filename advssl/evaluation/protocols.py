@@ -123,10 +123,10 @@ PRESETS: dict[str, dict[str, Protocol]] = _Presets(
 
 def protocol(preset: str, name: str) -> Protocol:
     """A named protocol of a named preset, or a ValueError that lists those there are."""
-    if preset_name(preset) not in PRESETS:
+    if not isinstance(preset, str) or preset_name(preset) not in PRESETS:
         raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}")
     family = PRESETS[preset]
-    if name not in family:
+    if not isinstance(name, str) or name not in family:
         raise ValueError(
             f"preset {preset_name(preset)!r} has protocols {sorted(family)}, got {name!r}"
         )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from advssl.extras import needed
+from advssl.types import described, whole
 
 if TYPE_CHECKING:  # records give these names too
     from advssl.evaluation.records import Measurement
@@ -27,6 +28,7 @@ def wilson(correct: int, n: int) -> Interval:
 
     Reference: Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953
     """
+    correct, n = (whole(name, value, -(2**63)) for name, value in (("correct", correct), ("n", n)))
     if not 0 <= correct <= n or n < 1:
         raise ValueError(f"correct must be in 0..n and n at least 1, got {correct} of {n}")
     stats = needed("scipy.stats")  # half a second, so not before
@@ -155,6 +157,8 @@ def check_same_examples(measurements: Sequence[Measurement]) -> None:
 def _check_replicates(measurements: Sequence[Measurement], side: str) -> None:
     if not measurements:
         raise ValueError(f"{side} holds no measurement; pass at least one")
+    if not all(hasattr(m, "correct") for m in measurements):
+        raise ValueError(f"{side} must be measurements, got {described(list(measurements))}")
     seeds = [m.seed for m in measurements]
     if len(set(seeds)) < len(seeds):
         raise ValueError(

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor, nn
 
-from advssl.balls import Ball, Linf
+from advssl.balls import Ball, Linf, check_ball
 from advssl.evaluation.batches import ANY, Batches, pairs
 from advssl.evaluation.logits import borrowed, check_module, device_of, logits_of, undisturbed
 from advssl.evaluation.search import Attack, Clean, Loss, check_attack, cross_entropy
 from advssl.modes import copied, evaluating, random_state_kept, seeded_state
-from advssl.types import Images, Labels, flag, positive, whole
+from advssl.types import Images, Labels, check_kind, flag, positive, whole
 
 Direction = list[Tensor]  # one tensor per parameter
 
@@ -82,6 +82,8 @@ def input_surface(
     Reference: ASCL-2023, Fig. 4
     """
     check_module("classifier", classifier)
+    check_ball("ball", ball)
+    check_kind("loss", loss, Callable)
     along, seed = _along(span, points), whole("seed", seed, ANY)
     total, count = torch.zeros(len(along), len(along), dtype=torch.float64), 0
     second: Tensor | None = None
@@ -150,6 +152,7 @@ def weight_surface(
     """
     check_module("classifier", classifier)
     check_attack(attack)
+    check_kind("loss", loss, Callable)
     along, seed = _along(span, points), whole("seed", seed, ANY)
     given = [*pairs(batches)]
     if not given:

@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from advssl.attacks import AdversarialViewGenerator
-from advssl.balls import Ball, Linf
+from advssl.balls import Ball, Linf, check_ball
 from advssl.critics import GlobalDivergenceCritic
 from advssl.evaluation.attacks import PGD, Attack
 from advssl.evaluation.batches import ANY, check_batch
 from advssl.evaluation.features import check_finite
 from advssl.evaluation.logits import borrowed, check_module, device_of, logits_of, undisturbed
+from advssl.evaluation.search import check_attack
 from advssl.losses import unit
 from advssl.modes import copied, random_state_kept
 from advssl.sharpness import SAMWrapper
@@ -29,6 +30,7 @@ from advssl.types import (
     PairMask,
     PerExample,
     check_embeddings,
+    described,
     embeddings_of,
     number,
     positive,
@@ -176,11 +178,20 @@ def info_nce(
         (B,) in nats.
     """
     check_embeddings(anchors=anchors, positives=positives)
-    if negatives.shape != (len(anchors), len(others)) or not negatives.any(dim=1).all():
+    check_embeddings(others=others)
+    if others.shape[1] != anchors.shape[1]:
         raise ValueError(
-            f"negatives must be a ({len(anchors)}, {len(others)}) mask with one at least in each "
-            f"row, got {tuple(negatives.shape)}"
+            f"others must have the anchors' {anchors.shape[1]} columns, got {described(others)}"
         )
+    masks = isinstance(negatives, Tensor) and negatives.dtype == torch.bool
+    fits = masks and negatives.shape == (len(anchors), len(others))
+    if not fits or not negatives.any(dim=1).all():
+        raise ValueError(
+            f"negatives must be a ({len(anchors)}, {len(others)}) bool mask with one at least in "
+            f"each row, got {described(negatives)}"
+        )
+    temperature = positive("temperature", temperature)
+    beta = None if beta is None else positive("beta", beta)
     z, z_pos, z_all = unit(anchors), unit(positives), unit(others)
     pull = (z * z_pos).sum(dim=1) / temperature
     apart = (z @ z_all.T / temperature).masked_fill(~negatives, -torch.inf).logsumexp(dim=1)
@@ -324,6 +335,12 @@ def robust_bounds(
     """
     check_batch(images, labels)
     check_module("encoder", encoder)
+    for name, module in (("classifier", classifier), ("adversarial_encoder", adversarial_encoder)):
+        if module is not None:
+            check_module(name, module)
+    check_ball("ball", ball)
+    if attack is not None:
+        check_attack(attack)
     temperature, rho = positive("temperature", temperature), positive("rho", rho)
     delta, seed = number("delta", delta), whole("seed", seed, ANY)
     if not 0 < delta < 1:

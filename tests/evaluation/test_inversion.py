@@ -76,7 +76,7 @@ class TestInversions:
         [
             (starts(), [4], "neurons must be from 0 to 3, got 4"),
             (starts(), [], "neurons must name one at least"),
-            (starts(), [-1], "a neuron must be at least 0"),
+            (starts(), [-1], "each of neurons must be at least 0"),
             (starts()[0], [0], r"starts must be float32 images \(S, C, H, W\)"),
             (starts().double(), [0], "float32"),
             (starts() + 1, [0], r"images must lie in bounds \(0.0, 1.0\)"),

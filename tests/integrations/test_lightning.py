@@ -1188,7 +1188,7 @@ BAD_ARGUMENTS = [
     (SharpnessAware, {"rho": -1}, "rho must be"),
     (SharpnessAware, {"rho": float("nan")}, "rho must be"),
     (GlobalDivergence, {"critic": nn.Linear(8, 1)}, "critic must be .*got a Linear"),
-    (GlobalDivergence, {"on": nn.Linear(8, 1)}, "on must be of type str, got a Linear"),
+    (GlobalDivergence, {"on": nn.Linear(8, 1)}, "on must be a str, got a Linear"),
     (GlobalDivergence, {"weight": "0.1"}, "weight must be a number"),
     (GlobalDivergence, {"weight": -1}, "weight must be finite and not negative"),
     (GlobalDivergence, {"weight": float("inf")}, "weight must be finite and not negative"),
@@ -1203,7 +1203,7 @@ BAD_ARGUMENTS = [
     (ClusterFit, {"extractor": "resnet18"}, "extractor must be .*got 'resnet18'"),
     (ClusterFit, {"images": "photos/"}, "images must be .*got 'photos/'"),
     (ClusterFit, {"images": 3}, "images must be .*got 3"),
-    (ClusterFit, {"on": None}, "on must be of type str"),
+    (ClusterFit, {"on": None}, "on must be a str"),
 ]
 
 

@@ -16,7 +16,8 @@ from advssl.distributed import average, from_first_rank
 from advssl.extras import lacking
 from advssl.integrations.lightning.steps import Calls, TrainingStep
 from advssl.integrations.lightning.wrapping import Ear, WrappedStep
-from advssl.types import Scalar, described, embeddings_of, number, see
+from advssl.types import Scalar, embeddings_of, number, see
+from advssl.types import check_kind as check_kind
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback as Callback
@@ -202,12 +203,6 @@ class Term(Bolt):
 
 def bolts_of(trainer: Any) -> list[Bolt]:
     return [c for c in trainer.callbacks if isinstance(c, Bolt)]
-
-
-def check_kind(name: str, value: Any, kind: Any) -> None:
-    if not isinstance(value, kind):
-        wanted = getattr(kind, "__name__", str(kind))
-        raise ValueError(f"{name} must be of type {wanted}, got {described(value)}")
 
 
 def _all_finite(tensors: Sequence[Tensor]) -> bool:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -14,11 +13,12 @@ from advssl.attacks import AdversarialViewGenerator
 from advssl.critics import GlobalDivergenceCritic
 from advssl.guards import CatastrophicOverfittingGuard
 from advssl.integrations.lightning.batches import Batch, views_of
-from advssl.integrations.lightning.bolts import Bolt, Term, bolts_of, check_kind
+from advssl.integrations.lightning.bolts import Bolt, Term, bolts_of
 from advssl.integrations.lightning.steps import Calls, TrainingStep
 from advssl.losses import unit
 from advssl.sharpness import SAMWrapper
-from advssl.types import Embeddings, Images, Scalar, described, number, whole
+from advssl.types import Embeddings, Images, Scalar, check_kind, described, number
+from advssl.types import views_of as which_views
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -55,13 +55,8 @@ class AdversarialViews(Bolt):
         self, adversary: AdversarialViewGenerator, views: Sequence[int] | Literal["all"] = (0,)
     ) -> None:
         check_kind("adversary", adversary, AdversarialViewGenerator)
-        chosen = [] if isinstance(views, str) or not isinstance(views, Iterable) else list(views)
-        if not chosen and views != "all":
-            raise ValueError(f'views must be "all" or numbers such as (0,), got {described(views)}')
         self.adversary = adversary
-        self.views: tuple[int, ...] | Literal["all"] = (
-            tuple(whole("each of views", i, -sys.maxsize) for i in chosen) or "all"
-        )
+        self.views = which_views(views)
         self._draws: torch.Generator | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

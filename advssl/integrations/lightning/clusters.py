@@ -15,11 +15,19 @@ from torch.utils.data import Dataset, Subset
 from advssl.heads import ClusterFitHead
 from advssl.indexed import IndexedDataset, IndexedSample, without_index
 from advssl.integrations.lightning.batches import Batch
-from advssl.integrations.lightning.bolts import Term, check_kind
+from advssl.integrations.lightning.bolts import Term
 from advssl.integrations.lightning.extracting import features_of, order_of
 from advssl.integrations.lightning.steps import Calls, TrainingStep
 from advssl.integrations.lightning.wrapping import given_back
-from advssl.types import Embeddings, Images, Scalar, check_indices, described, see
+from advssl.types import (
+    Embeddings,
+    Images,
+    Scalar,
+    check_indices,
+    check_kind,
+    described,
+    see,
+)
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer

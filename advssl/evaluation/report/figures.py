@@ -184,7 +184,8 @@ def _draw_images(
     for axes, image, name, label in zip(row, images, predicted, labels, strict=False):
         axes.imshow(_drawable(image).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="none")
         colour = INK if name == label else BAD
-        axes.set_title(_short(name), color=colour, fontsize=8.5, pad=3, parse_math=False)
+        # Without y a place is looked for above ticks, which are not drawn, and that takes long.
+        axes.set_title(_short(name), y=1, color=colour, fontsize=8.5, pad=3, parse_math=False)
 
 
 def _draw_differences(figure: Figure, grid: Any, differences: torch.Tensor) -> None:

@@ -36,6 +36,16 @@ if hasattr(_BACKENDS, "fp32_precision"):  # torch 2.9
     HOW["old and new names"] = _both
 
 LOWERED = pytest.mark.parametrize("how", HOW)
+# Of terms, which are made of products that are held to all ways: an older way and a newer one.
+LOWERED_FOR_TERMS = pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(
+            how, marks=() if how in ("matmul_precision", "fp32_precision") else pytest.mark.heavy
+        )
+        for how in HOW
+    ],
+)
 
 
 @contextmanager

@@ -519,7 +519,7 @@ class TestActivationCheckpointing:
                 torch.testing.assert_close(p.grad, q.grad)
 
     @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-    @pytest.mark.parametrize("training", [True, False])
+    @pytest.mark.parametrize("training", [True, pytest.param(False, marks=pytest.mark.heavy)])
     @pytest.mark.parametrize("reentrant", [False, True])
     @pytest.mark.parametrize("seen", [False, True], ids=["", "first_branch_compiled"])
     def test_around_a_compiled_block_is_an_error_too(
@@ -535,7 +535,7 @@ class TestActivationCheckpointing:
             out.sum().backward()
 
     @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-    @pytest.mark.parametrize("training", [True, False])
+    @pytest.mark.parametrize("training", [True, pytest.param(False, marks=pytest.mark.heavy)])
     @pytest.mark.parametrize("reentrant", [False, True])
     @pytest.mark.parametrize("how", ["inside", "block_inside", "block_compiled"])
     def test_of_a_compiled_block_is_right(self, branched, images, reentrant, training, how):

@@ -20,6 +20,9 @@ def case(request) -> Case:
     return COMPONENTS[request.param]
 
 
+LIGHT = {("AdversarialViewGenerator", "encoder"), ("SAMWrapper", "step")}  # when compiled
+
+
 def used(case: Case, component: nn.Module, model: nn.Module, part) -> tuple:
     """The term's value, and its gradient in the encoder."""
     term = case.term(component, model, [part])
@@ -79,9 +82,19 @@ def test_works_with_channels_last(case, device):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("what", ["encoder", "step"])
-def test_works_under_compile(case, device, what):
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        # The tests of each component compile it too.
+        pytest.param(name, what, marks=() if (name, what) in LIGHT else pytest.mark.heavy)
+        for name in COMPONENTS
+        for what in ("encoder", "step")
+    ],
+)
+def test_works_under_compile(name, device, what):
     """With the encoder compiled, and with the whole step."""
+    torch.manual_seed(4)
+    case = COMPONENTS[name]
     component, model, part = case.make().to(device), encoder().to(device), batch(device)
     expected = used(case, component, model, part)
     trace = Trace(model, component)

@@ -22,7 +22,7 @@ from torch.distributions import Normal
 from advssl.branches import branch_batchnorm, on_branch
 from advssl.critics import DIVERGENCES as NAMED
 from advssl.critics import GlobalDivergenceCritic
-from precision import LOWERED, assert_float32s, lowered
+from precision import LOWERED_FOR_TERMS, assert_float32s, lowered
 
 
 class Known(NamedTuple):
@@ -315,12 +315,12 @@ class TestPrecision:
         clouds = torch.randn(2, 32, 8)
         assert torch.equal(critic.estimate(*clouds), wide.estimate(*clouds))
 
-    @LOWERED
+    @LOWERED_FOR_TERMS
     def test_precision_set_elsewhere_changes_neither_value_nor_any_derivative(self, how):
         critic, benign = GlobalDivergenceCritic(64, (32,)), torch.randn(8, 64)
         assert_float32s(lambda z: critic.estimate(benign, z), torch.randn(8, 64), how=how)
 
-    @LOWERED
+    @LOWERED_FOR_TERMS
     def test_nor_the_gradient_of_its_own_parameters(self, how):
         critic, clouds = GlobalDivergenceCritic(64, (32,)), torch.randn(2, 8, 64)
         exact = copy.deepcopy(critic).double()

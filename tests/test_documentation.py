@@ -14,6 +14,7 @@ import pytest
 import torch
 from test_architecture import ORDER
 from torch import nn
+from toys import brief_evaluation
 
 import advssl
 from advssl import cli
@@ -161,8 +162,11 @@ def test_ten_lines_make_a_robust_simclr(monkeypatch, tmp_path):
     lightning = importlib.import_module("pytorch_lightning")
     quick = partial(lightning.Trainer, limit_train_batches=2, enable_progress_bar=False)
     monkeypatch.setattr(lightning, "Trainer", lambda **asked: quick(**{**asked, "max_epochs": 1}))
+    example = importlib.import_module("examples.lightning_callback")
+    monkeypatch.setattr(example, "digits", partial(example.digits, batch_size=8))
+    brief_evaluation(monkeypatch)
     exec(script, {})
-    cli.main([*shlex.split(evaluate)[1:], "--num-images", "10"])
+    cli.main([*shlex.split(evaluate)[1:], "--num-images", "2"])
     assert "PGD-20" in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from advssl.heads import ClusterFitHead
 from advssl.modes import frozen
-from precision import LOWERED, assert_float32s
+from precision import LOWERED_FOR_TERMS, assert_float32s
 
 
 class TestLoss:
@@ -40,7 +40,7 @@ class TestLoss:
         loss = head(self.embeddings.double(), self.index, "none")
         torch.testing.assert_close(loss, slow_cluster_fit(head, self.embeddings, self.index))
 
-    @LOWERED
+    @LOWERED_FOR_TERMS
     def test_precision_set_elsewhere_changes_neither_value_nor_any_derivative(self, how):
         head = fitted(in_features=64)
         index, z = torch.arange(8), torch.randn(8, 64)

@@ -17,7 +17,7 @@ from advssl import losses
 from advssl.losses import LocalSelectionSupCon, MultiViewNTXentLoss, contrastive, unit
 from advssl.precision import uphill
 from advssl.selection import Pairs, global_pairs
-from precision import LOWERED, assert_float32s
+from precision import LOWERED_FOR_TERMS, assert_float32s
 from rows.measuring import TINY, Bench
 
 REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -273,12 +273,12 @@ EITHER = pytest.mark.parametrize(
 
 
 class TestPrecisionSetElsewhere:
-    @LOWERED
+    @LOWERED_FOR_TERMS
     @EITHER
     def test_changes_neither_value_nor_any_derivative(self, make, how):
         assert_float32s(make(0.3), *torch.randn(2, 8, 64), how=how)
 
-    @LOWERED
+    @LOWERED_FOR_TERMS
     def test_nor_in_blocks(self, how, monkeypatch):
         monkeypatch.setattr(losses, "_BLOCK", 64)
         assert_float32s(MultiViewNTXentLoss(0.3), *torch.randn(2, 8, 64), how=how)

@@ -676,21 +676,11 @@ def said_on_rank(rank: int) -> dict[str, str]:
     return said
 
 
-def test_a_fault_of_one_rank_is_said_on_both(tmp_path):
-    for said in on_two_ranks(said_on_rank, tmp_path):
-        assert said.keys() == ALONE.keys()
-        assert all("all ranks must hold the same" in message for message in said.values())
-
-
 def reached_on_rank(rank: int) -> Tensor:
     torch.manual_seed(0)
     moved, other = nn.Linear(6, 3), nn.Linear(6, 3)
     x = torch.ones(2, 6)
     return SAMWrapper(moved)(lambda: (other if rank else moved)(x).square().mean()).detach()
-
-
-def test_a_rank_may_reach_none_of_the_parameters(tmp_path):
-    assert all(found.isfinite() for found in on_two_ranks(reached_on_rank, tmp_path))
 
 
 def climb(images: Tensor, weight: Tensor) -> Tensor:
@@ -717,10 +707,33 @@ def climb_of_rank(rank: int) -> Tensor:
     return climb(*(values.chunk(WORLD)[rank] for values in half_learned()))
 
 
-def test_two_ranks_in_float16_climb_as_one_process(tmp_path):
+def on_rank(rank: int) -> dict:
+    return {
+        "said": said_on_rank(rank),
+        "reached": reached_on_rank(rank),
+        "climb": climb_of_rank(rank),
+    }
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    return on_two_ranks(on_rank, tmp_path_factory.mktemp("ranks"))
+
+
+def test_a_fault_of_one_rank_is_said_on_both(ranks):
+    for found in ranks:
+        assert found["said"].keys() == ALONE.keys()
+        assert all("all ranks must hold the same" in message for message in found["said"].values())
+
+
+def test_a_rank_may_reach_none_of_the_parameters(ranks):
+    assert all(found["reached"].isfinite() for found in ranks)
+
+
+def test_two_ranks_in_float16_climb_as_one_process(ranks):
     alone = climb(*half_learned())
-    for found in on_two_ranks(climb_of_rank, tmp_path):
-        assert (found - alone).norm() < 0.01 * alone.norm()
+    for found in ranks:
+        assert (found["climb"] - alone).norm() < 0.01 * alone.norm()
 
 
 def test_the_climb_of_a_tiny_loss_is_rho():

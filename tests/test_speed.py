@@ -43,8 +43,19 @@ def bench() -> Bench:
 FORWARDS = {"advcl": [35, 50], "gsa_rsl": [34, 56], "sam": [34, 48, 33]}
 
 
+# Of rows that are one function at several sizes the first; all where time does not matter.
+FIRST = {getattr(row, "func", row): name for name, row in reversed(ROWS.items())}
+
+
 @pytest.mark.filterwarnings("default")  # of the libraries that are compared with
-@pytest.mark.parametrize("name", [name for name in ROWS if name != "import"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in FIRST.values() else pytest.mark.heavy)
+        for name in ROWS
+        if name != "import"
+    ],
+)
 def test_every_row_runs_and_its_record_is_its_table(name, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(speed, "ROWS", {name: ROWS[name]})
     path = tmp_path / "speed.json"

@@ -51,16 +51,26 @@ def test_every_parameter_gets_a_gradient_in_one_process():
     assert "encoder.1.adversarial.weight" in gradients(model)
 
 
-@pytest.mark.parametrize(
-    ("bucket_view", "micro_batches"), [(False, 1), (True, 2)], ids=["plain", "views-and-no_sync"]
-)
-def test_two_ranks_are_one_process_on_the_whole_batch(tmp_path, bucket_view, micro_batches):
+STEPS = {"plain": (False, 1), "views and no_sync": (True, 2)}  # buckets, micro-batches
+
+
+def ddp_steps(r: int) -> dict:
+    return {name: ddp_step(r, *how) for name, how in STEPS.items()}
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    return on_two_ranks(ddp_steps, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_two_ranks_are_one_process_on_the_whole_batch(ranks, name):
+    _, micro_batches = STEPS[name]
     loss, expected = one_process(micro_batches)
-    ranks = on_two_ranks(ddp_step, tmp_path, bucket_view, micro_batches)
-    mean = sum(found["loss"] for found in ranks) / WORLD
+    mean = sum(found[name]["loss"] for found in ranks) / WORLD
     torch.testing.assert_close(mean, loss, rtol=1e-10, atol=0)
     for found in ranks:
-        assert_same_gradients(found["gradients"], expected)
+        assert_same_gradients(found[name]["gradients"], expected)
 
 
 @pytest.mark.heavy

@@ -127,8 +127,15 @@ class TestIlls:
         assert checks[TRAINING].numbers["test"]["under PGD"] > 0.9
 
     @pytest.mark.parametrize("mask", [Saturated, Quantised, Randomised])
-    @pytest.mark.parametrize("ball", [Linf(24 / 255), L2(0.5)])
-    @pytest.mark.parametrize("make", [mlp, conv_bn])
+    @pytest.mark.parametrize(
+        ("ball", "make"),
+        [
+            (Linf(24 / 255), mlp),
+            (L2(0.5), conv_bn),
+            pytest.param(Linf(24 / 255), conv_bn, marks=pytest.mark.heavy),
+            pytest.param(L2(0.5), mlp, marks=pytest.mark.heavy),
+        ],
+    )
     def test_on_other_networks_data_and_balls(self, mask, ball, make):
         data = blobs()
         model = trained(make, data, seed=4, epochs=3)
@@ -186,7 +193,11 @@ def networks():
 class TestHealthy:
     @pytest.mark.parametrize(
         ("make", "data", "seed", "radius"),
-        HEALTHY,
+        # All where time does not matter; else of each network, data and kind of training one.
+        [
+            pytest.param(*h, marks=() if h[2] in (0, 4, 6, 7) else pytest.mark.heavy)
+            for h in HEALTHY
+        ],
         ids=[f"{m.__name__}-{d.__name__}-{s}-{r:.2f}" for m, d, s, r in HEALTHY],
     )
     def test_none_is_doubted(self, make, data, seed, radius):
@@ -202,8 +213,15 @@ class TestHealthy:
             assert [c for c in checks if c.verdict == "fail"] == []
             assert [c.name for c in checks if c.verdict == "not run"] == [BRANCHES]
 
-    @pytest.mark.parametrize("name", ["resnet", "trained resnet", "vit"])
-    @pytest.mark.parametrize("ball", [Linf(8 / 255), L2(0.5)])
+    @pytest.mark.parametrize(
+        ("name", "ball"),
+        [
+            *(("resnet", L2(0.5)), ("trained resnet", Linf(8 / 255)), ("vit", Linf(8 / 255))),
+            pytest.param("resnet", Linf(8 / 255), marks=pytest.mark.heavy),
+            pytest.param("trained resnet", L2(0.5), marks=pytest.mark.heavy),
+            pytest.param("vit", L2(0.5), marks=pytest.mark.heavy),
+        ],
+    )
     def test_networks_of_the_field_are_not_doubted(self, networks, name, ball):
         """Random weights too, whose kinks lie on the black of the digits."""
         x, y = digits()

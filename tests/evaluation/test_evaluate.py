@@ -32,10 +32,13 @@ def data():
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    """Figures of a point each, a first answer on few images, and a doubt."""
+    """Probes of two epochs, figures of a point each, and a doubt."""
     module = importlib.import_module("advssl.evaluation.evaluate")
     monkeypatch.setattr(module, "_RADII", (1.0,))
     monkeypatch.setattr(module, "_STEPS", (2,))
+    for preset in ("standardised", "advcl"):
+        brief = replace(protocol(preset, "slf"), epochs=2)
+        monkeypatch.setitem(probes.PRESETS[preset], "slf", brief)
     check = diagnostics.Check("doubtful", "pass", "no reason", {})
     monkeypatch.setattr(diagnostics, "doubts", lambda *_, **__: [check])
 
@@ -54,8 +57,10 @@ def shown(found: report.Report) -> list[tuple[str, list[str]]]:
     return [(s.label, [m.name for m in s.measurements]) for s in found.sections]
 
 
-def test_the_package_has_the_function_whoever_imported_the_module():
+def test_imports_are_light_and_the_package_has_the_function_whoever_imported_the_module():
     code = (
+        "import sys, advssl.evaluation.attacks, advssl.evaluation.diagnostics; "
+        "assert not {'pyautoattack', 'rich', 'pandas', 'foolbox'} & {*sys.modules}; "
         "import advssl.evaluation.evaluate; from advssl.evaluation import evaluate as f; "
         "from advssl.evaluation.evaluate import Evaluation; import advssl.evaluation as e; "
         "assert f is e.evaluate and f.__name__ == 'evaluate' and not hasattr(f, '__path__')"
@@ -213,6 +218,7 @@ def test_attacks_of_ones_own_and_twice_named(data):
     assert [m.name for m in section.under_threat()] == pgd
 
 
+@pytest.mark.usefixtures("few_queries")
 def test_the_worst_case_is_of_all_attacks_of_the_threat_model_whatever_their_order(data):
     found = evaluate(
         classifier(),

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from ranks import PROCESSES
 
 from advssl.evaluation.records import (
     Measurement,
@@ -101,6 +101,7 @@ FULL = measured(
 
 class TestThereAndBack:
     @given(measurement=measurements)
+    @settings(max_examples=30)
     def test_json_gives_an_equal_object(self, measurement):
         assert Measurement.from_json(measurement.to_json()) == measurement
 
@@ -130,6 +131,13 @@ class TestThereAndBack:
     def test_replace(self):
         assert replace(FULL, seed=4).seed == 4
         assert replace(FULL) == FULL
+
+
+def save_and_be_killed(within: str, path: Path) -> None:
+    """In the process that calls it."""
+    record = Measurement.load(path)
+    setattr(os, within, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    replace(record, seed=9).save(path)
 
 
 def deep(levels: int):
@@ -355,16 +363,10 @@ class TestSave:
         """SIGKILL runs no finally: the old record is whole nevertheless, and saving goes on."""
         path = tmp_path / "record.json"
         FULL.save(path)
-        code = (
-            "import os, signal, sys\n"
-            "from msgspec.structs import replace\n"
-            "from advssl.evaluation.records import Measurement\n"
-            "m = Measurement.load(sys.argv[1])\n"
-            f"os.{killed_in} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-            "replace(m, seed=9).save(sys.argv[1])\n"
-        )
-        done = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
-        assert done.returncode == -9
+        process = PROCESSES.Process(target=save_and_be_killed, args=(killed_in, path))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
         assert Measurement.load(path) == FULL
         replace(FULL, seed=5).save(path)
         assert Measurement.load(path).seed == 5

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from matplotlib.image import imread
+from toys import queries_of_square
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "quickstart.py"
 SHORT = ["--epochs", "1", "--pgd-steps", "1", "--aa-images", "10", "--workers", "1"]
@@ -34,9 +35,14 @@ def out(quickstart, tmp_path_factory):
     class TwoRadii(quickstart.Evaluation):
         radii: tuple[float, ...] = (0.05, 0.1)
 
+    @dataclass(frozen=True)
+    class OneStep(quickstart.Training):
+        steps: int = 1
+
     folder = tmp_path_factory.mktemp("quickstart") / "new"
-    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(), queries_of_square(50):
         patch.setattr(quickstart, "Evaluation", TwoRadii)
+        patch.setattr(quickstart, "Training", OneStep)
         threads = torch.get_num_threads()
         quickstart.main([*SHORT, "--out", str(folder)])
         torch.set_num_threads(threads)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import itertools
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from advssl.evaluation.report import (
     Strip,
+    faces,
     figures,
     wilson,
 )
@@ -36,13 +39,18 @@ def lines_of(figure, count: int):
     return figure.axes[0].get_lines()[:count]
 
 
+@pytest.fixture(scope="module")
+def drawn():
+    return figures(report())
+
+
 class TestFigures:
-    def test_are_those_of_the_page(self):
-        assert tuple(figures(report())) == ALL_FIGURES
+    def test_are_those_of_the_page(self, drawn):
+        assert tuple(drawn) == ALL_FIGURES
 
     @pytest.mark.parametrize("name", ALL_FIGURES)
-    def test_can_be_saved_apart(self, name, tmp_path):
-        figure = figures(report())[name]
+    def test_can_be_saved_apart(self, drawn, name, tmp_path):
+        figure = drawn[name]
         for kind in ("png", "svg", "pdf"):
             figure.savefig(tmp_path / f"figure.{kind}")
             assert (tmp_path / f"figure.{kind}").stat().st_size > 1000
@@ -57,7 +65,8 @@ class TestFigures:
             ({"by_radius": (), "by_steps": (), "strip": None}, {*CURVES, "strip"}),
         ],
     )
-    def test_without_data_there_is_none(self, folder, fields, missing):
+    def test_without_data_there_is_none(self, folder, fields, missing, monkeypatch):
+        monkeypatch.setattr(faces, "svg", lambda *_: "<svg></svg>")  # which are drawn, not how
         made = [curved(p, **{"strip": strip(), **fields}) for p in ("slf", "alf")]
         assert set(figures(report(*made))) == set(ALL_FIGURES) - missing
         drawn = {a["id"] for tag, a in page_of(report(*made), folder).tags if tag == "figure"}
@@ -198,6 +207,12 @@ class TestFigures:
             assert dict(matplotlib.rcParams) == before
         assert odd == page.source
 
+    def test_no_source_names_pyplot(self):
+        sources = list(Path(inspect.getfile(faces)).parent.glob("*.py"))
+        assert any("matplotlib" in s.read_text(encoding="utf-8") for s in sources)
+        assert not [s for s in sources if "pyplot" in s.read_text(encoding="utf-8")]
+
+    @pytest.mark.heavy
     def test_never_touch_pyplot(self, written, folder):
         code = (
             "import sys; from advssl.evaluation.report import read, write;"

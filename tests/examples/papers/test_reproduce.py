@@ -55,7 +55,13 @@ def record_in(out: Path, name: str) -> tuple[Path, dict]:
 # --- every method ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", METHODS)
+# One of each family; tests/examples/papers/test_methods.py has a step of every method.
+FAMILIES = ("simclr", "at", "rocl", "acl", "dyn_air", "advcl", "gsa_rsl", "ascl_local", "deacl")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in FAMILIES else pytest.mark.heavy) for n in METHODS]
+)
 def test_every_method_trains_two_steps(name, tmp_path):
     plan = tiny.plan(name, "--limit", "40")
     before = chain.build(plan, METHODS[name], chain.open_plan(plan)).state_dict()

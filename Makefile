@@ -10,7 +10,7 @@ SUITE = -m pytest --numprocesses auto --dist worksteal --durations 25
 PYTEST = $(BIN)/python $(SUITE)
 QUICK = $(addprefix tests/test_,$(addsuffix .py,architecture balls losses options pixels schedules \
 	selection types views))
-# Of all that is installed a fifth is imported: compiled when it is, and kept.
+# Most of what is installed is never imported; what is, is compiled then, and kept.
 unexport PYTHONDONTWRITEBYTECODE
 PIP_INSTALL = -m pip install --quiet --no-compile
 

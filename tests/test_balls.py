@@ -1,8 +1,13 @@
-"""Every ball obeys the same laws, in the norm beside it; a new ball joins by one line in BALLS."""
+"""Every ball obeys the same laws, in the norm beside it; a new ball joins by one line in BALLS.
+
+One of the package's own, with a name in ``advssl.balls.BALLS``, also is a value and knows what a
+report asks of it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,12 +17,66 @@ from hypothesis import strategies as st
 from advssl.balls import BALLS as NAMED
 from advssl.balls import L2, Ball, Linf, check_radius, grey_of, name_of, resized, widest
 
-# A ball, and the length of each image's perturbation in that ball's own norm: (B, ...) -> (B,).
-BALLS = {
-    Linf: lambda delta: delta.flatten(1).abs().amax(dim=1),
-    L2: lambda delta: delta.flatten(1).norm(dim=1),
-}
-EVERY_BALL = pytest.mark.parametrize("make", BALLS)
+
+@dataclasses.dataclass(frozen=True)
+class Patch:
+    """A user's own: the pixels of the upper left quarter alone, each within ``radius``."""
+
+    radius: float
+
+    @staticmethod
+    def moved(delta):
+        """The part of a perturbation that is in the quarter; the rest is zero."""
+        rows, columns = (torch.arange(n) < (n + 1) // 2 for n in delta.shape[-2:])
+        return torch.where((rows[:, None] & columns).to(delta.device), delta, 0)
+
+    def sample(self, images, generator=None):
+        noise = torch.empty_like(images).uniform_(-1, 1, generator=generator)
+        return self.moved(self.radius * noise)
+
+    def steepest(self, gradient):
+        return self.moved(gradient.sign())
+
+    def project(self, delta):
+        return self.moved(delta.clamp(-self.radius, self.radius))
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What the laws need to know of a ball.
+
+    Attributes:
+        make: the ball, of its radius.
+        length: of each image's perturbation in the ball's own norm, (B, ...) -> (B,).
+        moved: the part of a perturbation that the ball lets differ from zero, if not all of it.
+    """
+
+    make: Callable
+    length: Callable
+    moved: Callable = lambda delta: delta
+
+    def assert_inside(self, delta, radius):
+        assert (self.length(delta) <= radius * (1 + 1e-5)).all()
+        assert torch.equal(self.moved(delta), delta)
+
+
+def largest(delta):
+    return delta.flatten(1).abs().amax(dim=1)
+
+
+BALLS = [
+    Case(Linf, largest),
+    Case(L2, lambda delta: delta.flatten(1).norm(dim=1)),
+    Case(Patch, largest, Patch.moved),
+]
+
+
+def each(cases):
+    return pytest.mark.parametrize("case", cases, ids=lambda case: case.make.__name__)
+
+
+EVERY_BALL = each(BALLS)
+EVERY_BALL_OF_OURS = each([case for case in BALLS if case.make in NAMED.values()])
 
 DEVICES = [
     "cpu",
@@ -39,10 +98,6 @@ deltas = st.builds(
 )
 
 
-def length(ball, delta):
-    return BALLS[type(ball)](delta)
-
-
 def normal(shape, seed):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
@@ -61,65 +116,65 @@ def inner(a, b):
 class TestProject:
     @law
     @given(radius=radii, delta=deltas)
-    def test_lands_inside(self, make, radius, delta):
-        ball = make(radius)
-        assert (length(ball, ball.project(delta)) <= radius * (1 + 1e-5)).all()
+    def test_lands_inside(self, case, radius, delta):
+        ball = case.make(radius)
+        case.assert_inside(ball.project(delta), radius)
 
     @law
     @given(radius=radii, delta=deltas)
-    def test_twice_is_once(self, make, radius, delta):
-        ball = make(radius)
+    def test_twice_is_once(self, case, radius, delta):
+        ball = case.make(radius)
         once = ball.project(delta)
         torch.testing.assert_close(ball.project(once), once)
 
     @law
     @given(radius=radii, delta=deltas, share=st.floats(0, 0.999))
-    def test_leaves_the_inside_alone(self, make, radius, delta, share):
-        ball = make(radius)
-        direction = delta / length(ball, delta).clamp_min(1e-20).view(-1, 1, 1, 1)
+    def test_leaves_the_inside_alone(self, case, radius, delta, share):
+        ball, delta = case.make(radius), case.moved(delta)
+        direction = delta / case.length(delta).clamp_min(1e-20).view(-1, 1, 1, 1)
         inside = direction * radius * share
         assert torch.equal(ball.project(inside), inside)
 
     @law
     @given(radius=radii, delta=deltas, seed=seeds)
-    def test_no_point_inside_is_nearer(self, make, radius, delta, seed):
-        ball, delta = make(radius), delta.double()
+    def test_no_point_inside_is_nearer(self, case, radius, delta, seed):
+        ball, delta = case.make(radius), delta.double()
         nearest = ball.project(delta)
-        noise = normal((32, *delta.shape), seed).double()
-        reach = length(ball, nearest).view(-1, 1, 1, 1)
+        noise = case.moved(normal((32, *delta.shape), seed)).double()
+        reach = case.length(nearest).view(-1, 1, 1, 1)
         for candidate in (nearest + noise * reach / 30).unbind() + (noise * reach).unbind():
-            size = length(ball, candidate).view(-1, 1, 1, 1)
+            size = case.length(candidate).view(-1, 1, 1, 1)
             inside = candidate * (radius / size).clamp_max(1)
             distance, other = (delta - nearest).flatten(1), (delta - inside).flatten(1)
             assert (distance.norm(dim=1) <= other.norm(dim=1) * (1 + 1e-9)).all()
 
     @law
     @given(radius=radii, delta=deltas, seed=seeds)
-    def test_shrinking_it_pixel_by_pixel_stays_inside(self, make, radius, delta, seed):
-        ball = make(radius)
+    def test_shrinking_it_pixel_by_pixel_stays_inside(self, case, radius, delta, seed):
+        ball = case.make(radius)
         inside = ball.project(delta)
         generator = torch.Generator().manual_seed(seed)
         shrunk = inside * torch.rand(inside.shape, generator=generator)
         torch.testing.assert_close(ball.project(shrunk), shrunk)
-        assert (length(ball, shrunk) <= radius * (1 + 1e-5)).all()
+        case.assert_inside(shrunk, radius)
 
     @pytest.mark.parametrize("length_of_delta", [1e-24, 1e20])
-    def test_squares_beyond_float32_are_projected_too(self, make, length_of_delta):
-        ball = make(length_of_delta / 10)
+    def test_squares_beyond_float32_are_projected_too(self, case, length_of_delta):
+        ball = case.make(length_of_delta / 10)
         inside = ball.project(torch.full((1, 3, 4, 4), length_of_delta)).double()
-        assert length(ball, inside).item() == pytest.approx(ball.radius, rel=1e-5)
+        assert case.length(inside).item() == pytest.approx(ball.radius, rel=1e-5)
 
-    def test_each_image_is_projected_alone(self, make):
+    def test_each_image_is_projected_alone(self, case):
         near, far = torch.full((1, 3, 4, 4), 1e-3), torch.full((1, 3, 4, 4), 1e3)
-        ball = make(0.5)
+        ball = case.make(0.5)
         together = ball.project(torch.cat([near, far]))
-        assert torch.equal(together[:1], near)
-        torch.testing.assert_close(length(ball, together[1:]), torch.tensor([0.5]))
+        assert torch.equal(together[:1], case.moved(near))
+        torch.testing.assert_close(case.length(together[1:]), torch.tensor([0.5]))
 
-    def test_does_not_write_into_what_it_is_given(self, make):
+    def test_does_not_write_into_what_it_is_given(self, case):
         delta = torch.full((2, 3, 4, 4), 5.0)
-        make(0.5).project(delta)
-        make(0.5).steepest(delta)
+        case.make(0.5).project(delta)
+        case.make(0.5).steepest(delta)
         assert (delta == 5).all()
 
 
@@ -127,51 +182,51 @@ class TestProject:
 class TestSample:
     @law
     @given(radius=radii, shape=shapes, seed=seeds)
-    def test_lands_inside(self, make, radius, shape, seed):
-        ball = make(radius)
+    def test_lands_inside(self, case, radius, shape, seed):
+        ball = case.make(radius)
         delta = ball.sample(torch.zeros(shape), torch.Generator().manual_seed(seed))
-        assert (length(ball, delta) <= radius * (1 + 1e-5)).all()
-        assert (length(ball, delta) > 0).all()
+        case.assert_inside(delta, radius)
+        assert (case.length(delta) > 0).all()
 
     @pytest.mark.parametrize("device", DEVICES)
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-    def test_looks_like_the_images(self, make, device, dtype, layout):
+    def test_looks_like_the_images(self, case, device, dtype, layout):
         images = torch.rand(2, 3, 5, 4, device=device, dtype=dtype).to(memory_format=layout)
-        ball = make(0.5)
+        ball = case.make(0.5)
         delta = ball.sample(images)
         for made in (delta, ball.project(3 * delta), ball.steepest(delta)):
             assert made.shape == images.shape
             assert made.dtype == dtype
             assert made.device == images.device
             assert made.is_contiguous(memory_format=layout)
-        assert (length(ball, delta) <= 0.5 * (1 + 1e-5)).all()
+        case.assert_inside(delta, 0.5)
 
     @pytest.mark.parametrize("device", DEVICES)
-    def test_a_generator_alone_decides_and_alone_advances(self, make, device):
+    def test_a_generator_alone_decides_and_alone_advances(self, case, device):
         images = torch.zeros(4, 3, 8, 8, device=device)
         before = torch.get_rng_state()
         generator = torch.Generator(device).manual_seed(7)
-        first, second = (make(0.5).sample(images, generator) for _ in range(2))
-        again = make(0.5).sample(images, torch.Generator(device).manual_seed(7))
+        first, second = (case.make(0.5).sample(images, generator) for _ in range(2))
+        again = case.make(0.5).sample(images, torch.Generator(device).manual_seed(7))
         assert torch.equal(first, again)
         assert not torch.equal(first, second)
         assert torch.equal(torch.get_rng_state(), before)
 
-    def test_without_a_generator_the_global_seed_decides(self, make):
+    def test_without_a_generator_the_global_seed_decides(self, case):
         images = torch.zeros(4, 3, 8, 8)
         drawn = []
         for _ in range(2):
             torch.manual_seed(3)
-            drawn.append(make(0.5).sample(images))
+            drawn.append(case.make(0.5).sample(images))
         assert torch.equal(*drawn)
 
-    def test_images_of_a_batch_get_perturbations_of_their_own(self, make):
-        one, other = make(0.5).sample(torch.zeros(2, 3, 8, 8))
+    def test_images_of_a_batch_get_perturbations_of_their_own(self, case):
+        one, other = case.make(0.5).sample(torch.zeros(2, 3, 8, 8))
         assert not torch.allclose(one, other)
 
-    def test_an_empty_batch_stays_empty(self, make):
-        ball, images = make(0.5), torch.zeros(0, 3, 8, 8)
+    def test_an_empty_batch_stays_empty(self, case):
+        ball, images = case.make(0.5), torch.zeros(0, 3, 8, 8)
         for made in (ball.sample(images), ball.steepest(images), ball.project(images)):
             assert made.shape == images.shape
 
@@ -180,70 +235,73 @@ class TestSample:
 class TestSteepest:
     @law
     @given(radius=radii, gradient=deltas)
-    def test_has_length_one_whatever_the_radius(self, make, radius, gradient):
-        ball = make(radius)
-        size = length(ball, ball.steepest(gradient))
+    def test_has_length_one_whatever_the_radius(self, case, radius, gradient):
+        ball = case.make(radius)
+        size = case.length(ball.steepest(gradient))
         torch.testing.assert_close(size, torch.ones_like(size))
 
     @law
     @given(gradient=deltas, seed=seeds)
-    def test_no_other_unit_step_gains_more(self, make, gradient, seed):
-        ball = make(1.0)
+    def test_no_other_unit_step_gains_more(self, case, gradient, seed):
+        ball = case.make(1.0)
         best = ball.steepest(gradient)
-        noise = normal((32, *gradient.shape), seed)
+        noise = case.moved(normal((32, *gradient.shape), seed))
         for step in noise.unbind() + noise.sign().unbind() + (best + noise / 30).unbind():
-            rival = step / length(ball, step).clamp_min(1e-20).view(-1, 1, 1, 1)
+            rival = step / case.length(step).clamp_min(1e-20).view(-1, 1, 1, 1)
             gain = inner(gradient, best)
             assert (inner(gradient, rival) <= gain + gain.abs() * 1e-5).all()
 
     @law
     @given(gradient=deltas, power=st.floats(-26, 26))
-    def test_depends_on_the_direction_only(self, make, gradient, power):
-        ball = make(1.0)
+    def test_depends_on_the_direction_only(self, case, gradient, power):
+        ball = case.make(1.0)
         torch.testing.assert_close(ball.steepest(gradient * 10**power), ball.steepest(gradient))
 
     @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1.0, 1e20, 1e30])
-    def test_float32_neither_under_nor_overflows(self, make, scale):
-        ball, gradient = make(1.0), random_deltas((3, 3, 8, 8), 0)
+    def test_float32_neither_under_nor_overflows(self, case, scale):
+        ball, gradient = case.make(1.0), random_deltas((3, 3, 8, 8), 0)
         step = ball.steepest(gradient * scale)
         torch.testing.assert_close(step, ball.steepest(gradient))
-        torch.testing.assert_close(length(ball, step), torch.ones(3))
+        torch.testing.assert_close(case.length(step), torch.ones(3))
 
-    def test_zero_gradient_gives_zero_beside_images_that_have_one(self, make):
-        ball, gradient = make(1.0), normal((3, 3, 4, 4), 0)
+    def test_zero_gradient_gives_zero_beside_images_that_have_one(self, case):
+        ball, gradient = case.make(1.0), normal((3, 3, 4, 4), 0)
         gradient[1] = 0
         step = ball.steepest(gradient)
         assert (step[1] == 0).all()
-        torch.testing.assert_close(length(ball, step), torch.tensor([1.0, 0.0, 1.0]))
+        torch.testing.assert_close(case.length(step), torch.tensor([1.0, 0.0, 1.0]))
 
-    def test_one_pixel_gets_the_whole_step(self, make):
+    def test_one_pixel_gets_the_whole_step(self, case):
         gradient = torch.zeros(1, 3, 4, 4)
-        gradient[0, 1, 2, 3] = -1e-12
-        torch.testing.assert_close(make(1.0).steepest(gradient), gradient * 1e12)
+        last = case.moved(gradient + 1).nonzero()[-1]
+        gradient[tuple(last)] = -1e-12
+        torch.testing.assert_close(case.make(1.0).steepest(gradient), gradient * 1e12)
 
 
 @EVERY_BALL
+def test_is_a_ball(case):
+    assert isinstance(case.make(0.5), Ball)
+
+
+@EVERY_BALL_OF_OURS
 class TestValue:
-    def test_is_a_ball(self, make):
-        assert isinstance(make(0.5), Ball)
+    def test_equal_radii_are_equal_and_hash_alike(self, case):
+        assert case.make(0.5) == case.make(0.5)
+        assert case.make(0.5) != case.make(0.25)
+        assert len({case.make(0.5), case.make(0.5), case.make(0.25)}) == 2
 
-    def test_equal_radii_are_equal_and_hash_alike(self, make):
-        assert make(0.5) == make(0.5)
-        assert make(0.5) != make(0.25)
-        assert len({make(0.5), make(0.5), make(0.25)}) == 2
+    def test_repr_is_the_call_that_makes_it(self, case):
+        assert repr(case.make(0.25)) == f"{case.make.__name__}(radius=0.25)"
 
-    def test_repr_is_the_call_that_makes_it(self, make):
-        assert repr(make(0.25)) == f"{make.__name__}(radius=0.25)"
-
-    def test_is_frozen(self, make):
-        ball = make(0.5)
+    def test_is_frozen(self, case):
+        ball = case.make(0.5)
         with pytest.raises(dataclasses.FrozenInstanceError):
             ball.radius = 1.0
 
     @pytest.mark.parametrize("radius", [0.0, -0.1, float("inf"), float("nan")])
-    def test_radius_must_be_positive_and_finite(self, make, radius):
+    def test_radius_must_be_positive_and_finite(self, case, radius):
         with pytest.raises(ValueError, match=f"radius must be positive and finite, got {radius}"):
-            make(radius)
+            case.make(radius)
 
 
 def test_balls_of_different_norms_differ():
@@ -310,44 +368,44 @@ class TestUniform:
             assert self.is_uniform((column + 3) / 6)
 
 
-@EVERY_BALL
+@EVERY_BALL_OF_OURS
 @pytest.mark.parametrize("bounds", [(0, 1), (0, 255), (-1, 1)])
-def test_at_its_widest_a_ball_around_any_image_holds_every_other(make, bounds):
+def test_at_its_widest_a_ball_around_any_image_holds_every_other(case, bounds):
     shape = (3, 4, 5)
     apart = torch.full((1, *shape), float(bounds[1] - bounds[0]))
-    found = widest(make(1), shape, bounds)
-    assert found == pytest.approx(length(make(1), apart).item())
-    torch.testing.assert_close(make(found).project(apart), apart)
-    check_radius(make(found), shape, bounds)
+    found = widest(case.make(1), shape, bounds)
+    assert found == pytest.approx(case.length(apart).item())
+    torch.testing.assert_close(case.make(found).project(apart), apart)
+    check_radius(case.make(found), shape, bounds)
     with pytest.raises(ValueError, match=r"wider than the whole range of images.*/ 255"):
-        check_radius(make(1.01 * found), shape, bounds)
+        check_radius(case.make(1.01 * found), shape, bounds)
 
 
-def test_every_ball_has_a_name_that_makes_it():
-    assert set(NAMED.values()) == set(BALLS)
+def test_every_name_makes_a_ball_that_has_it_and_obeys_the_laws():
+    assert set(NAMED.values()) <= {case.make for case in BALLS}
     for name, make in NAMED.items():
         assert name_of(make(0.5)) == make(0.5).name == name
 
 
-@EVERY_BALL
+@EVERY_BALL_OF_OURS
 class TestAsAReportAsks:
-    def test_resized_is_the_same_ball_but_for_its_radius(self, make):
-        ball = make(0.5)
+    def test_resized_is_the_same_ball_but_for_its_radius(self, case):
+        ball = case.make(0.5)
         for found in (ball.resized(0.25), resized(ball, 0.25)):
-            assert found == make(0.25)
-        assert ball == make(0.5)
+            assert found == case.make(0.25)
+        assert ball == case.make(0.5)
         with pytest.raises(ValueError, match="radius must be positive and finite, got 0"):
             resized(ball, 0)
 
     @pytest.mark.parametrize("shape", [(3, 4, 5), (1, 28, 28)])
-    def test_at_its_grey_radius_and_no_sooner_every_image_becomes_one_grey(self, make, shape):
+    def test_at_its_grey_radius_and_no_sooner_every_image_becomes_one_grey(self, case, shape):
         """Black and white, the images farthest from any one grey, meet in the middle alone."""
-        grey = grey_of(make(1), shape)
-        assert grey == make(1).grey(shape)
+        grey = grey_of(case.make(1), shape)
+        assert grey == case.make(1).grey(shape)
         half = torch.full((1, *shape), 0.5)
         for towards in (half, -half):
-            torch.testing.assert_close(make(grey).project(towards), towards)
-            assert not torch.allclose(make(0.99 * grey).project(towards), towards)
+            torch.testing.assert_close(case.make(grey).project(towards), towards)
+            assert not torch.allclose(case.make(0.99 * grey).project(towards), towards)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Snapshot:
             Python's are held too.
 
     Raises:
-        ValueError: on a lazy module that has not seen its input yet.
+        ValueError: on a lazy module that has not seen its input yet, and on shards of FSDP2.
     """
 
     @_disable_dynamo  # a walk over Python objects, no part of a graph
@@ -134,6 +134,12 @@ class Snapshot:
             raise ValueError(
                 "a lazy module has no parameters yet that could be given back; run one batch "
                 "through the model first"
+            )
+        if type(tensor).__name__ == "DTensor":
+            raise ValueError(
+                "a DTensor (FSDP2) is a shard that its module exchanges for the whole tensor while "
+                "it runs, and cannot be given back; use DDP, or freeze=() with the module in eval "
+                "mode, where an attack moves nothing"
             )
         if not tensor.is_leaf:  # has a graph of its own
             return

@@ -131,6 +131,21 @@ def test_the_hosts_loops_run_and_only_the_student_learns_by_gradient():
     assert scope["teacher"][2].weight.grad is None
 
 
+def test_the_page_on_many_gpus_trains_in_one_process(monkeypatch):
+    (script,) = code("python", (ROOT / "docs" / "many_gpus.md").read_text(encoding="utf-8"))
+    for name, value in {
+        "RANK": 0,
+        "WORLD_SIZE": 1,
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": 0,
+    }.items():
+        monkeypatch.setenv(name, str(value))
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(48, 8))
+    before = encoder[1].weight.detach().clone()
+    exec(script, {"encoder": encoder, "loader": [torch.rand(2, 4, 3, 4, 4)]})
+    assert not torch.equal(encoder[1].weight, before)
+
+
 def test_a_link_of_the_built_pages_that_leads_nowhere_is_found(tmp_path):
     check = {"__name__": "check_links"}
     exec((ROOT / "docs" / "check_links.py").read_text(encoding="utf-8"), check)

@@ -230,6 +230,21 @@ def test_views_of_one_memory_come_back():
     assert module.first[4] == -1
 
 
+def test_a_shard_is_refused():
+    import torch.distributed as dist
+    from torch.distributed.tensor import DeviceMesh, distribute_tensor
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = nn.Linear(2, 2, bias=False)
+        shard = distribute_tensor(model.weight.detach(), DeviceMesh("cpu", [0]))
+        model.weight = nn.Parameter(shard)
+        with pytest.raises(ValueError, match=r"a DTensor \(FSDP2\).*use DDP"), frozen(model):
+            pass
+    finally:
+        dist.destroy_process_group()
+
+
 def test_a_lazy_module_is_refused():
     with pytest.raises(ValueError, match=r"lazy module has no parameters yet.*one batch"):
         frozen(nn.Sequential(nn.LazyLinear(3))).__enter__()

@@ -27,15 +27,22 @@ if _FORKED:
 
 def on_two_ranks(work: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
     """``work(rank, *args)`` on both ranks; ``work`` stands at the top of its module."""
+    return on_ranks(WORLD, work, folder, *args)
+
+
+def on_ranks(world: int, work: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
+    """Likewise on so many."""
     method = PROCESSES.get_start_method()
-    mp.start_processes(_rank, (work, str(folder), args), nprocs=WORLD, start_method=method)
-    return [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in range(WORLD)]
+    mp.start_processes(_rank, (work, str(folder), args, world), nprocs=world, start_method=method)
+    return [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in range(world)]
 
 
-def _rank(rank: int, work: Callable[..., Any], folder: str, args: tuple[Any, ...]) -> None:
+def _rank(
+    rank: int, work: Callable[..., Any], folder: str, args: tuple[Any, ...], world: int
+) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORLD
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world
     )
     torch.save(work(rank, *args), f"{folder}/rank{rank}.pt")
     # The process ends here: leaving the group one by one hung on torch 2.5.

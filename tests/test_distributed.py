@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ranks import WORLD, on_two_ranks
+from ranks import WORLD, on_ranks, on_two_ranks
 
 from advssl.distributed import average, from_first_rank, gather, rank, world_size
 from advssl.losses import LocalSelectionSupCon, MultiViewNTXentLoss
@@ -19,8 +19,8 @@ def test_one_process_is_the_identity():
     assert average([z])[0] is z
 
 
-def half(values: torch.Tensor, r: int) -> torch.Tensor:
-    return values.chunk(WORLD, dim=-2)[r]
+def part(values: torch.Tensor, r: int, world: int = WORLD) -> torch.Tensor:
+    return values.chunk(world, dim=-2)[r]
 
 
 def data() -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,21 +43,29 @@ def local_selection(
     return (loss.detach(), *torch.autograd.grad(loss, [z, weight]))
 
 
-def a_step(r: int) -> dict:
-    """A rank's part of everything that is compared below."""
+def losses(r: int, world: int) -> dict:
+    """A rank's part of what every loss that gathers pays, and of its gradients."""
     views, weight = data()
-    mine = half(views, r).clone().requires_grad_()
-    weight = weight.requires_grad_()
-    found = {}
+    mine = part(views, r, world).clone().requires_grad_()
+    weight, found = weight.requires_grad_(), {}
     for positives in ("mean", "sum"):
         criterion = MultiViewNTXentLoss(0.2, positives=positives, gather_distributed=True)
         loss = criterion(*(mine @ weight))
         found[positives] = (loss.detach(), *torch.autograd.grad(loss, [mine, weight]))
-    each = MultiViewNTXentLoss(0.2, gather_distributed=True, reduction="none")
+    classes = CLASSES.chunk(world, dim=1)[r]
     for selection in SELECTIONS:
         found[selection] = local_selection(
-            selection, mine[:2], weight, CLASSES.chunk(WORLD, dim=1)[r], gather_distributed=True
+            selection, mine[:2], weight, classes, gather_distributed=True
         )
+    return found
+
+
+def a_step(r: int) -> dict:
+    """A rank's part of everything that is compared below."""
+    views, weight = data()
+    mine = part(views, r).clone().requires_grad_()
+    weight, found = weight.requires_grad_(), losses(r, WORLD)
+    each = MultiViewNTXentLoss(0.2, gather_distributed=True, reduction="none")
     numbers = torch.arange(3.0) + r
     found["gathered"] = gather(numbers)
     found["average"] = average([numbers, numbers.double()[:1]])
@@ -125,32 +133,38 @@ def ranks(tmp_path_factory):
     return on_two_ranks(a_step, tmp_path_factory.mktemp("ranks"))
 
 
+@pytest.fixture(scope="module", params=[WORLD, pytest.param(4, marks=pytest.mark.heavy)])
+def gathered(request, tmp_path_factory):
+    if request.param == WORLD:
+        return request.getfixturevalue("ranks")
+    return on_ranks(request.param, losses, tmp_path_factory.mktemp("ranks"), request.param)
+
+
+def check_parts(found: list, loss, of_images, of_weight) -> None:
+    """As DDP does: parameters' gradients are averaged. An input's is world size times as large."""
+    world = len(found)
+    torch.testing.assert_close(sum(f[0] for f in found) / world, loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(sum(f[2] for f in found) / world, of_weight, rtol=1e-12, atol=1e-15)
+    for r, f in enumerate(found):
+        torch.testing.assert_close(f[1] / world, part(of_images, r, world), rtol=1e-12, atol=1e-15)
+
+
 @pytest.mark.parametrize("positives", ["mean", "sum"])
-def test_gathered_loss_and_gradients_are_those_of_the_whole_batch(ranks, positives):
+def test_gathered_loss_and_gradients_are_those_of_the_whole_batch(gathered, positives):
     views, weight = data()
     views, weight = views.requires_grad_(), weight.requires_grad_()
     loss = MultiViewNTXentLoss(0.2, positives=positives)(*(views @ weight))
     of_views, of_weight = torch.autograd.grad(loss, [views, weight])
 
-    found = [r[positives] for r in ranks]
-    mean = sum(f[0] for f in found) / WORLD
-    torch.testing.assert_close(mean, loss.detach(), rtol=1e-12, atol=0)
-    # As DDP does: gradients of parameters are averaged. An input's is world size times as large.
-    torch.testing.assert_close(sum(f[2] for f in found) / WORLD, of_weight, rtol=1e-12, atol=1e-15)
-    for r, f in enumerate(found):
-        torch.testing.assert_close(f[1] / WORLD, half(of_views, r), rtol=1e-12, atol=1e-15)
+    check_parts([r[positives] for r in gathered], loss.detach(), of_views, of_weight)
 
 
 @pytest.mark.parametrize("selection", SELECTIONS)
-def test_gathered_pairs_are_those_of_the_whole_batch(ranks, selection):
+def test_gathered_pairs_are_those_of_the_whole_batch(gathered, selection):
     views, weight = data()
     z = views[:2].clone().requires_grad_()
     loss, of_z, of_weight = local_selection(selection, z, weight.requires_grad_(), CLASSES)
-    found = [r[selection] for r in ranks]
-    torch.testing.assert_close(sum(f[0] for f in found) / WORLD, loss, rtol=1e-12, atol=0)
-    torch.testing.assert_close(sum(f[2] for f in found) / WORLD, of_weight, rtol=1e-12, atol=1e-15)
-    for r, f in enumerate(found):
-        torch.testing.assert_close(f[1] / WORLD, half(of_z, r), rtol=1e-12, atol=1e-15)
+    check_parts([r[selection] for r in gathered], loss, of_z, of_weight)
 
 
 def test_each_rank_pays_for_its_own_images(ranks):

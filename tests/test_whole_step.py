@@ -8,29 +8,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import WORLD, on_two_ranks
+from ranks import WORLD, on_ranks
 from torch.nn.parallel import DistributedDataParallel
 from whole_step import WholeStep, gradients, views
 
 
-def half(images: torch.Tensor, r: int) -> torch.Tensor:
-    return images.chunk(WORLD)[r]
-
-
-def ddp_step(r: int, bucket_view: bool, micro_batches: int) -> dict:
+def ddp_step(r: int, bucket_view: bool, micro_batches: int, world: int) -> dict:
     model = DistributedDataParallel(
         WholeStep(gathered=True), gradient_as_bucket_view=bucket_view, broadcast_buffers=False
     )
     for m in range(micro_batches - 1):
         with model.no_sync():
-            model(*(half(v, r) for v in views(m))).backward()
-    loss = model(*(half(v, r) for v in views(micro_batches - 1)))
+            model(*(v.chunk(world)[r] for v in views(m))).backward()
+    loss = model(*(v.chunk(world)[r] for v in views(micro_batches - 1)))
     loss.backward()
     return {"loss": loss.detach(), "gradients": gradients(model.module)}
 
 
-def one_process(micro_batches: int = 1) -> tuple[torch.Tensor, dict]:
-    model = WholeStep(chunks=WORLD)
+def one_process(micro_batches: int = 1, world: int = WORLD) -> tuple[torch.Tensor, dict]:
+    model = WholeStep(chunks=world)
     for m in range(micro_batches):
         loss = model(*views(m))
         loss.backward()
@@ -54,20 +50,21 @@ def test_every_parameter_gets_a_gradient_in_one_process():
 STEPS = {"plain": (False, 1), "views and no_sync": (True, 2)}  # buckets, micro-batches
 
 
-def ddp_steps(r: int) -> dict:
-    return {name: ddp_step(r, *how) for name, how in STEPS.items()}
+def ddp_steps(r: int, world: int) -> dict:
+    return {name: ddp_step(r, *how, world) for name, how in STEPS.items()}
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    return on_two_ranks(ddp_steps, tmp_path_factory.mktemp("ranks"))
+@pytest.fixture(scope="module", params=[WORLD, pytest.param(4, marks=pytest.mark.heavy)])
+def ranks(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    return on_ranks(request.param, ddp_steps, folder, request.param)
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_two_ranks_are_one_process_on_the_whole_batch(ranks, name):
+def test_ranks_are_one_process_on_the_whole_batch(ranks, name):
     _, micro_batches = STEPS[name]
-    loss, expected = one_process(micro_batches)
-    mean = sum(found[name]["loss"] for found in ranks) / WORLD
+    loss, expected = one_process(micro_batches, len(ranks))
+    mean = sum(found[name]["loss"] for found in ranks) / len(ranks)
     torch.testing.assert_close(mean, loss, rtol=1e-10, atol=0)
     for found in ranks:
         assert_same_gradients(found[name]["gradients"], expected)

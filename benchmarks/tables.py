@@ -424,16 +424,16 @@ def settings(command: str) -> str:
 def beside(command: str) -> str:
     """The paper's own rows on CIFAR-10 and ours, each with what it was measured under."""
     method, (theirs, ours) = _method(command), _PAPERS[command]
-    heads = ["data", "network", "images × epochs", "classifier", "clean", "PGD", "AutoAttack"]
-    lines = [f"| | {' | '.join(heads)} |", f"|---|---|---|--:|---|{'--:|' * 3}"]
+    heads = ["network", "images × epochs", "classifier", "clean", "PGD", "AA"]
+    lines = [f"| | {' | '.join(heads)} |", f"|---|---|--:|---|{'--:|' * 3}"]
     network = f"cifar:{method.released_network}"
     # The text of ASCL-2023 does not say how long, and there is no release.
     epochs = "not said" if command == "ascl_pretrain" else f"{method.recipe.epochs:,}"
     length = f"{_ON_CIFAR:,} × {epochs}"
-    for (label, protocol), values in _printed(theirs).items():
+    for protocol, values in _printed(theirs).items():
         probe = "own head" if protocol == "own" else f"{protocol} ({method.probe})"
         cells = [f"{v:.2f}" if (v := values.get(kind)) else "" for kind in ("clean", "pgd", "aa")]
-        lines.append(f"| {' | '.join([label, 'CIFAR-10', network, length, probe, *cells])} |")
+        lines.append(f"| {' | '.join(['theirs, CIFAR-10', network, length, probe, *cells])} |")
     alike = []
     for name, rows in ours.items():
         for row in rows:
@@ -443,7 +443,7 @@ def beside(command: str) -> str:
                 shown = plan["recipe"]["epochs"]
                 seen = f"{runs[0]['presentations'] // shown:,} × {shown}"
                 alike.append((data, plan["backbone"], seen) == ("CIFAR-10", network, length))
-                cells = [f"ours: {row}", data, plan["backbone"], seen, f"slf ({probe})"]
+                cells = [f"ours, {data}", plan["backbone"], seen, f"slf ({probe})"]
                 lines.append(f"| {' | '.join([*cells, _cell(clean), _cell(robust), ''])} |")
     verdict = (
         "Rows of ours on the same data, network and schedule are there to be compared with theirs."
@@ -461,16 +461,16 @@ def beside(command: str) -> str:
     )
 
 
-def _printed(theirs: dict[str, str]) -> dict[tuple[str, str], dict[str, float | None]]:
-    """By label and protocol: clean, PGD and AutoAttack as printed, each where it is first found."""
+def _printed(theirs: dict[str, str]) -> dict[str, dict[str, float | None]]:
+    """By protocol: clean, PGD and AutoAttack as printed, each where it is first found."""
     path = ROOT / "examples" / "papers" / "harness" / "tables.json"
-    found: dict[tuple[str, str], dict[str, float | None]] = {}
+    found: dict[str, dict[str, float | None]] = {}
     for table in json.loads(path.read_text(encoding="utf-8"))["tables"]:
         for row in table["rows"]:
             if theirs.get(table["id"]) != row["label"]:
                 continue
             for protocol, values in row["published"]["cifar10"].items():
-                told = found.setdefault((f"theirs: {row['label']}", protocol), {})
+                told = found.setdefault(protocol, {})
                 for kind, value in zip(table["metrics"].values(), values, strict=True):
                     told.setdefault(re.sub(r"^pgd(-250)?(/\d+)?$", "pgd", kind), value)
     return found

@@ -312,7 +312,7 @@ ADVCL: Stack = [
     (
         "terms",
         [
-            ("1", "head: NT(t1, t2, high(x), x + δ)\n1", "term", ("n", "g")),
+            ("1", "NT(t1, t2, high(x), x + δ)\n1", "term", ("n", "g")),
             ("2", "linear layers: mean over K of\ncross-entropy with clusters, λ", "term", ("ce",)),
         ],
     ),
@@ -357,7 +357,7 @@ ASCL_2023: Stack = [
         [
             ("1", "cross-entropy\nof x + δ\n1", "term", ("a",)),
             ("2", "NT of t1 + δ1,\nt2 + δ2\nλ1", "term", ("a",)),
-            ("3", "SCL of t1, t2\nto x + δ' of a class\nλ2", "term", ("a", "c")),
+            ("3", "SCL of t1, t2 to\nx + δ' of a class\nλ2", "term", ("a", "c")),
         ],
     ),
 ]
@@ -365,12 +365,12 @@ ASCL_2023: Stack = [
 
 def stack(rows: Stack) -> Figure:
     """Boxes in rows, arrows from what each takes, and the sum below."""
-    figure, axes = _new((4.9, 0.5 + 0.95 * len(rows)))
+    figure, axes = _new((4.6, 0.5 + 0.95 * len(rows)))
     colours = {"": RULE, "hard": ORANGE, "term": BLUE}
     left, high = 0.13, 0.62  # where boxes begin; how much of a row they take
     middles: dict[str, tuple[float, int]] = {}
     for i, (label, boxes) in enumerate(rows):
-        axes.text(0, -i, label, va="center", fontsize=8, style="italic")
+        axes.text(0, -i, label, va="center", fontsize=8.5, style="italic")
         width = (1 - left) / len(boxes)
         for j, (key, text, kind, sources) in enumerate(boxes):
             if not text:
@@ -380,13 +380,13 @@ def stack(rows: Stack) -> Figure:
             box = {"boxstyle": "round,pad=0,rounding_size=0.02", "mutation_aspect": 4}
             style = {"facecolor": "none", "edgecolor": colours[kind], "linewidth": 1.4}
             axes.add_patch(FancyBboxPatch(corner, width - 0.02, high, **box, **style))
-            axes.text(middle, -i, text, ha="center", va="center", fontsize=8)
+            axes.text(middle, -i, text, ha="center", va="center", fontsize=8.5)
             for source in sources:
                 x, row = middles[source]
                 _arrow(axes, (x, -row - high / 2), (middle, -i + high / 2))
             middles[key] = middle, i
     end = ((1 + left) / 2, -len(rows) + 0.25)
-    axes.text(*end, "their sum, one backward", ha="center", va="center", fontsize=8)
+    axes.text(*end, "their sum, one backward", ha="center", va="center", fontsize=8.5)
     for key, *_ in rows[-1][1]:
         x, row = middles[key]
         _arrow(axes, (x, -row - high / 2), (end[0] + 0.2 * (x - end[0]), end[1] + 0.12))

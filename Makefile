@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH ?= .venv-bench
 LOWEST ?= .venv-lowest
+DATA ?= folder:data/cifar10
+TIME_BUDGET ?= 3600
 # Each process takes half of the tests, and of the other's what is left when it is done.
 SUITE = -m pytest --numprocesses auto --dist worksteal --durations 25
 PYTEST = $(BIN)/python $(SUITE)
@@ -14,7 +16,7 @@ QUICK = $(addprefix tests/test_,$(addsuffix .py,architecture balls losses option
 unexport PYTHONDONTWRITEBYTECODE
 PIP_INSTALL = -m pip install --quiet --no-compile
 
-.PHONY: help demo quick test test-all check hooks lowest bench tables docs wheel release clean
+.PHONY: help demo quick test test-all check hooks lowest bench reproduce tables docs wheel release clean
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*##/\1 #/p' Makefile | awk -F ' # *' '{ printf "make %-9s %s\n", $$1, $$2 }'
@@ -46,6 +48,10 @@ lowest: $(LOWEST)/.ready  ## the suite under the lowest versions that pyproject.
 
 bench: $(BENCH)/.ready  ## how fast, beside other libraries: under 15 minutes on two cores
 	$(BENCH)/bin/python benchmarks/speed.py
+
+reproduce: $(READY)  ## the methods on CIFAR-10 at equal cost, for TIME_BUDGET seconds; again goes on
+	$(BIN)/python benchmarks/papers.py equal_cifar --data $(DATA) --probes advcl,own --seeds 2 \
+		--time-budget $(TIME_BUDGET)
 
 tables: $(READY)  ## write the READMEs' and docs' tables anew from benchmarks/results/
 	$(BIN)/python benchmarks/tables.py

@@ -3,9 +3,11 @@
     python benchmarks/papers.py digits               # three seeds, in about two hours on two cores
     python benchmarks/papers.py systems --probes advcl   # all their other systems, likewise
     python benchmarks/papers.py cifar --data folder:data/cifar10
+    python benchmarks/papers.py equal_cifar --data folder:data/cifar10 --probes advcl,own --seeds 2
     python benchmarks/papers.py precision_digits --seeds 6   # the attack in float32 and in bf16
     python benchmarks/papers.py precision_cifar --data folder:data/cifar10 --epochs 10 --seeds 2
 
+``equal_cifar`` gives every method as many forwards: whose step costs less trains for more epochs.
 Each run is one of ``examples/papers/reproduce.py``, ``--workers`` at a time, each in a process of
 its own; finished ones are read back, so that a run which was killed, or ran out of its
 ``--time-budget``, goes on. Every encoder is measured under each of ``--probes``: the first one's
@@ -78,6 +80,19 @@ SYSTEMS = {
     "DeACL": "deacl",
     "FARE": "fare",
 }
+# What an epoch costs in forwards per image, a teacher's included, and the method's own probe.
+COSTS = {
+    "SimCLR": ("simclr", 6, "advcl"),
+    "DeACL": ("deacl", 17 + 6, "dynacl"),
+    "ACL-DS": ("acl", 32, "dynacl"),
+    "DynACL": ("dynacl", 28, "dynacl"),
+    "AdvCL": ("advcl", 35 + 6, "advcl"),
+    "AdvCL + GSA": ("gsa_on_advcl", 59 + 6, "advcl"),
+    "GSA-RSL": ("gsa_rsl --backbone cifar:resnet18:16", 34, "gsa"),
+    "supervised AT": ("at", 23, "advcl"),
+}
+BUDGET = 420  # forwards per image
+EQUAL = {row: f"{words} --epochs {round(BUDGET / cost)}" for row, (words, cost, _) in COSTS.items()}
 CIFAR = {"SimCLR": "simclr", "AdvCL": "advcl", "GSA-RSL": "gsa_rsl"}
 PRECISION = {
     "float32": "simclr --adversarial --precision 32-true",
@@ -89,6 +104,7 @@ ROWS = {
     "digits": DIGITS,
     "systems": SYSTEMS,
     "cifar": CIFAR,
+    "equal_cifar": EQUAL,
     "precision_digits": PRECISION,
     "precision_cifar": {row: f"{words} --limit 4000" for row, words in PRECISION.items()},
 }
@@ -115,6 +131,8 @@ def main() -> None:
     options.deadline = time.monotonic() + (options.time_budget or math.inf)
     if options.what.endswith("cifar") == (options.data == "digits"):
         parser.error(f"{options.what} is not of {options.data}; name its images with --data")
+    if "own" in options.probes and options.what != "equal_cifar":
+        parser.error("--probes own is of equal_cifar; name presets")
     rows = ROWS[options.what]
     seeds = range(options.seeds or (3 if options.data == "digits" else 1))
     jobs = [
@@ -126,8 +144,9 @@ def main() -> None:
     with ThreadPoolExecutor(options.workers) as pool:
         done = list(pool.map(lambda job: runs_of(*job, options), jobs))
     runs = [run for found in done for run in found]
-    if len(runs) < len(jobs) * len(options.probes):
-        print(f"{len(runs)} of {len(jobs) * len(options.probes)} runs; the same command goes on")
+    wanted = sum(len(probes_of(row, options.probes)) for row, _, _ in jobs)
+    if len(runs) < wanted:
+        print(f"{len(runs)} of {wanted} runs; the same command goes on")
         return
     name = options.what if options.what.startswith("precision") else f"papers_{options.what}"
     gathered = {
@@ -142,10 +161,15 @@ def main() -> None:
     print(f"wrote {path.name}; `make tables` brings it into the README and docs")
 
 
+def probes_of(row: str, probes: list[str]) -> list[str]:
+    """The presets' names, a row's "own" one by its name, each once."""
+    return [*dict.fromkeys(COSTS[row][2] if probe == "own" else probe for probe in probes)]
+
+
 def runs_of(row: str, words: str, seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     """The record of one training under each probe, as far as there is time."""
     found = []
-    for probe in options.probes:
+    for probe in probes_of(row, options.probes):
         # Whether PGD is strong enough: one seed and one probe tell.
         strong = seed == 0 and probe == options.probes[0]
         shared = ["--data", options.data, "--seed", str(seed), "--probe", probe]
@@ -178,7 +202,10 @@ def runs_of(row: str, words: str, seed: int, options: argparse.Namespace) -> lis
     return found
 
 
-_PROBES = "whose linear probe; the first one's numbers are the table's, the others stand beside"
+_PROBES = (
+    "whose linear probe; the first one's numbers are the table's, the others stand beside; "
+    "own is a method's own (of equal_cifar)"
+)
 
 if __name__ == "__main__":
     main()

@@ -133,6 +133,16 @@ _COMPARED = {
         ("AdvCL", "AdvCL, weak second view"),
     ],
     "papers_cifar": [("SimCLR", "AdvCL"), ("SimCLR", "GSA-RSL"), ("AdvCL", "GSA-RSL")],
+    "papers_equal_cifar": [
+        ("SimCLR", "DeACL"),
+        ("SimCLR", "AdvCL"),
+        ("ACL-DS", "DynACL"),
+        ("ACL-DS", "AdvCL"),
+        ("AdvCL", "GSA-RSL"),
+        ("AdvCL", "AdvCL + GSA"),
+        ("AdvCL", "DeACL"),
+        ("AdvCL", "supervised AT"),
+    ],
     "precision_digits": _PRECISIONS,
     "precision_cifar": _PRECISIONS,
 }
@@ -532,6 +542,112 @@ def _with_interval(m: Measurement) -> str:
     return f"{100 * m.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
+# --- least compute to a robust encoder ------------------------------------------------------------
+
+_MEASURED = {"clean": "clean", "PGD-20": "pgd", "AutoAttack": "aa"}
+
+
+def speedrun() -> str:
+    """Every record and every published schedule: accuracies, and what was spent for them."""
+    heads = [*_MEASURED, "minutes", "presentations", "FLOP"]
+    lines = [f"| accuracy (%) | {' | '.join(heads)} |", f"|---|{'--:|' * len(heads)}"]
+    records = speedrun_records()
+    for name, record in records.items():
+        runs = record["runs"]
+        cells = [_cell(found) for found in speedrun_measured(record).values()]
+        seconds = (sum(stage["seconds"] for stage in run["spent"].values()) for run in runs)
+        cells += [_spread([s / 60 for s in seconds])]
+        cells += [f"{spent(runs[0], 'presentations'):,.0f}", _power(spent(runs[0], "flops"))]
+        several = f"{len(runs)} runs" if len(runs) > 1 else "one run"
+        lines.append(f"| {' | '.join([f'`{name}`, {several}', *cells])} |")
+    for label, row in sorted(_read("speedrun_published")["rows"].items()):
+        cells = [f"{row[key]:.2f}" if key in row else "" for key in _MEASURED.values()]
+        lines.append(f"| {label}, its paper's | {' | '.join(cells)} | | | {_power(row['flops'])} |")
+    said = []
+    for name, record in records.items():
+        n = {what: found[0].n for what, found in speedrun_measured(record).items()}
+        of = ", ".join(f"{what} on {count:,}" for what, count in n.items())
+        said.append(
+            f"`{name}`: {record['backbone']}, linear probe `advcl`, ℓ∞ 8/255, {of} test images; "
+            f"`{record['command']}`, commit {record['commit'][:10]}, "
+            f"{record['machine']['cpu']}, {record['machine']['threads']} threads, "
+            f"torch {record['machine']['torch']}; `benchmarks/results/speedrun_{name}.json`."
+        )
+    return "\n".join([*lines, "", *said])
+
+
+def weights() -> str:
+    """The card of each encoder in examples/weights: the first run of its record."""
+    cards = []
+    for name, record in speedrun_records().items():
+        run, measured = record["runs"][0], speedrun_measured(record)
+        values = {what: found[0] for what, found in measured.items()}
+        lines = ["| | clean | PGD-20 | AutoAttack |", "|---|--:|--:|--:|"]
+        cells = [_with_interval(m) for m in values.values()]
+        lines.append(f"| `{name}.safetensors`, accuracy (%) | {' | '.join(cells)} |")
+        lines.append(f"| test images | {' | '.join(f'{m.n:,}' for m in values.values())} |")
+        looked = run["doubts"]
+        doubts = [f"{c['name']}: {c['verdict']}. {c['evidence']}" for c in looked]
+        cards.append(
+            "\n".join(
+                [
+                    *lines,
+                    "",
+                    f"{record['backbone']}, seed {run['seed']}, by `{record['command']}` at commit "
+                    f"{record['commit'][:10]}; linear probe `advcl`, ℓ∞ 8/255, Wilson's 95 % "
+                    "intervals. What was looked into:",
+                    "",
+                    *(f"- {doubt}" for doubt in doubts),
+                ]
+            )
+        )
+    return "\n\n".join(cards)
+
+
+def speedrun_tried() -> str:
+    """What was tried on the way to the records, in its order."""
+    record = _read("speedrun_tried")
+    lines = ["| tried | minutes | clean (%) | PGD-20 (%) | kept? |", "|---|--:|--:|--:|---|"]
+    for row in record["rows"]:
+        minutes = " + ".join(f"{m:.0f}" for m in row["minutes"])
+        values = [minutes, *(f"{100 * row[key]:.1f}" for key in ("clean", "pgd"))]
+        lines.append(f"| {' | '.join([row['what'], *values, row['verdict']])} |")
+    n = sorted({row["pgd_images"] for row in record["rows"]})
+    of = f"PGD-20 on {', '.join(map(str, n))} test images, of which an interval is some 4 points"
+    return "\n".join([*lines, "", f"{record['note']}. {of} to either side."])
+
+
+def speedrun_records() -> dict[str, dict[str, Any]]:
+    """The records of the speedrun, the shortest class first."""
+    names = ("half_hour", "two_hours")
+    return {n: _read(f"speedrun_{n}") for n in names if (RESULTS / f"speedrun_{n}.json").exists()}
+
+
+def speedrun_measured(record: dict[str, Any]) -> dict[str, list[Measurement]]:
+    """Clean, PGD-20 and AutoAttack of every run; clean on the images that PGD-20 has."""
+    found: dict[str, list[Measurement]] = {}
+    for run in record["runs"]:
+        ours = [Measurement.from_json(json.dumps(entry)) for entry in run["measurements"]]
+        clean, pgd, _, strongest = ours  # and clean again, on the images of the strongest
+        for what, m in zip(_MEASURED, (clean, pgd, strongest), strict=True):
+            found.setdefault(what, []).append(m)
+    return found
+
+
+def spent(run: dict[str, Any], what: str) -> float:
+    """The sum over a run's stages."""
+    return sum(stage.get(what, 0) for stage in run["spent"].values())
+
+
+def _spread(values: list[float]) -> str:
+    return f"{fmean(values):.0f}" + (f" ± {stdev(values):.0f}" if len(values) > 1 else "")
+
+
+def _power(value: float) -> str:
+    digits, power = f"{value:.1e}".split("e")
+    return f"{digits} × 10^{int(power)}"
+
+
 # --- speed ----------------------------------------------------------------------------------------
 
 
@@ -651,6 +767,9 @@ TABLES = {
     "expectations": expectations,
     "published": published,
     "gsa_hosts": gsa_hosts,
+    "speedrun": speedrun,
+    "speedrun_tried": speedrun_tried,
+    "weights": weights,
     **{name: partial(papers, name) for name in _COMPARED},
     **{f"settings_{name}": partial(settings, name) for name in _PAPERS},
     **{f"beside_{name}": partial(beside, name) for name in _PAPERS},
@@ -668,6 +787,8 @@ def filled(text: str) -> str:
 
 
 if __name__ == "__main__":
-    own = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
-    for page in (*own, *(ROOT / "docs").rglob("*.md")):
+    pages = [ROOT / "README.md", ROOT / "benchmarks" / "README.md"]
+    for folder in ("docs", "examples"):
+        pages += (ROOT / folder).rglob("*.md")
+    for page in pages:
         page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -6,7 +6,9 @@ python docs/figures.py flow     # one
 
 from __future__ import annotations
 
+import json
 import math
+import runpy
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -401,6 +403,32 @@ def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> 
     axes.annotate("", end, start, arrowprops=drawn)
 
 
+def speedrun() -> Figure:
+    """Robust accuracy against operations: our records and the published schedules."""
+    tables = runpy.run_path(str(FOLDER.parents[1] / "benchmarks" / "tables.py"))
+    figure, axes = _new((6.2, 4.2))
+    published = json.loads((tables["RESULTS"] / "speedrun_published.json").read_text("utf-8"))
+    level, left = 0.0, min(row["flops"] for row in published["rows"].values()) / 3
+    for label, row in sorted(published["rows"].items(), key=lambda item: item[1]["pgd"]):
+        at, level = (row["flops"], row["pgd"]), max(row["pgd"], level + 3)
+        axes.plot(*at, "s", color=ORANGE)
+        line = {"arrowstyle": "-", "color": RULE, "linewidth": 0.8}
+        axes.annotate(label, at, (left, level), ha="right", va="center", arrowprops=line)
+    for name, record in tables["speedrun_records"]().items():
+        measured = tables["speedrun_measured"](record)["PGD-20"]
+        for run, m in zip(record["runs"], measured, strict=True):
+            at = (tables["spent"](run, "flops"), 100 * m.value)
+            axes.plot(*at, "o", color=BLUE)
+        axes.annotate(name.replace("_", " "), at, (7, -3), textcoords="offset points")
+    axes.set_xscale("log")
+    axes.set_xlabel("operations of pretraining (FLOP)")
+    axes.set_ylabel("accuracy under PGD-20, ℓ∞ 8/255 (%)")
+    axes.set_ylim(0, 60)
+    axes.margins(x=0.12)
+    look.titled(axes, "Robust accuracy against what pretraining costs", 6)
+    return figure
+
+
 FIGURES: dict[str, Callable[[], Figure]] = {
     "adversarial_view": adversarial_view,
     "global_divergence": global_divergence,
@@ -412,6 +440,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "stack_advcl": partial(stack, ADVCL),
     "stack_ascl": partial(stack, ASCL),
     "stack_ascl_2023": partial(stack, ASCL_2023),
+    "speedrun": speedrun,
 }
 
 

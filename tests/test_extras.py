@@ -24,6 +24,13 @@ for words in ("evaluate --backbone timm:resnet18", "evaluate --backbone cifar:cn
         cli.main(words.split())
     except SystemExit as error:
         print("said", words.split()[0], error, sep="|")
+sys.path.insert(0, PAPERS)
+import contextlib, io, reproduce
+for words in ("--list", "--help", "advcll", "--table advcl-9"):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
+        with contextlib.suppress(SystemExit):
+            reproduce.main(words.split())
+    print("reproduce", words, len(out.getvalue().splitlines()), sep="|")
 print("heavy", [m for m in ("torch", "numpy", "kornia") if m in sys.modules], sep="|")
 import advssl
 for name in advssl.__all__:
@@ -82,7 +89,8 @@ def run(code: str) -> list[list[str]]:
 
 def test_without_extras_commands_and_uses_say_at_once_what_to_install():
     """Each library alone is lacking where it is used, all of them where a command begins."""
-    code = f"BLOCKED = {[*EXTRA_OF]}\n{LEAN}"
+    papers = str(PACKAGE.parent / "examples" / "papers")
+    code = f"BLOCKED = {[*EXTRA_OF]}\nPAPERS = {papers!r}\n{LEAN}"
     for name in (name for name in USES if name not in ALONE):
         code += (
             f"try:\n    {USES[name]}\nexcept ImportError as e:\n    print('{name}', e, sep='|')\n"
@@ -95,6 +103,9 @@ def test_without_extras_commands_and_uses_say_at_once_what_to_install():
     assert own.endswith('run: pip install "advssl[eval]"')
     assert compare.endswith('run: pip install "advssl[eval]"')
     assert "advssl: advssl compare needs PIL, jinja2, markupsafe, matplotlib, msgspec" in compare
+    names = {words: int(count) for words, count in lines.pop("reproduce")}
+    assert names["--list"] > 100
+    assert names["--help"] > 20
     assert lines.pop("heavy") == [["[]"]]
     assert {*lines} == {*USES} - ALONE
     for name, ((message,),) in lines.items():

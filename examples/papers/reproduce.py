@@ -20,24 +20,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.distributed as dist
-from pytorch_lightning.utilities import rank_zero_only
-
-from advssl import Linf
-from advssl.evaluation import attacks, records
+from advssl.evaluation.places import without_place
 from advssl.stopping import stopping
-from harness import blackbox, chain, cost, tables
-from harness.chain import Plan
-from harness.classes import classes_of
 from harness.listing import asked_of, listing
 from harness.options import GOES_ON, given, parse, without_table
 from harness.presets import PRESETS as PRESETS
 from harness.presets import plan_of
-from harness.recording import as_json, exported, kept, table, without_place
+from harness.published import lookup
+from harness.rows import classes_of
 from methods import METHODS
+
+if TYPE_CHECKING:
+    from harness.plans import Plan
 
 SCRIPT = "reproduce.py"  # what records and messages call it
 
@@ -64,6 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(plan: Plan, options: argparse.Namespace, command: str) -> dict[str, Any]:
     """The chain of one plan; its record, which is also written to ``--out``."""
+    import torch
+    import torch.distributed as dist
+    from pytorch_lightning.utilities import rank_zero_only
+
+    from advssl.evaluation import attacks, records
+    from harness import chain
+    from harness.recording import as_json, exported, kept, table
+
     data = chain.open_plan(plan)
     finetuned_on = chain.finetuned_on(plan, data)
     try:
@@ -124,6 +128,8 @@ def run(plan: Plan, options: argparse.Namespace, command: str) -> dict[str, Any]
 
 def dry_run(plan: Plan) -> str:
     """The plan, its cost in forwards per image, and how long it will take here."""
+    from harness import cost
+
     return cost.foreseen(plan, METHODS)
 
 
@@ -131,7 +137,11 @@ def reproduce_table(words: Sequence[str], options: argparse.Namespace, command: 
     """A paper's table with our numbers beside the printed ones: each row by its command."""
     data, paper = options.data, options.preset == "paper"
     names = [classes_of(spec or "")[0].partition(":")[0] for spec in (data, options.finetune_data)]
-    table, plans = tables.lookup(options.table, *names), {}
+    table, plans = lookup(options.table, *names), {}
+    from advssl import Linf
+    from advssl.evaluation import attacks
+    from harness import blackbox, tables
+
     there = [row for row in table.rows if row.run and all(Path(f).exists() for f in row.brought)]
     for row in there:  # what cannot be is refused before any work
         asked = parse(asked_of(table, row, without_table(words), data, paper=paper), SCRIPT)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from typing import Any
 
 from torch.utils.data import Subset
 
 from advssl.evaluation.data import Data, InMemory, open_data
+from harness.rows import classes_of as classes_of
 
 
 def opened(spec: str, image_size: int | None = None) -> Data:
@@ -31,12 +31,6 @@ def opened(spec: str, image_size: int | None = None) -> Data:
         part: _of(getattr(data, part), first, last) for part in ("train", "validation", "test")
     }
     return replace(data, name=spec, classes=data.classes[first : last + 1], **parts)
-
-
-def classes_of(spec: str) -> tuple[str, int | None, int | None]:
-    """The name of the data, and its first and last class if not all are meant."""
-    found = re.fullmatch(r"(.*)@(\d+)-(\d+)", spec)
-    return (found[1], int(found[2]), int(found[3])) if found else (spec, None, None)
 
 
 def _of(part: Any, first: int, last: int) -> Any:

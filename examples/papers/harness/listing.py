@@ -1,13 +1,16 @@
-"""What there is to run: every method, every row of every table by its command, every preset."""
+"""What there is to run: every method, every row of every table by its command, every preset.
+
+Imports no torch, as no module does that names alone are asked of.
+"""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
 
-from harness import tables
+from harness import published
 from harness.presets import PRESETS
-from harness.tables import Row, Table
+from harness.rows import Row, Table, said_of
 from methods import METHODS
 
 _DIGITS = ["--data", "digits@0-4", "--finetune-data", "digits@5-9"]  # where a table transfers
@@ -16,11 +19,11 @@ _DIGITS = ["--data", "digits@0-4", "--finetune-data", "digits@5-9"]  # where a t
 def listing(script: str) -> str:
     """All of it, a line each."""
     lines = []
-    for name, method in METHODS.items():
-        ids = ", ".join(tables.tables_of(name)) or "none"
-        lines.append(f"{name:13} {method.title}: {method.paper}; tables: {ids}")
-    for table in tables.everything():
-        of = [tables.said_of(key) for key in table.metrics.values()]
+    for name in METHODS:
+        ids = ", ".join(published.tables_of(name)) or "none"
+        lines.append(f"{name:13} {': '.join(METHODS.told(name))}; tables: {ids}")
+    for table in published.everything():
+        of = [said_of(key) for key in table.metrics.values()]
         told = ", ".join(f"{name} {said}" for name, said in zip(table.metrics, of, strict=True))
         lines += ["", f"{table.id} on {table.data}, {table.paper}: {table.caption}. {told}"]
         lines.append(f"  all its rows: {script} {shlex.join(whole(table))}")

@@ -7,15 +7,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
-import torch
-
-from advssl.evaluation import probes
-from harness import chain, tables
-from harness.method import Method
+from advssl.evaluation import choices
+from harness import published
 from harness.presets import PRESETS
 from methods import METHODS
+
+if TYPE_CHECKING:
+    from harness.method import Method
 
 GOES_ON = "the same command goes on where it was"
 
@@ -44,7 +44,8 @@ def parse(
     add("--preset", choices=sorted(PRESETS), help="default: quick on digits, look elsewhere")
     add("--mode", default="released", choices=["released", "paper"])
     add("--seed", type=at_least(0), default=0)
-    add("--recipe", choices=sorted(tables.recipes()), help="a table's schedule, not the method's")
+    recipes = sorted(published.recipes())
+    add("--recipe", choices=recipes, help="a table's schedule, not the method's")
     add("--epochs", type=at_least(0), help="0 measures random weights")
     add("--batch-size", type=at_least(2), help="over all devices")
     add("--backbone", help="cifar:resnet18, cifar:wrn34_10, cifar:resnet20, timm:NAME")
@@ -56,11 +57,12 @@ def parse(
     add("--protocol", default="slf", help="slf, alf, aff, fsf, with commas; or own, its own head")
     add(
         "--probe",
-        type=probes.preset_name,
-        choices=sorted(probes.PRESETS),
+        type=choices.preset_name,
+        choices=sorted(choices.PRESETS),
         help="whose finetuning settings",
     )
-    add("--attacks", default="pgd", help=f"of {', '.join(chain.ATTACKS)}, several with commas")
+    attacks = ", ".join(name for name in choices.ATTACKS if name != "clean")
+    add("--attacks", default="pgd", help=f"of {attacks}, several with commas")
     add("--num-images", type=at_least(0), help="test images that are attacked; 0 is all")
     add("--precision", choices=["32-true", "bf16-mixed"], help="of pretraining")
     add("--compile", action="store_true", help="torch.compile the encoder")
@@ -88,12 +90,19 @@ def parse(
         parser.error("name one of METHOD, --table ID and --list")
     if options.table and options.devices > 1:
         parser.error("a table runs on one device; name its methods one by one")
-    there = torch.cuda.device_count() if torch.cuda.is_available() else options.devices
-    if options.devices > there:
-        parser.error(f"there are {there} devices here, got --devices {options.devices}")
+    if options.devices > 1:
+        _check_devices(parser, options.devices)
     budget = options.time_budget
     options.deadline = None if budget is None else time.monotonic() + budget
     return options
+
+
+def _check_devices(parser: Parser, asked: int) -> None:
+    import torch
+
+    there = torch.cuda.device_count() if torch.cuda.is_available() else asked
+    if asked > there:
+        parser.error(f"there are {there} devices here, got --devices {asked}")
 
 
 def without_table(words: Sequence[str]) -> list[str]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from advssl.evaluation import probes
-from harness import tables
-from harness.chain import Plan
-from harness.classes import classes_of
-from harness.method import Method
+from harness import published
+from harness.rows import OWN, classes_of
 from harness.schedules import Recipe, WarmupCosine
 from methods import METHODS
+
+if TYPE_CHECKING:
+    from harness.plans import Plan
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,14 @@ PRESETS = {
 
 def plan_of(name: str, options: argparse.Namespace, flags: Mapping[str, Any]) -> Plan:
     """What the options ask of a method, the preset's word where they are silent."""
+    from advssl.evaluation import probes
+    from harness.method import Method
+    from harness.plans import Plan
+
     method, of = METHODS[name], METHODS[name].settings_type
     on_digits = classes_of(options.data)[0] == "digits"
     preset = PRESETS[options.preset or ("quick" if on_digits else "look")]
-    recipe = tables.recipes().get(options.recipe) or preset.recipe or method.recipe
+    recipe = published.recipes().get(options.recipe) or preset.recipe or method.recipe
     recipe = replace(
         recipe,
         epochs=recipe.epochs if options.epochs is None else options.epochs,
@@ -83,7 +87,7 @@ def plan_of(name: str, options: argparse.Namespace, flags: Mapping[str, Any]) ->
         recipe=recipe,
         seed=options.seed,
         precision=options.precision or preset.precision,
-        protocols=tuple(name for name in options.protocol.split(",") if name != tables.OWN),
+        protocols=tuple(name for name in options.protocol.split(",") if name != OWN),
         preset=options.probe or preset.probe or method.probe,
         attacked=tuple(word for word in options.attacks.split(",") if word),
         num_images=preset.num_images if options.num_images is None else options.num_images,
@@ -92,7 +96,7 @@ def plan_of(name: str, options: argparse.Namespace, flags: Mapping[str, Any]) ->
     )
     if not plan.protocols and (plan.finetune_data or method.classifier is Method.classifier):
         raise ValueError(
-            f"--protocol {tables.OWN} is the head of a method that trains a classifier, and of the "
+            f"--protocol {OWN} is the head of a method that trains a classifier, and of the "
             f"classes that it was trained on; for {name} take a protocol"
         )
     of.of(plan.mode, **plan.flags)  # wrong ones are refused before any work

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from advssl.evaluation.evaluate import OWN as OWN
+from advssl.evaluation.choices import OWN as OWN
 
 Published: TypeAlias = Mapping[str, tuple[float | None, ...]]  # per cent, by finetuning protocol
 
@@ -23,6 +24,13 @@ MEASURES = {  # the attack's name, and of which step
     "aa": "under AutoAttack",
 }
 TO = "to "  # and a row's label: that row's network on images that PGD-20 made for this row's
+
+
+def said_of(key: str) -> str:
+    """A column, in words."""
+    if key.startswith(TO):
+        return f"{key.removeprefix(TO)}'s network, on what PGD-20 made for the row's"
+    return MEASURES[key]
 
 
 @dataclass(frozen=True)
@@ -95,3 +103,9 @@ class Table:
             words += ["--preset", "paper", *row.scale]
             words += ["--attacks", ",".join(self.attacks)] if self.attacks else []
         return words
+
+
+def classes_of(spec: str) -> tuple[str, int | None, int | None]:
+    """The name of the data, and its first and last class if not all are meant."""
+    found = re.fullmatch(r"(.*)@(\d+)-(\d+)", spec)
+    return (found[1], int(found[2]), int(found[3])) if found else (spec, None, None)

@@ -14,10 +14,11 @@ from harness.published import lookup as lookup
 from harness.published import recipes as recipes
 from harness.published import tables_of as tables_of
 from harness.recording import place_of
-from harness.rows import MEASURES, TO
+from harness.rows import MEASURES
 from harness.rows import OWN as OWN
 from harness.rows import Row as Row
 from harness.rows import Table as Table
+from harness.rows import said_of as said_of
 
 # What stands for a measure that costs more, where that was not asked for.
 _INSTEAD = {"pgd-250/4": "pgd/4", "pgd-250/10": "pgd/10", "mpgd-250": "mpgd"}
@@ -97,13 +98,6 @@ def render(table: Table, ours: Mapping[str, Ours], data: str) -> str:
         told = (f"{by} {', '.join(map(_number, values))}" for by, values in row.published.items())
         lines.append(f"- {row.label}, which the paper quotes from {row.quoted}: {'; '.join(told)}.")
     return "\n".join([*lines, *([f"- {table.note}"] if table.note else [])])
-
-
-def said_of(key: str) -> str:
-    """A column, in words."""
-    if key.startswith(TO):
-        return f"{key.removeprefix(TO)}'s network, on what PGD-20 made for the row's"
-    return MEASURES[key]
 
 
 def _line(cells: Sequence[str]) -> str:

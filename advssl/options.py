@@ -112,7 +112,7 @@ class Examined:
     """What ``advssl doctor`` was asked for."""
 
     step: str
-    needs: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ("msgspec",)  # a finding is an evaluation's check
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Costed:
     """What ``advssl cost`` was asked for."""
 
     step: str
-    needs: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = Examined.needs
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Pictured:
     step: str
     out: str
     images: int
-    needs: ClassVar[tuple[str, ...]] = ("matplotlib",)
+    needs: ClassVar[tuple[str, ...]] = (*Examined.needs, "matplotlib")
 
     def __post_init__(self) -> None:
         if Path(self.out).suffix != ".png":

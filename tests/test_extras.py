@@ -19,7 +19,10 @@ import sys
 
 sys.modules.update(dict.fromkeys(BLOCKED))
 from advssl import cli
-for words in ("evaluate --backbone timm:resnet18", "evaluate --backbone cifar:cnn", "compare a b"):
+for words in (
+    *("evaluate --backbone timm:resnet18", "evaluate --backbone cifar:cnn", "compare a b"),
+    *("doctor ast:parse", "cost ast:parse", "gallery ast:parse"),
+):
     try:
         cli.main(words.split())
     except SystemExit as error:
@@ -37,7 +40,7 @@ for name in advssl.__all__:
     getattr(advssl, name)
 from pathlib import Path
 import torch
-from advssl.evaluation import checkpoints, datasets, files, folders, hub, images, statistics
+from advssl.evaluation import checkpoints, datasets, files, folders, hub, images
 from advssl.integrations.timm import backbone
 """
 USES = {
@@ -50,7 +53,7 @@ USES = {
     "pyautoattack": "from advssl.evaluation.autoattack import AutoAttack; AutoAttack().settings",
     "rich": "from advssl.evaluation.progress import progress_bars; progress_bars().__enter__()",
     "safetensors": 'files._safetensors(Path("x.safetensors"))',
-    "scipy": "statistics.wilson(1, 2)",
+    "scipy": "from advssl.evaluation import damages",
     "sklearn": "datasets.open_digits(None, 0)",
     "torchvision": 'datasets.open_cifar(10, "", None)',
     "timm": 'backbone("timm:resnet18")',
@@ -98,7 +101,11 @@ def test_without_extras_commands_and_uses_say_at_once_what_to_install():
     said, lines = run(code), {}
     for first, *rest in said:
         lines.setdefault(first, []).append(rest)
-    (_, timm), (_, own), (_, compare) = lines.pop("said")
+    (_, timm), (_, own), (_, compare), *steps = lines.pop("said")
+    assert [command for command, _ in steps] == ["doctor", "cost", "gallery"]
+    for command, told in steps:
+        assert told.startswith(f"advssl: advssl {command} needs msgspec")
+        assert told.endswith('run: pip install "advssl[eval]"')
     assert timm.endswith('run: pip install "advssl[eval,timm]"')
     assert own.endswith('run: pip install "advssl[eval]"')
     assert compare.endswith('run: pip install "advssl[eval]"')

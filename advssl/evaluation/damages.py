@@ -14,13 +14,15 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+
+from advssl.extras import needed
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Floats: TypeAlias = NDArray[np.float64]
 Draw: TypeAlias = np.random.Generator
 Damage: TypeAlias = Callable[[Pixels, Any, Draw], NDArray[Any]]  # an image, a severity's settings
 
+ndimage = needed("scipy.ndimage", "making corruptions")
 _GREY = np.array([0.299, 0.587, 0.114])
 
 

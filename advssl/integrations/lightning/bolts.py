@@ -34,7 +34,7 @@ else:
                 if error.name != name.partition(".")[0]:
                     raise
         if not found:
-            raise lacking(["pytorch_lightning"], "these callbacks")
+            raise lacking(["pytorch_lightning"], "a callback")
         return tuple(found)
 
     Callback = type("Callback", _installed(), {})

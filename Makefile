@@ -10,8 +10,7 @@ TIME_BUDGET ?= 3600
 # Each process takes half of the tests, and of the other's what is left when it is done.
 SUITE = -m pytest --numprocesses auto --dist worksteal --durations 25
 PYTEST = $(BIN)/python $(SUITE)
-QUICK = $(addprefix tests/test_,$(addsuffix .py,architecture balls losses options pixels schedules \
-	selection types views))
+QUICK = $(addprefix tests/test_,$(addsuffix .py,architecture balls packaging pixels schedules selection))
 # Most of what is installed is never imported; what is, is compiled then, and kept.
 unexport PYTHONDONTWRITEBYTECODE
 PIP_INSTALL = -m pip install --quiet --no-compile

@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, ImportError, OSError) as error:
         raise SystemExit(f"advssl: {error}") from error
     except KeyboardInterrupt:
-        raise SystemExit("advssl: interrupted; the same command goes on where it was") from None
+        on = "; the same command goes on where it was" if words[:1] == ["evaluate"] else ""
+        raise SystemExit(f"advssl: interrupted{on}") from None
     for path in written.values():
         print(f"wrote {path}")
 

@@ -146,6 +146,15 @@ def test_killed_anywhere_and_repeated_it_is_the_same_record(whole, tmp_path, mon
     assert again == expected
 
 
+def test_what_has_nothing_to_go_on_from_says_only_that_it_was_interrupted(monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "look_at_step", interrupted)
+    with pytest.raises(SystemExit, match=r"^advssl: interrupted$"):
+        cli.main(["doctor", "json:dumps"])
+
+
 def test_finished_work_is_not_done_again(whole, monkeypatch):
     def forbidden(*_, **__):
         raise AssertionError("this was finished")

@@ -222,10 +222,12 @@ class AdversarialViewGenerator(nn.Module):
                 element of any shape, or a mapping that holds either as "loss"; the view is the same
                 for a sum and for a mean.
             freeze: the modules (encoder, head, critic, a loss with a memory bank) whose parameters
-                need no gradient meanwhile, and which are given back as they were: buffers, momentum
-                encoders, plain attributes. Nothing else is touched; train or eval mode is your
-                choice, papers differ on it: ``with evaluating(model): adversary(...)``. State of
-                others that the attack moves (BatchNorm, a queue, a tensor outside of modules) is
+                need no gradient meanwhile, and which are given back as they were when the attack
+                ends: buffers, momentum encoders, plain attributes. What one step enqueues is there
+                in the next, so let an objective read a queue and not fill it (the Lightning
+                callback gives back after each step). Nothing else is touched; train or eval mode is
+                your choice, papers differ on it: ``with evaluating(model): adversary(...)``. State
+                of others that the attack moves (BatchNorm, a queue, a tensor outside of modules) is
                 warned of once for each class; ``freeze=()`` says that it is meant to move.
             generator: makes the view reproducible alone, the objective's own draws included.
             start: the perturbation to begin from in place of a random one, as free adversarial

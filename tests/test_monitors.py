@@ -418,3 +418,26 @@ def test_healthy_trainings_raise_no_alarm(steps, monkeypatch):
     course = [{n: float(v) for n, v in logged.items()} for logged, _ in reader.seen]
     assert course[-1]["monitor/knn_clean"] > 0.7
     assert all(0.4 <= one["monitor/critic_accuracy"] <= 1 for one in course)
+
+
+@pytest.mark.heavy
+@pytest.mark.filterwarnings("ignore")
+def test_tensorboard_has_them(tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    logger = pl.loggers.TensorBoardLogger(tmp_path, name="", version="")
+    trained(Module(), EncoderMonitor(monitors(), on="backbone"), logger=logger)
+    written = events.EventAccumulator(str(tmp_path))
+    written.Reload()
+    assert len(written.Scalars("monitor/knn_pgd")) == 2
+
+
+@pytest.mark.heavy
+@pytest.mark.filterwarnings("ignore")
+def test_wandb_has_them_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    logger = pl.loggers.WandbLogger(project="monitors", offline=True, save_dir=tmp_path)
+    trained(Module(), EncoderMonitor(monitors(), on="backbone"), logger=logger)
+    assert "monitor/knn_pgd" in dict(logger.experiment.summary)
+    logger.experiment.finish()

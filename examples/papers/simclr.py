@@ -1,6 +1,6 @@
 """SimCLR: two views of an image attract each other. The reference that withstands no attack.
 
-Chen et al. 2020, https://arxiv.org/abs/2002.05709, Eq. 1. With ``adversarial``, the three lines of
+Chen et al. 2020, https://arxiv.org/abs/2002.05709, Eq. 1. With ``adversarial``, the lines of
 the README: one more view, the one that is hardest to match, through the same BatchNorm.
 """
 

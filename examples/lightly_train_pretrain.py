@@ -2,11 +2,10 @@
 
     pip install lightly-train && python examples/lightly_train_pretrain.py
 
-lightly-train 0.18 takes no callback of one's own: ``callbacks=`` configures those that it knows.
-``trainer_args=`` goes to Lightning's Trainer, and ``callbacks`` in it stands in the place of
-lightly-train's own list. So its progress bar, learning rate monitor, checkpoints and the exports
-in between are gone, and with them ``resume_interrupted=``; the model is exported at the end as
-always. A ``ModelCheckpoint`` of Lightning's may stand in the list. Data: scikit-learn's digits.
+lightly-train 0.18 takes no callback of one's own: ``callbacks=`` configures those that it has, and
+what stands in ``trainer_args=`` is printed as JSON, which a callback is not. ``strategy=`` takes an
+instance of Lightning's, which meets the module before Lightning asks that for callbacks of its own;
+lightly-train's stay beside these. Data: scikit-learn's digits.
 """
 
 from __future__ import annotations
@@ -18,12 +17,25 @@ from pathlib import Path
 import lightly_train
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.strategies import SingleDeviceStrategy
 from sklearn.datasets import load_digits
 from torchvision.models import resnet18
 
 from advssl import AdversarialViewGenerator, Linf
 from advssl.integrations.lightning import AdversarialViews
 from advssl.pixels import IMAGENET
+
+
+class WithCallbacks(SingleDeviceStrategy):  # + on several devices of DDPStrategy
+    """Has the module bring callbacks, by Lightning's own hook."""
+
+    def __init__(self, callbacks: list[Callback], device: str = "cpu") -> None:  # +
+        super().__init__(device)
+        self.callbacks = callbacks
+
+    def connect(self, model) -> None:  # +
+        model.configure_callbacks = lambda: self.callbacks  # +
+        super().connect(model)
 
 
 class Ends(Callback):
@@ -62,7 +74,7 @@ def train(
             accelerator="cpu",
             loggers={"tensorboard": None},
             transform_args={"image_size": (32, 32)},
-            trainer_args={"callbacks": [AdversarialViews(adversary), ends]},  # +
+            strategy=WithCallbacks([AdversarialViews(adversary), ends]),  # +
         )
         assert (Path(folder) / "out" / "exported_models" / "exported_last.pt").exists()
     return ends.seen

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -78,15 +77,12 @@ def test_hf_trainer():
 
 @pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("method", ["simclr", "dino"])
-def test_lightly_train_pretrain(method, monkeypatch):
+def test_lightly_train_pretrain(monkeypatch):
     monkeypatch.setenv("LIGHTLY_TRAIN_EVENTS_DISABLED", "1")
     pytest.importorskip("lightly_train")
-    ends = load("lightly_train_pretrain").train(method, epochs=1, batch_size=16)
+    ends = load("lightly_train_pretrain").train(epochs=1, batch_size=8)
     assert len(ends) == 4
-    assert all(math.isfinite(end) for pair in ends for end in pair)
-    if method == "simclr":
-        assert rises(ends)
+    assert rises(ends)
 
 
 HOSTS = [

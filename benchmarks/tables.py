@@ -758,7 +758,52 @@ def _measured_with(rows: list[dict[str, Any]]) -> str:
     return f"{listed}. {minutes:.0f} minutes in all."
 
 
+# --- what is held, and what is sent -------------------------------------------------------------
+
+_HELD = {
+    "training": ("kills of a training (AdvCL + GSA on digits)", "kills", "survived"),
+    "evaluation": ("kills of `advssl evaluate`", "kills", "survived"),
+    "calls": ("wrong calls of the library", "tried", "passed"),
+    "commands": ("mistakes on the command line", "tried", "passed"),
+    "processes": ("comparisons of several processes with one", "tried", "passed"),
+}
+
+
+def reliability() -> str:
+    """Of each kind how many were tried and how many held."""
+    rows = json.loads((RESULTS / "reliability.json").read_text(encoding="utf-8"))["rows"]
+    lines = ["| what | tried | held | by |", "|---|--:|--:|---|"]
+    for name, (what, tried, held) in _HELD.items():
+        if name in rows:
+            row = rows[name]
+            where = f"`{row['command']}`, commit {row['commit'][:10]}, {row['machine']['cpu']}"
+            lines.append(f"| {what} | {row[tried]:,} | {row[held]:,} | {where} |")
+    return "\n".join(lines)
+
+
+def communication() -> str:
+    """What a rank gives to collectives in a step: what is as large as the network, and the rest."""
+    record = json.loads((RESULTS / "communication.json").read_text(encoding="utf-8"))
+    lines = [
+        "| method | gradients | SAM, critic, buffers | of each image of the rank | collectives |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for row in record["rows"].values():
+        (few, some), (more, most) = sorted((int(k), v) for k, v in row["by_images"].items())
+        sent = {kind: (some["bytes"][kind], most["bytes"][kind]) for kind in some["bytes"]}
+        each = {kind: (b - a) / (more - few) for kind, (a, b) in sent.items()}
+        fixed = {kind: sent[kind][0] - few * each[kind] for kind in sent}
+        gradients = fixed.pop("all-reduce of gradients")
+        lines.append(
+            f"| {row['title']} | {gradients / 1e6:.1f} MB | {sum(fixed.values()) / 1e6:.1f} MB | "
+            f"{sum(each.values()) / 1e3:.1f} KB | {sum(most['calls'].values())} |"
+        )
+    return "\n".join([*lines, "", f"Commit {record['commit'][:10]}, {record['network']}."])
+
+
 TABLES = {
+    "reliability": reliability,
+    "communication": communication,
     "evidence": evidence,
     "quickstart": quickstart,
     "speed": speed,

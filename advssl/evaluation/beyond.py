@@ -28,12 +28,18 @@ from advssl.evaluation.corruptions import (
 from advssl.evaluation.costs import NOTHING, Range, forwards, sum_of
 from advssl.evaluation.data import targets
 from advssl.evaluation.divergences import clouds, divergences
+from advssl.evaluation.embeddings import plane
+from advssl.evaluation.fisher import fisher_information
 from advssl.evaluation.identity import fingerprint_of, identity_of, keep, kept
+from advssl.evaluation.inversion import inversions
 from advssl.evaluation.linear import Classifier, logits_from
 from advssl.evaluation.logits import borrowed
+from advssl.evaluation.plain_json import msgspec
 from advssl.evaluation.progress import Progress
 from advssl.evaluation.report.corruption import Corruptions
 from advssl.evaluation.report.divergence import Divergence
+from advssl.evaluation.report.pictures import Maps, Pictures
+from advssl.evaluation.surfaces import input_surface, weight_surface
 from advssl.evaluation.theory import RobustBounds, robust_bounds
 
 if TYPE_CHECKING:
@@ -42,6 +48,12 @@ if TYPE_CHECKING:
 _SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the radii, in units of the ball's
 _BATCH = 128  # the paper's, of divergences
 _PAIRS = 128  # images of the theorem, if there are so many
+# Of pictures: images in the plane and attacked ones, as in the paper; of what costs a forward per
+# point or a backward per class; and of what is attacked at every point.
+_PLANE, _HARD, _FEW, _FEWEST = 1_000, 100, 128, 64
+_POINTS = 11  # of a loss surface, along each axis
+_STEPS = 5  # of the attack at each
+_RISE = 200  # steps of an inversion map
 _ADVERSARIAL = ("adversarial", "pgd")  # branches of attacked images
 
 
@@ -243,9 +255,61 @@ def _two_of_every_class(asked: Evaluation, _: str) -> None:
         )
 
 
+def picture(subject: Subject) -> Pictures:
+    """What the papers draw of an encoder: t-SNE, inversion maps, loss surfaces, information."""
+    classifier, images, ball, seed = subject.classifier, subject.images, subject.ball, subject.seed
+    some, few = images.balanced(_FEW), images.balanced(_FEWEST)
+
+    def maps() -> Maps:
+        seeds = torch.cat([x for x, _ in images.balanced(2)])
+        noise = torch.rand(seeds[:1].shape, generator=torch.Generator().manual_seed(seed % 2**63))
+        features = clouds(classifier, Clean(), some, seed=seed).clean
+        neurons = features.std(dim=0).topk(min(2, features.shape[1])).indices.sort().values
+        starts = torch.cat([seeds, noise.to(seeds)])
+        return Maps.of(inversions(classifier, starts, neurons.tolist(), steps=_RISE, seed=seed))
+
+    climb, short = PGD(ball, 20, None), PGD(ball, _STEPS, None)
+    points: dict[str, Callable[[], Any]] = {
+        "plane": lambda: plane(
+            classifier, climb, images.balanced(_PLANE), attacked=_HARD, seed=seed
+        ),
+        "maps": maps,
+        "around_images": lambda: input_surface(
+            classifier, some, ball=ball, points=_POINTS, seed=seed
+        ),
+        "around_weights": lambda: weight_surface(
+            classifier, few, attack=short, span=0.5, points=_POINTS, seed=seed
+        ),
+        "fisher": lambda: fisher_information(classifier, some, seed=seed),
+    }
+    found = dict[str, Any]()
+    for name, work in points.items():
+        found[name] = subject.once(f"{name} of pictures", lambda work=work: asdict(work()))
+        subject.progress("pictures", len(found), len(points))
+    return msgspec.convert({"classes": subject.classes, **found}, Pictures)
+
+
+def _of_pictures(asked: Evaluation) -> Range:
+    n, classes = asked.measured.n, len(asked.data.classes)
+    shown, hard, some, few = (min(n, most) for most in (_PLANE, _HARD, _FEW, _FEWEST))
+    used = 2 * shown + (2 * 20 + 1 + 2) * hard
+    used += 2 * some + 3 * 2 * (2 * _RISE + 2)  # three starts, two neurons
+    used += (2 + _POINTS**2) * some + _POINTS**2 * (2 * _STEPS + 2) * few
+    used += (2 + classes) * some
+    return Range(used // n, -(-used // n))
+
+
+def _four(asked: Evaluation, _: str) -> None:
+    if asked.measured.n < 4:
+        raise ValueError(
+            f"pictures are of four images at least, and {asked.measured.n} are attacked; give more"
+        )
+
+
 MEASURES: dict[str, Measure] = {
     "corruptions": Measure(corruption, _of_corruptions, _corruptible, of_encoder=False),
     "divergence": Measure(divergence, _of_divergence, _two_of_a_class),
+    "pictures": Measure(picture, _of_pictures, _four),
     "theory": Measure(theorem, _of_theory, _two_of_every_class),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 ATTACKS = ("clean", "pgd", "pgd-l2", "mpgd", "pgd-double", "pgd-250", "mpgd-250", "aa")
 DATA = ("digits", "cifar10", "cifar100", "stl10", "folder")
-MEASURES = ("corruptions", "divergence", "theory")
+MEASURES = ("corruptions", "divergence", "pictures", "theory")
 NORMS = ("linf", "l2")
 OWN = "own"  # in place of a protocol: a classifier's own head
 PLACED = ("corruptions",)  # measures that a place may follow

@@ -142,28 +142,34 @@ def clouds(
         ValueError: on no images, on a classifier that has no encoder of its own where none is
             given, on features that are not finite, and on what the attack refuses.
     """
-    check_module("classifier", classifier)
+    check_encoder(classifier, encoder)
     check_attack(attack)
-    if encoder is not None:
-        check_module("encoder", encoder)
-    elif not isinstance(classifier, Classifier):
-        raise ValueError(
-            f"a {type(classifier).__name__} does not say which features to look at; give encoder="
-        )
     seed = whole("seed", seed, ANY)
     found = list[tuple[Tensor, Tensor, Tensor]]()
     for images, labels in pairs(batches):
         hard = attack(classifier, images, labels, seed=seed)
-        z, z_adv = (_features(classifier, encoder, x, seed) for x in (images, hard))
+        z, z_adv = (features_of(classifier, encoder, x, seed) for x in (images, hard))
         found.append((z, z_adv, labels.cpu()))
     if not found:
         raise ValueError("there are no images whose features could be made; give at least one")
     return Clouds(*(torch.cat(column) for column in zip(*found, strict=True)))
 
 
-def _features(
+def check_encoder(classifier: nn.Module, encoder: nn.Module | None) -> None:
+    """Raise unless both are modules and it is known whose features are meant."""
+    check_module("classifier", classifier)
+    if encoder is not None:
+        check_module("encoder", encoder)
+    elif not isinstance(classifier, Classifier):
+        raise ValueError(
+            f"a {type(classifier).__name__} does not say which features to look at; give encoder="
+        )
+
+
+def features_of(
     classifier: nn.Module, encoder: nn.Module | None, images: Tensor, seed: int
-) -> Tensor:
+) -> Embeddings:
+    """(B, D), float32, on the CPU: of the encoder, or of the classifier's own if that is None."""
     owner = classifier if encoder is None else encoder
     device = device_of(owner, images)
     with borrowed(owner, device, seed), torch.no_grad():

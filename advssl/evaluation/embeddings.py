@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from advssl.evaluation.batches import ANY, Batches, class_balanced, pairs
+from advssl.evaluation.divergences import check_encoder
 from advssl.evaluation.features import check_finite
-from advssl.evaluation.linear import Classifier, encoded
-from advssl.evaluation.logits import Logits, borrowed, check_module, device_of, logits_of
+from advssl.evaluation.linear import encoded
+from advssl.evaluation.logits import Logits, borrowed, device_of, logits_of
 from advssl.evaluation.provenance import needed
 from advssl.evaluation.search import Attack, check_attack
 from advssl.types import Embeddings, Images, PerExample, check_embeddings, whole
@@ -132,15 +133,9 @@ def plane(
     Reference: ASCL, Fig. 7, https://arxiv.org/abs/2101.10027; AdvCL, Fig. 4,
     https://arxiv.org/abs/2111.01124
     """
-    check_module("classifier", classifier)
+    check_encoder(classifier, encoder)
     check_attack(attack)
     attacked, seed = whole("attacked", attacked, 1), whole("seed", seed, ANY)
-    if encoder is not None:
-        check_module("encoder", encoder)
-    elif not isinstance(classifier, Classifier):
-        raise ValueError(
-            f"a {type(classifier).__name__} does not say which features to look at; give encoder="
-        )
     owner = classifier if encoder is None else encoder
     given = [*pairs(batches)]
     labels = torch.cat([y.cpu() for _, y in given]) if given else torch.empty(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +14,13 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
-from advssl.balls import Ball, Linf, check_ball, check_radius, grey_of, resized
+from advssl.balls import Ball, Linf, check_ball, check_radius, grey_of
 from advssl.evaluation import beyond, costs, diagnostics, plan, report
 from advssl.evaluation.attacks import PGD, Attack, AutoAttack, Clean, attacks_of
 from advssl.evaluation.census import PARTS, Census, checked
 from advssl.evaluation.chosen import BATCH as BATCH
 from advssl.evaluation.chosen import Chosen, attacked, balanced
+from advssl.evaluation.curves import strengths
 from advssl.evaluation.data import Data, targets
 from advssl.evaluation.identity import classifier_fingerprint
 from advssl.evaluation.linear import Classifier
@@ -262,17 +263,9 @@ class Evaluation:
         return scaled if grey is None else [*(r for r in scaled if r < grey), grey]
 
     @property
-    def points(self) -> list[tuple[str, float, PGD]]:
-        """Of both figures: which one, where on it, and what is measured there.
-
-        Of a ball that cannot be resized there is no figure of radii.
-        """
-        steps: list[tuple[str, float, PGD]] = [
-            ("steps", n, PGD(self.ball, n, max(self.step, self.ball.radius / n))) for n in _STEPS
-        ]
-        with suppress(ValueError):
-            return [("radius", r, PGD(resized(self.ball, r), 20, None)) for r in self.radii] + steps
-        return steps
+    def points(self) -> list[tuple[str, float, Attack]]:
+        """Of both figures: which one, where on it, and what is measured there."""
+        return strengths(self.ball, self.radii, _STEPS)
 
     @property
     def step(self) -> float:

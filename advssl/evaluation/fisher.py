@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,11 @@ class Fisher:
     def trace(self) -> float:
         """The mean."""
         return sum(self.traces) / len(self.traces)
+
+    @property
+    def median(self) -> float:
+        """Of the traces, which few images can dominate: half of the images have more."""
+        return median(self.traces)
 
     @property
     def worst(self) -> float:

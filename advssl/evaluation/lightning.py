@@ -1,18 +1,22 @@
-"""Lightning: a callback that logs the theorem's terms while an encoder trains."""
+"""Lightning: callbacks that log the theorem's terms and how classes lie while an encoder trains."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from advssl.balls import Ball, Linf
 from advssl.branches import keep_branch
+from advssl.evaluation.anchors import Terms, class_terms
+from advssl.evaluation.attacks import Attack
 from advssl.evaluation.batches import ANY, check_batch
-from advssl.evaluation.theory import robust_bounds
+from advssl.evaluation.plain_json import msgspec
+from advssl.evaluation.theory import MeanClassifier, robust_bounds
 from advssl.integrations.lightning.bolts import Callback, check_kind
-from advssl.types import Images, Labels, positive, whole
+from advssl.types import Images, Labels, positive, several, whole
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -83,6 +87,89 @@ class TheoremTerms(Callback):
         if found.branch_accuracy is not None:
             terms["branch_accuracy"] = found.branch_accuracy
         pl_module.log_dict({f"theorem/{name}": value for name, value in terms.items()})
+
+
+class ClassTerms(Callback):
+    """Logs how classes lie, and how many pairs an anchor has, after every so many epochs.
+
+    Logged are, behind "classes/", "intra", "inter", "relative" (R-DIV), "clean" and "robust"
+    (accuracies), and of each selection, here of "leaked", "leaked_positives" and
+    "leaked_negatives" per anchor and what of these are attacked images,
+    "leaked_positives_attacked" and "leaked_negatives_attacked". What was found stands in
+    ``history`` too, by epoch, for :func:`advssl.evaluation.report.lines.training`; a resumed
+    training continues it. The module, its gradients and the random state stay as they are.
+
+    Args:
+        images: (N, C, H, W), float32 in [0, 1].
+        labels: (N,), integer, from 0 on.
+        on: name of the encoder in the module, such as "backbone". It takes images in [0, 1].
+        classifier: from the module to its own classifier of images in [0, 1]; None is that of class
+            means (:class:`~advssl.evaluation.theory.MeanClassifier`), so that no probe is trained.
+        ball: where attacked images lie.
+        attack: on the classifier; None is PGD-20 in the ball.
+        selections: of :mod:`advssl.selection`, by name.
+        every: how many epochs.
+        seed: of attack and batches, in every epoch the same.
+
+    Reference: ASCL, Figs. 2b and 4, https://arxiv.org/abs/2101.10027
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        labels: Labels,
+        *,
+        on: str,
+        classifier: Callable[[LightningModule], nn.Module] | None = None,
+        ball: Ball = Linf(8 / 255),  # noqa: B008 (a frozen value)
+        attack: Attack | None = None,
+        selections: Sequence[str] = ("global", "leaked"),
+        every: int = 1,
+        seed: int = 0,
+    ) -> None:
+        check_batch(images, labels)
+        check_kind("ball", ball, Ball)
+        self.images, self.labels, self.on, self.classifier = images, labels, on, classifier
+        self.ball, self.attack = ball, attack
+        self.selections = tuple(several("selections", selections, "names"))
+        self.every, self.seed = whole("every", every, 1), whole("seed", seed, ANY)
+        self.history: dict[int, Terms] = {}
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        if epoch % self.every:
+            return
+        (encoder, _), device = encoders_of(pl_module, self.on, None), pl_module.device
+        images, labels = self.images.to(device), self.labels.to(device)
+        found = class_terms(
+            self.classifier(pl_module)
+            if self.classifier
+            else MeanClassifier(encoder, images, labels),
+            images,
+            labels,
+            encoder=encoder,
+            ball=self.ball,
+            attack=self.attack,
+            selections=self.selections,
+            seed=self.seed,
+        )
+        self.history[epoch] = found
+        told = {"intra": found.spread.intra, "inter": found.spread.inter}
+        told |= {"relative": found.spread.relative, "clean": found.clean, "robust": found.robust}
+        for name, pairs in found.anchors.items():
+            for side in ("positives", "negatives"):
+                clean, attacked = getattr(pairs, side)
+                told |= {f"{name}_{side}": clean + attacked, f"{name}_{side}_attacked": attacked}
+        pl_module.log_dict({f"classes/{name}": value for name, value in told.items()})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": {epoch: asdict(found) for epoch, found in self.history.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Epochs until the checkpoint, as they were."""
+        self.history = {
+            epoch: msgspec.convert(found, Terms) for epoch, found in state_dict["history"].items()
+        }
 
 
 def encoders_of(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -29,10 +30,13 @@ from advssl.evaluation.chosen import Chosen
 from advssl.evaluation.comparison import compared
 from advssl.evaluation.data import open_data
 from advssl.evaluation.divergences import clouds, divergences
+from advssl.evaluation.embeddings import plane
 from advssl.evaluation.evaluate import Evaluation, ways
+from advssl.evaluation.fisher import fisher_information
 from advssl.evaluation.linear import Classifier
 from advssl.evaluation.protocols import protocol
 from advssl.evaluation.report.findings import FACES
+from advssl.evaluation.surfaces import input_surface, weight_surface
 from advssl.pixels import Pixels
 from evaluation.report.samples import FINDINGS
 
@@ -140,13 +144,19 @@ def test_the_plan_says_what_it_costs(data):
     )
     told = {job.what: job.forwards for job in asked.plan().jobs if job.what in MEASURES}
     assert list(told) == list(MEASURES)
+    # Of 30 images: both answers, an ascent, the inversion of two neurons from three starts and the
+    # features that choose them, two planes of 121 points, and a backward per class.
+    climbs = 30 * (2 + 43) + 60 + 3 * 2 * 402
+    picture = climbs + 30 * (2 + 121) + 121 * 30 * 12 + 30 * 12
     each = {
         "corruptions": 1 + 18 * 5,
+        "pictures": picture / 30,
         "divergence": 3 * 2 + 2 * (2 + 41),  # features twice at three radii, and two ascents
         "theory": 21 + 2 + 7 + 40 + 2,  # PGD-10, benign, SAM's ascent, PGD-20 and its loss
     }
     for name, forwards in each.items():
-        assert told[name] == (2 * 30 * forwards,) * 2, name
+        least, most = (2 * 30 * whole(forwards) for whole in (math.floor, math.ceil))
+        assert told[name] == (least, most), name
 
 
 def test_a_budget_without_time_for_it_says_so(data, monkeypatch):
@@ -361,6 +371,31 @@ def test_the_theorem_is_what_its_parts_give(branch, adversarial, tmp_path, monke
     assert beyond.theorem(one) == found
 
 
+def test_pictures_are_what_their_parts_give(tmp_path, monkeypatch):
+    for name, value in (("_POINTS", 3), ("_STEPS", 1), ("_RISE", 2), ("_HARD", 4)):
+        monkeypatch.setattr(beyond, name, value)
+    one = subject(tmp_path)
+    judge, batches = one.classifier, [*one.images]
+    found = beyond.picture(one)
+    assert found.classes == one.classes
+    assert found.plane == plane(judge, PGD(BALL, 20, None), batches, attacked=4)
+    assert found.around_images == input_surface(judge, batches, ball=BALL, points=3)
+    weights = weight_surface(judge, batches, attack=PGD(BALL, 1, None), span=0.5, points=3)
+    assert found.around_weights == weights
+    assert found.fisher == fisher_information(judge, batches)
+    features = judge.raw(torch.cat([x for x, _ in batches]))
+    most = sorted(features.std(dim=0).topk(2).indices.tolist())
+    assert [*found.maps.neurons] == most
+    made = found.maps.inversions
+    first, second = (one.images.dataset[i][0] for i in one.images.balanced(2).rows)
+    for start, image in zip(made.starts, (first, second), strict=False):
+        torch.testing.assert_close(start, image, atol=0.5 / 255 + 1e-6, rtol=0)
+    assert len(made.starts) == 3  # and noise
+    assert {one.images.dataset[i][1].item() for i in one.images.balanced(2).rows} == {0, 1}
+    monkeypatch.setattr(beyond, "plane", lambda *_, **__: pytest.fail("made again"))
+    assert beyond.picture(one) == found
+
+
 def test_the_theorem_takes_two_images_of_each_class_at_least(data):
     many = subject("", images=Chosen(data.test, range(400), 50))
     assert beyond._in_one_batch(many.images, 10) == 128
@@ -380,10 +415,11 @@ def test_a_place_goes_to_the_measure_and_is_looked_at_before_the_work(data, tmp_
         ({"measures": ["aura"]}, r"measures are corruptions"),
         ({"measures": ["divergence"], "images": 10}, "two images of one class"),
         ({"measures": ["theory"], "images": 15}, "1 is of class '[0-9]'; give more images"),
+        ({"measures": ["pictures"], "images": 3}, "four images at least, and 3"),
         ({"measures": ["theory"], "probe": "own", "pixels": Pixels()}, "its own head"),
         ({"measures": ["divergence"], "probe": "own", "pixels": Pixels()}, "its own head"),
     ],
-    ids=["text", "unknown", "too few", "no pair", "theory of a head", "own head"],
+    ids=["text", "unknown", "too few", "no pair", "no plane", "theory of a head", "own head"],
 )
 def test_mistakes_are_refused_before_any_work(asked, message, data, monkeypatch):
     monkeypatch.setattr(probes, "finetune", lambda *_, **__: pytest.fail("it began"))

@@ -13,8 +13,10 @@ from toys import blobs
 
 from advssl import Linf, branch_batchnorm, keep_branch
 from advssl.evaluation import theory
-from advssl.evaluation.lightning import TheoremTerms
-from advssl.evaluation.theory import robust_bounds
+from advssl.evaluation.anchors import class_terms
+from advssl.evaluation.attacks import PGD
+from advssl.evaluation.lightning import ClassTerms, TheoremTerms
+from advssl.evaluation.theory import MeanClassifier, robust_bounds
 
 BALL = Linf(0.1)
 pytestmark = pytest.mark.filterwarnings("ignore:.*(many workers|LeafSpec|logging interval)")
@@ -86,9 +88,10 @@ def test_logged_is_what_the_function_gives():
     assert seen[0][0]["theorem/benign"] != seen[1][0]["theorem/benign"]
 
 
-def test_the_training_is_that_without_it():
+@pytest.mark.parametrize("watch", [terms, lambda: classes()], ids=["theorem", "classes"])
+def test_the_training_is_that_without_it(watch):
     alone, _ = trained(Plain())
-    watched, _ = trained(Plain(), terms())
+    watched, _ = trained(Plain(), watch())
     for name, value in alone.state_dict().items():
         assert torch.equal(value, watched.state_dict()[name]), name
 
@@ -119,3 +122,66 @@ def test_mistakes_are_refused():
         terms(every=0)
     with pytest.raises(ValueError, match="images must lie in"):
         TheoremTerms(2 * blobs(12, 4)[0], blobs(12, 4)[1], on="backbone")
+
+
+IMAGES = blobs(12, 4, seed=5)
+
+
+def classes(**more) -> ClassTerms:
+    return ClassTerms(*IMAGES, on="backbone", ball=BALL, **more)
+
+
+class Own(nn.Module):
+    """A module's own classifier."""
+
+    def __init__(self, module) -> None:
+        super().__init__()
+        self.backbone = module.backbone
+
+    def forward(self, images):
+        return self.backbone(images)[:, :4]
+
+
+@pytest.mark.parametrize("own", [None, Own])
+def test_classes_are_logged_as_the_function_finds_them(own):
+    attack = PGD(BALL, 2, None)
+    watch = classes(classifier=own, attack=attack, selections=["soft"], seed=3)
+    _, seen = trained(Plain(), watch)
+    for epoch, (logged, module) in enumerate(seen, start=1):
+        judge = own(module) if own else MeanClassifier(module.backbone, *IMAGES)
+        found = class_terms(
+            judge, *IMAGES, encoder=module.backbone, attack=attack, selections=["soft"], seed=3
+        )
+        assert watch.history[epoch] == found
+        pairs = found.anchors["soft"]
+        expected = {
+            "intra": found.spread.intra,
+            "inter": found.spread.inter,
+            "relative": found.spread.relative,
+            "clean": found.clean,
+            "robust": found.robust,
+            "soft_positives": sum(pairs.positives),
+            "soft_positives_attacked": pairs.positives[1],
+            "soft_negatives": sum(pairs.negatives),
+            "soft_negatives_attacked": pairs.negatives[1],
+        }
+        told = {n.removeprefix("classes/"): float(v) for n, v in logged.items() if "/" in n}
+        assert told == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_history_goes_on_where_a_checkpoint_left_it():
+    watch, again = classes(attack=PGD(BALL, 1, None), every=2), classes()
+    trained(Plain(), watch, epochs=4)
+    assert [*watch.history] == [2, 4]
+    state = copy.deepcopy(watch.state_dict())
+    again.load_state_dict(state)
+    assert again.history == watch.history
+
+
+def test_mistakes_about_classes_are_refused():
+    with pytest.raises(ValueError, match=r"no submodule 'encoder'.*backbone"):
+        trained(Plain(), ClassTerms(*IMAGES, on="encoder"))
+    with pytest.raises(ValueError, match=r"selections must be names"):
+        classes(selections="leaked")
+    with pytest.raises(ValueError, match="selections are global"):
+        trained(Plain(), classes(selections=["all"], attack=PGD(BALL, 1, None)))

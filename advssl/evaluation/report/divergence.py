@@ -18,6 +18,10 @@ CAPTION = (
     "attack, whose radius grows along each curve; hollow is without attack. The paper's claim is "
     "that a curve that stays low stays accurate."
 )
+BARS = (
+    "How far features of one class (d⁺) and of others (d⁻) lie from a clean image's, without "
+    "attack and under that of the threat model."
+)
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,32 @@ def figure(
     axes.set_ylabel("accuracy (%)")
     titled(axes, _seen(found))
     legend(drawing, lines, [str(line.get_label()) for line in lines], height=3.4)
+    return drawing
+
+
+def bars(found: Mapping[str, Divergence], styles: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Both divergences at the threat model's radius and without attack, R-DIV above them."""
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(4.0, 3.5), layout="constrained")
+    axes = drawing.add_subplot()
+    wide, handles = 0.8 / len(found), []
+    for i, (label, one) in enumerate(found.items()):
+        at = [k + (i - (len(found) - 1) / 2) * wide for k in range(4)]
+        threat = one.at_threat
+        values = [one.intra[0], one.intra[threat], one.inter[0], one.inter[threat]]
+        handles.append(axes.bar(at, values, 0.9 * wide, color=styles[label]["color"]))
+    names = ("d⁺", "d⁺\nattacked", "d⁻", "d⁻\nattacked")
+    axes.set_xticks(range(4), names)
+    axes.grid(visible=False, axis="x")
+    axes.set_ylabel("mean cosine distance")
+    ratios = {label: one.relative[one.at_threat] for label, one in found.items()}
+    told = ", ".join(
+        ("none" if ratio is None else f"{ratio:.2f}") + f" ({k})" * (len(found) > 1)
+        for k, ratio in ratios.items()
+    )
+    titled(axes, f"R-DIV under attack, d⁺ over d⁻: {told}")
+    legend(drawing, handles, [*found], height=3.4)
     return drawing
 
 

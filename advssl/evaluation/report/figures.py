@@ -11,13 +11,13 @@ import torch
 
 from advssl.evaluation.report.content import Report, Strip, known
 from advssl.evaluation.report.findings import FACES, by_measure
+from advssl.evaluation.report.lines import accuracies, by_levels
 from advssl.evaluation.report.look import (
     BAD,
     INK,
     ON_THE_PAGE,
     legend,
     look,
-    spread,
     styles,
 )
 from advssl.evaluation.report.words import ends, pixels
@@ -85,12 +85,7 @@ def _new_figure() -> tuple[Figure, Axes]:
 
 
 def _radius_figure(report: Report, curves: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
-    radii = [r for curve in curves.values() for r, _ in curve]
-    # Grey levels if that is how the radii were chosen, as with ℓ∞ and not with ℓ2.
-    in_levels = max(radii) <= 1 and any("/" in pixels(r) for r in radii)
-    scale, unit = (255, "in 1/255") if in_levels else (1, "in pixels of [0, 1]")
-    scaled = {name: [(scale * r, a) for r, a in curve] for name, curve in curves.items()}
-    return _curve_figure(report, scaled, f"radius ε, {unit}")
+    return _curve_figure(report, *by_levels(curves))
 
 
 def _steps_figure(report: Report, curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
@@ -101,14 +96,8 @@ def _curve_figure(
     report: Report, curves: Mapping[str, Sequence[tuple[float, float]]], label: str
 ) -> Figure:
     figure, axes = _new_figure()
-    looks = _styles(report)
-    lines = []
-    for name, curve in curves.items():
-        xs, shares = zip(*sorted(curve), strict=True)
-        lines += axes.plot(xs, [100 * a for a in shares], clip_on=False, **looks[name])
-    spread(axes, sorted({float(x) for curve in curves.values() for x, _ in curve}))
+    lines = accuracies(axes, curves, _styles(report))
     axes.set_xlabel(label)
-    axes.set_ylabel("accuracy (%)")
     chance = _chance(report)
     if chance is not None:
         lines += [axes.axhline(100 * chance, color=INK, linestyle=":", linewidth=1)]

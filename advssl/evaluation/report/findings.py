@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from advssl.evaluation.plain_json import msgspec
-from advssl.evaluation.report import corruption, divergence, theory
+from advssl.evaluation.report import corruption, divergence, drawings, pictures, theory
 from advssl.evaluation.report.content import Report, Table
 from advssl.evaluation.report.look import look, styles
 from advssl.evaluation.theory import RobustBounds
@@ -61,7 +61,53 @@ FACES: dict[str, Face] = {
         divergence.Divergence,
         divergence.words,
         divergence.table,
-        {"divergence-against-accuracy": Picture(divergence.figure, divergence.CAPTION)},
+        {
+            "divergence-against-accuracy": Picture(divergence.figure, divergence.CAPTION),
+            "divergences": Picture(divergence.bars, divergence.BARS),
+        },
+    ),
+    "pictures": Face(
+        pictures.Pictures,
+        pictures.words,
+        pictures.table,
+        {
+            "features-in-a-plane": Picture(
+                lambda found, _: drawings.planes(
+                    {label: one.plane for label, one in found.items()},
+                    classes=next(iter(found.values())).classes,
+                ),
+                "Features by t-SNE, which keeps neighbours and neither sizes nor distances of "
+                "clusters: by class, and by the entropy of the classifier's prediction. Triangles "
+                "are attacked images. The papers' claim is that of a robust encoder they stay "
+                "with their class.",
+                wide=True,
+            ),
+            "feature-inversion-maps": Picture(
+                lambda found, _: drawings.inversion_maps(
+                    {label: one.maps.inversions for label, one in found.items()}
+                ),
+                "From two images and from noise to what the two neurons that differ most between "
+                "images answer most. The papers' claim is that a robust encoder's maps are alike "
+                "whatever the start.",
+                wide=True,
+            ),
+            "loss-surfaces": Picture(
+                lambda found, _: drawings.surfaces(
+                    {k: (one.around_images, one.around_weights) for k, one in found.items()}
+                ),
+                "Left, the mean loss around images, up to the radius along each one's steepest "
+                "direction and along a random one. Right, under attack around the weights along "
+                "two random directions, in lengths of each filter. The dot is where they are.",
+                wide=True,
+            ),
+            "fisher-information": Picture(
+                lambda found, styles: drawings.information(
+                    {label: one.fisher for label, one in found.items()}, styles
+                ),
+                "Fisher information of the pixels: how fast a prediction changes with them. Less "
+                "is no proof of robustness: gradients that vanish have little too.",
+            ),
+        },
     ),
     "theory": Face(
         RobustBounds,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import textwrap
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from advssl.extras import needed
 
@@ -15,12 +16,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_A = ParamSpec("_A")
+
 # Okabe and Ito's colours, told apart with any colour vision; the markers say the same in grey.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
-INK, BAD, RULE = "#1c2127", "#b42318", "#c9ced6"
+INK, BAD, RULE, PAPER = "#1c2127", "#b42318", "#c9ced6", "#fefefe"
 _TITLE: dict[str, Any] = {"fontsize": 9.5, "fontweight": "bold"}
-ON_THE_PAGE = {INK: "currentColor", BAD: "var(--bad)", RULE: "var(--rule)"}
+ON_THE_PAGE = {
+    INK: "currentColor",
+    BAD: "var(--bad)",
+    RULE: "var(--rule)",
+    PAPER: "var(--paper, transparent)",
+}
 
 
 @contextmanager
@@ -48,6 +56,17 @@ def look() -> Iterator[None]:
         # A class in another script: the browser has the glyphs that matplotlib's font lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
+
+
+def in_our_look(draw: Callable[_A, Figure]) -> Callable[_A, Figure]:
+    """A function that draws as all figures are drawn."""
+
+    @wraps(draw)
+    def drawn(*args: _A.args, **kwargs: _A.kwargs) -> Figure:
+        with look():
+            return draw(*args, **kwargs)
+
+    return drawn
 
 
 def spread(axes: Axes, values: Sequence[float]) -> None:
@@ -80,6 +99,12 @@ def styles(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
 def titled(axes: Axes, text: str, width: float = 4.0) -> None:
     """What is seen, as a sentence above the axes, in lines that fit so many inches."""
     axes.set_title(_lines(text, width), loc="left", parse_math=False, **_TITLE)
+
+
+def headed(figure: Figure, text: str) -> None:
+    """What is seen, as a sentence above a figure of several axes, with a constrained layout."""
+    lines = _lines(text, figure.get_figwidth())
+    figure.suptitle(lines, x=0.005, ha="left", **_TITLE).set_parse_math(False)
 
 
 def _lines(text: str, width: float) -> str:

@@ -11,10 +11,15 @@ from pathlib import Path
 import torch
 
 from advssl.evaluation.checks import Check
+from advssl.evaluation.embeddings import Plane
+from advssl.evaluation.fisher import Fisher
+from advssl.evaluation.inversion import Inversions
 from advssl.evaluation.records import Measurement
 from advssl.evaluation.report import Report, Section, Strip, write
 from advssl.evaluation.report.corruption import Corruptions
 from advssl.evaluation.report.divergence import Divergence
+from advssl.evaluation.report.pictures import Maps, Pictures
+from advssl.evaluation.surfaces import Surface
 from advssl.evaluation.theory import RobustBounds
 
 N, SUBSET = 40, 12
@@ -122,6 +127,41 @@ FINDINGS = {
         accuracy=(0.925, 0.5, 0.1),
         images=N,
         radius=8 / 255,
+    ),
+    "pictures": Pictures(
+        classes=("cat", "dog"),
+        plane=Plane(
+            clean=((0.0, 0.0), (0.5, 0.0), (4.0, 0.0), (4.5, 0.0)),
+            labels=(0, 0, 1, 1),
+            entropy=(0.1, 0.2, 0.3, 0.6),
+            chosen=(0, 2),
+            attacked=((4.25, 0.5), (4.0, 0.25)),
+            attacked_entropy=(0.05, 0.5),
+        ),
+        maps=Maps.of(
+            Inversions(
+                starts=torch.tensor([0.0, 0.2, 0.4, 0.6]).view(2, 1, 1, 2).expand(2, 3, 2, 2),
+                maps=torch.linspace(0, 1, 48).view(2, 2, 3, 2, 2),
+                neurons=(3, 5),
+                before=((0.5, 0.25), (0.0, 1.0)),
+                after=((2.0, 2.5), (3.0, 1.5)),
+            )
+        ),
+        around_images=Surface(
+            axes=("steepest", "random"),
+            along=(-1.0, 0.0, 1.0),
+            heights=((0.25, 0.25, 0.25), (0.5, 0.5, 0.5), (1.5, 2.0, 1.5)),
+            unit=8 / 255,
+            images=N,
+        ),
+        around_weights=Surface(
+            axes=("random", "random"),
+            along=(-0.5, 0.0, 0.5),
+            heights=((3.0, 2.0, 3.0), (2.0, 1.0, 2.0), (3.0, 2.0, 4.0)),
+            unit=2.0,
+            images=N,
+        ),
+        fisher=Fisher(traces=(1.0, 4.0, 16.0), largest=(0.5, 2.0, 8.0)),
     ),
     "theory": RobustBounds(
         benign=4.0,

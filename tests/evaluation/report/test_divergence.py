@@ -15,7 +15,7 @@ WORSE = dataclasses.replace(FOUND, relative=(0.5, 0.75, 1.5), accuracy=(0.9, 0.3
 
 
 def shown(**found: Divergence):
-    (figure,) = drawn("divergence", found).values()
+    figure = drawn("divergence", found)["divergence-against-accuracy"]
     return figure, figure.axes[0].get_title(loc="left").replace("\n", " ")
 
 
@@ -38,11 +38,21 @@ def test_the_title_says_whether_the_lowest_is_the_most_accurate(accuracy, said):
 
 def test_features_that_all_lie_alike_have_no_ratio():
     alike = dataclasses.replace(FOUND, inter=(0.0,) * 3, relative=(None,) * 3)
-    assert drawn("divergence", {"one": alike}) == {}
+    assert set(drawn("divergence", {"one": alike})) == {"divergences"}
     assert "R-DIV is not defined without attack" in words(alike)
     assert [row[4] for row in table({"one": alike}).rows] == [None] * 3
     _, title = shown(one=FOUND, other=alike)
     assert title.startswith("Under attack R-DIV rises from 0.17")
+
+
+def test_bars_are_both_divergences_before_and_under_the_attack():
+    (axes,) = drawn("divergence", {"a": FOUND, "b": WORSE})["divergences"].axes
+    heights = [bar.get_height() for bar in axes.patches]
+    assert heights == [0.125, 0.5, 0.75, 0.5] * 2
+    names = [t.get_text().replace("\n", " ") for t in axes.get_xticklabels()]
+    assert names == ["d⁺", "d⁺ attacked", "d⁻", "d⁻ attacked"]
+    said = axes.get_title(loc="left").replace("\n", " ")
+    assert said == "R-DIV under attack, d⁺ over d⁻: 1.00 (a), 1.50 (b)"
 
 
 def test_the_table_has_the_ratio_to_three_digits():

@@ -1,9 +1,10 @@
-"""Reproduce a paper's method, or a table of it: pretrain, finetune, attack, record.
+"""Reproduce a paper's method, or a table or a figure of it: pretrain, finetune, attack, record.
 
     python examples/papers/reproduce.py --list
     python examples/papers/reproduce.py advcl                           # on digits, in minutes
     python examples/papers/reproduce.py advcl --data cifar10 --preset paper
     python examples/papers/reproduce.py --table advcl-4                 # ours beside the paper's
+    python examples/papers/reproduce.py figure:gsa-1a                   # a figure, of ours
     python examples/papers/reproduce.py acl --data cifar10 --finetune-data cifar100  # transfer
     python examples/papers/reproduce.py gsa_rsl --no-sam --dry-run      # the plan and its cost
 
@@ -18,28 +19,30 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from advssl.evaluation.places import without_place
 from advssl.stopping import stopping
-from harness.listing import asked_of, listing
-from harness.options import GOES_ON, given, parse, without_table
+from harness.listing import listing
+from harness.options import GOES_ON, given, parse
 from harness.presets import PRESETS as PRESETS
 from harness.presets import plan_of
 from harness.published import lookup
 from harness.rows import classes_of
+from harness.several import figure_of, plans_of
 from methods import METHODS
 
 if TYPE_CHECKING:
+    from pytorch_lightning import Callback
+
     from harness.plans import Plan
 
 SCRIPT = "reproduce.py"  # what records and messages call it
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """One method, one table, or the list of what there is."""
+    """One method, one table, one figure, or the list of what there is."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = shlex.join([SCRIPT, *map(without_place, words)])
     options = parse(words, SCRIPT, __doc__ or "")
@@ -49,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(listing(SCRIPT))
             elif options.table:
                 print(reproduce_table(words, options, command))
+            elif options.figure:
+                print(figure_of(words, options, command, SCRIPT, run))
             else:
                 plan = plan_of(options.method, options, given(options, METHODS[options.method]))
                 print(dry_run(plan) if options.dry_run else run(plan, options, command)["table"])
@@ -58,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(f"{SCRIPT}: interrupted; {GOES_ON}") from None
 
 
-def run(plan: Plan, options: argparse.Namespace, command: str) -> dict[str, Any]:
+def run(
+    plan: Plan, options: argparse.Namespace, command: str, watch: Sequence[Callback] = ()
+) -> dict[str, Any]:
     """The chain of one plan; its record, which is also written to ``--out``."""
     import torch
     import torch.distributed as dist
@@ -85,6 +92,7 @@ def run(plan: Plan, options: argparse.Namespace, command: str) -> dict[str, Any]
         devices=options.devices,
         deadline=options.deadline,
         memory_gb=options.memory_gb,
+        watch=watch,
     )
     if dist.is_initialized():  # or the first process would wait for the others
         dist.destroy_process_group()
@@ -135,18 +143,14 @@ def dry_run(plan: Plan) -> str:
 
 def reproduce_table(words: Sequence[str], options: argparse.Namespace, command: str) -> str:
     """A paper's table with our numbers beside the printed ones: each row by its command."""
-    data, paper = options.data, options.preset == "paper"
+    data = options.data
     names = [classes_of(spec or "")[0].partition(":")[0] for spec in (data, options.finetune_data)]
-    table, plans = lookup(options.table, *names), {}
+    table = lookup(options.table, *names)
     from advssl import Linf
     from advssl.evaluation import attacks
     from harness import blackbox, tables
 
-    there = [row for row in table.rows if row.run and all(Path(f).exists() for f in row.brought)]
-    for row in there:  # what cannot be is refused before any work
-        asked = parse(asked_of(table, row, without_table(words), data, paper=paper), SCRIPT)
-        plan = plan_of(asked.method, asked, given(asked, METHODS[asked.method]))
-        plans[row.label] = replace(plan, branches="own")
+    plans = plans_of(table, words, options, SCRIPT)
     if options.dry_run:
         return "\n\n".join(f"{label}\n{dry_run(plan)}" for label, plan in plans.items())
     ours, networks = {}, {}

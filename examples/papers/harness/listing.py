@@ -1,4 +1,4 @@
-"""What there is to run: every method, every row of every table by its command, every preset.
+"""What there is to run: every method, every row of every table, every figure, every preset.
 
 Imports no torch, as no module does that names alone are asked of.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from harness import published
+from harness import figures, published
 from harness.presets import PRESETS
 from harness.rows import Row, Table, said_of
 from methods import METHODS
@@ -30,6 +30,12 @@ def listing(script: str) -> str:
         for row in table.rows:
             run = f"{script} {shlex.join(command(table, row))}" if row.run else ""
             lines.append(f"  {row.label}: {run or f'quoted from {row.quoted}'}")
+    lines.append("")
+    for figure in figures.everything():
+        words = shlex.join([f"figure:{figure.id}", "--preset", "paper", *_data(figure)])
+        run = f"not drawn, {figure.missing}" if figure.missing else f"{script} {words}"
+        note = f" {figure.note}" if figure.note else ""
+        lines.append(f"figure:{figure.id}, {figure.paper}, {figure.caption}: {run}.{note}")
     presets = (f"--preset {name}: {preset.what}" for name, preset in PRESETS.items())
     return "\n".join([*lines, "", *presets])
 

@@ -32,8 +32,11 @@ def parse(
     )
     add = parser.add_argument
     add("method", nargs="?", choices=sorted(METHODS), metavar="METHOD", help=", ".join(METHODS))
-    add("--list", action="store_true", help="every method with its paper and tables, and presets")
+    add("--list", action="store_true", help="every method, table, figure and preset")
     add("--table", metavar="ID", help="run the rows of a table, such as advcl-4")
+    add(
+        "--figure", metavar="ID", help="draw a figure; the same as figure:ID, such as figure:gsa-1a"
+    )
     add("--dry-run", action="store_true", help="the plan, its cost in F, and a time estimate")
     add(
         "--data",
@@ -82,14 +85,15 @@ def parse(
                 how = {"choices": get_args(kind), "metavar": setting.name.upper()}
             flag = f"--{setting.name.replace('_', '-')}"
             own.add_argument(flag, default=argparse.SUPPRESS, help=_told(setting, kind), **how)
-    options, unknown = parser.parse_known_args(words)
+    options, unknown = parser.parse_known_args(_spelled(words))
     if unknown:
         whose = f"{script} {name} --help" if name else f"{script} --help"
         parser.error(f"unknown: {' '.join(unknown)}; {whose} lists what there is")
-    if sum(map(bool, (options.method, options.table, options.list))) != 1:
-        parser.error("name one of METHOD, --table ID and --list")
-    if options.table and options.devices > 1:
-        parser.error("a table runs on one device; name its methods one by one")
+    if sum(map(bool, (options.method, options.table, options.figure, options.list))) != 1:
+        parser.error("name one of METHOD, --table ID, figure:ID and --list")
+    if (options.table or options.figure) and options.devices > 1:
+        several = "table" if options.table else "figure"
+        parser.error(f"a {several} runs on one device; name its methods one by one")
     if options.devices > 1:
         _check_devices(parser, options.devices)
     budget = options.time_budget
@@ -105,11 +109,17 @@ def _check_devices(parser: Parser, asked: int) -> None:
         parser.error(f"there are {there} devices here, got --devices {asked}")
 
 
+def _spelled(words: Sequence[str]) -> list[str]:
+    """With figure:ID as the option that it is."""
+    return [w.replace("figure:", "--figure=", 1) if w.startswith("figure:") else w for w in words]
+
+
 def without_table(words: Sequence[str]) -> list[str]:
-    """The words of a command without those that name a table."""
+    """The words of a command without those that name a table or a figure."""
     parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--table")
-    return parser.parse_known_args(list(words))[1]
+    parser.add_argument("--figure")
+    return parser.parse_known_args(_spelled(words))[1]
 
 
 def _told(setting: Field[Any], kind: Any) -> str:

@@ -106,7 +106,8 @@ def pretrained(
             found = Pretrained(network, {})
         else:
             earlier = before(plan, method)
-            found = pretrained(earlier, methods, data, out, memory_gb=memory_gb, **options)
+            alone = {**options, "watch": ()}  # who looks on does so at the plan's own training
+            found = pretrained(earlier, methods, data, out, memory_gb=memory_gb, **alone)
         if found is None:
             return None
         told["before"] = {"method": without_place(method.after), **found.told}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -35,6 +35,7 @@ def pretrain(
     devices: int = 1,
     save_every: float = 60.0,
     deadline: float | None = None,
+    watch: Sequence[pl.Callback] = (),
 ) -> float | None:
     """Train ``method`` where its checkpoint in ``folder`` left off, or from the start.
 
@@ -53,6 +54,7 @@ def pretrain(
         save_every: seconds between checkpoints.
         deadline: when, on ``time.monotonic``, the run ends cleanly after its next step, to be
             resumed.
+        watch: callbacks that look on and leave the training as it is.
 
     Returns:
         Seconds of training, earlier starts included; None if it is not complete.
@@ -78,7 +80,7 @@ def pretrain(
             devices=devices,
             strategy="ddp" if devices > 1 else "auto",
             use_distributed_sampler=False,  # a loader knows its rank
-            callbacks=[keeper, Bar(name)],
+            callbacks=[*watch, keeper, Bar(name)],
             plugins=[shelf],
             logger=loggers(folder),
             log_every_n_steps=min(50, steps_per_epoch),

@@ -446,8 +446,8 @@ def test_help_shows_a_methods_settings(name, capsys):
 
 
 WRONG = {
-    "": r"name one of METHOD, --table ID and --list",
-    "simclr --list": r"name one of METHOD, --table ID and --list",
+    "": r"name one of METHOD, --table ID, figure:ID and --list",
+    "simclr --list": r"name one of METHOD, --table ID, figure:ID and --list",
     "advpl": r"invalid choice: 'advpl' \(choose from .*advcl",
     "simclr --no-sam": r"unknown: --no-sam; reproduce.py simclr --help lists what there is",
     "--table advcl-4 --no-sam": r"unknown: --no-sam; reproduce.py --help lists",

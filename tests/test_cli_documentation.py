@@ -226,6 +226,21 @@ def test_the_pages_measures_of_an_encoder_run(capsys, monkeypatch):
     assert "second bound" in capsys.readouterr().out
 
 
+def test_the_page_of_pictures_draws_what_it_says(tmp_path, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "pictures.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+    images, labels = torch.rand(8, 3, 2, 2), torch.arange(8) % 2
+    known = {"images": images, "labels": labels, "batches": [(images, labels)]}
+    known |= {name: probes.Classifier(encoder, 4, 2).eval() for name in ("plain", "robust")}
+    monkeypatch.chdir(tmp_path)
+    for block in blocks:
+        exec(block, known)
+    names = {path.stem for path in tmp_path.iterdir()}
+    assert names == {"t-sne", "inversion", "surfaces", "fisher", "strength", "training"}
+
+
 def test_the_functions_arguments_are_those_there_are():
     told = {name for row in table(EVALUATE, "the command").values() for name in codes(row[0])}
     named = {re.match(r"[a-z_]*", name)[0] for name in told}

@@ -50,8 +50,8 @@ _BATCH = 128  # the paper's, of divergences
 _PAIRS = 128  # images of the theorem, if there are so many
 # Of pictures: images in the plane and attacked ones, as in the paper; of what costs a forward per
 # point or a backward per class; and of what is attacked at every point.
-_PLANE, _HARD, _FEW, _FEWEST = 1_000, 100, 128, 64
-_POINTS = 11  # of a loss surface, along each axis
+_PLANE, _HARD, _FEW, _FEWEST = 1_000, 100, 128, 32
+_POINTS = 9  # of a loss surface, along each axis
 _STEPS = 5  # of the attack at each
 _RISE = 200  # steps of an inversion map
 _ADVERSARIAL = ("adversarial", "pgd")  # branches of attacked images
@@ -262,7 +262,8 @@ def picture(subject: Subject) -> Pictures:
 
     def maps() -> Maps:
         seeds = torch.cat([x for x, _ in images.balanced(2)])
-        noise = torch.rand(seeds[:1].shape, generator=torch.Generator().manual_seed(seed % 2**63))
+        draw = torch.Generator("cpu").manual_seed(seed)
+        noise = torch.rand(seeds[:1].shape, generator=draw, dtype=torch.float32, device="cpu")
         features = clouds(classifier, Clean(), some, seed=seed).clean
         neurons = features.std(dim=0).topk(min(2, features.shape[1])).indices.sort().values
         starts = torch.cat([seeds, noise.to(seeds)])
@@ -282,9 +283,10 @@ def picture(subject: Subject) -> Pictures:
         ),
         "fisher": lambda: fisher_information(classifier, some, seed=seed),
     }
-    found = dict[str, Any]()
+    found, settings = dict[str, Any](), (_PLANE, _HARD, _FEW, _FEWEST, _POINTS, _STEPS, _RISE)
     for name, work in points.items():
-        found[name] = subject.once(f"{name} of pictures", lambda work=work: asdict(work()))
+        part = f"{name} of pictures by {settings}"
+        found[name] = subject.once(part, lambda work=work: asdict(work()))
         subject.progress("pictures", len(found), len(points))
     return msgspec.convert({"classes": subject.classes, **found}, Pictures)
 

@@ -38,14 +38,15 @@ def strengths(
     ball: Ball, radii: Sequence[float], steps: Sequence[int]
 ) -> list[tuple[str, float, Attack]]:
     """Of both curves: "radius" or "steps", where on it, and what is measured there."""
-    found: list[tuple[str, float, Attack]] = []
+    found, clean = list[tuple[str, float, Attack]](), Clean()
     with suppress(ValueError):
-        found += [("radius", r, PGD(resized(ball, r), 20, None) if r else Clean()) for r in radii]
-    # Enough to cross the ball in few steps, a quarter of the radius in many.
-    return found + [
-        ("steps", n, PGD(ball, n, max(ball.radius / 4, ball.radius / n)) if n else Clean())
-        for n in steps
-    ]
+        for r in radii:
+            found.append(("radius", r, PGD(resized(ball, r), 20, None) if r else clean))
+    for n in steps:
+        # Enough to cross the ball in few steps, a quarter of the radius in many.
+        step = max(ball.radius / 4, ball.radius / max(n, 1))
+        found.append(("steps", n, PGD(ball, n, step) if n else clean))
+    return found
 
 
 def curves(

@@ -119,3 +119,65 @@ def test_mistakes_are_refused():
     with pytest.raises(ValueError, match="does not say which features"):
         class_terms(torch.nn.Flatten(), *blobs(8, 3))
     assert isinstance(odd_classifier(), Classifier)
+
+
+class TestLawsOfPairs:
+    """Over labels and predictions that know nothing of each other."""
+
+    @pytest.mark.parametrize("selection", SELECTIONS)
+    def test_order_does_not_matter(self, selection):
+        columns = drawn()
+        order = torch.randperm(12)
+        found = per_anchor(*columns, selection)
+        again = per_anchor(*(column[order] for column in columns), selection)
+        assert found.positives == pytest.approx(again.positives)
+        assert found.negatives == pytest.approx(again.negatives)
+
+    @pytest.mark.parametrize("selection", SELECTIONS)
+    def test_a_local_selection_is_a_part_of_the_global_one(self, selection):
+        whole, part = per_anchor(*drawn(), "global"), per_anchor(*drawn(), selection)
+        for side in ("positives", "negatives"):
+            for some, all_ in zip(getattr(part, side), getattr(whole, side), strict=True):
+                assert some <= all_ + 1e-12
+
+    @pytest.mark.parametrize("selection", ["hard", "soft", "leaked"])
+    def test_a_classifier_that_is_always_right_leaves_no_negatives(self, selection):
+        labels = drawn()[0]
+        found = per_anchor(labels, labels, labels, selection)
+        assert found.negatives == (0.0, 0.0)
+        assert found.positives == per_anchor(labels, labels, labels, "global").positives
+
+    def test_an_attack_that_misleads_moves_the_negatives_to_attacked_images(self):
+        """The paper's Fig. 4b."""
+        labels = torch.arange(12) % 3
+        found = per_anchor(labels, labels, (labels + 1) % 3, "leaked")
+        assert found.negatives[1] == found.negatives[0] > 0
+        hard = per_anchor(labels, labels, (labels + 1) % 3, "hard")
+        assert hard.negatives[0] == 0
+        assert hard.negatives[1] > 0
+
+    def test_names_of_classes_do_not_matter(self):
+        labels, predicted, misled = drawn()
+        other = torch.tensor([7, 3, 5])
+        expected = per_anchor(labels, predicted, misled)
+        assert per_anchor(other[labels], other[predicted], other[misled]) == expected
+
+    @pytest.mark.parametrize("kind", [torch.int32, torch.uint8])
+    def test_any_integers_are_labels(self, kind):
+        expected = per_anchor(*drawn())
+        assert per_anchor(*(column.to(kind) for column in drawn())) == expected
+
+    def test_the_seed_puts_them_into_batches(self):
+        columns = torch.randint(0, 3, (3, 40), generator=torch.Generator().manual_seed(1))
+        found = [per_anchor(*columns, batch_size=8, seed=seed) for seed in (0, 0, 1)]
+        assert found[0] == found[1] != found[2]
+
+
+def test_the_callers_random_numbers_are_not_drawn():
+    model, given, columns = odd_classifier(), blobs(8, 3), drawn()
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    per_anchor(*columns, batch_size=4)
+    class_terms(model, *given, attack=PGD(Linf(0.1), 1, None))
+    assert torch.equal(torch.rand(2), expected)

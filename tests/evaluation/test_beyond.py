@@ -145,9 +145,9 @@ def test_the_plan_says_what_it_costs(data):
     told = {job.what: job.forwards for job in asked.plan().jobs if job.what in MEASURES}
     assert list(told) == list(MEASURES)
     # Of 30 images: both answers, an ascent, the inversion of two neurons from three starts and the
-    # features that choose them, two planes of 121 points, and a backward per class.
+    # features that choose them, two planes of 81 points, and a backward per class.
     climbs = 30 * (2 + 43) + 60 + 3 * 2 * 402
-    picture = climbs + 30 * (2 + 121) + 121 * 30 * 12 + 30 * 12
+    picture = climbs + 30 * (2 + 81) + 81 * 30 * 12 + 30 * 12
     each = {
         "corruptions": 1 + 18 * 5,
         "pictures": picture / 30,

@@ -116,3 +116,31 @@ def test_mistakes_are_refused(asked, message):
 def test_no_images_are_refused():
     with pytest.raises(ValueError, match="no images"):
         curves(Line(), [])
+
+
+def test_of_a_line_more_of_either_never_leaves_more():
+    """A linear classifier's gradient is right everywhere, so that no attack is misled."""
+    torch.manual_seed(0)
+    images = torch.rand(30, 1, 2, 2)
+    labels = (images.flatten(1).mean(dim=1) > 0.5).long()
+    found = curves(Line(), [(images, labels)], radii=(0, 0.05, 0.1, 0.2, 0.5), steps=(0, 1, 5, 20))
+    for curve in (found.by_radius, found.by_steps):
+        shares = [share for _, share in curve]
+        assert shares == sorted(shares, reverse=True)
+    assert found.by_radius[0] == (0, 1.0)
+    assert found.by_radius[-1][1] == 0.0
+    assert found.images == 30
+
+
+def test_a_strength_on_both_curves_is_measured_once(monkeypatch):
+    """Without an attack, where both begin."""
+    asked = []
+
+    def counted(*given, **more):
+        asked.append(given[1])
+        return measure(*given, **more)
+
+    monkeypatch.setattr("advssl.evaluation.curves.measure", counted)
+    found = curves(Line(), around_a_half(), radii=(0, 0.1), steps=(0, 1))
+    assert asked.count(Clean()) == 1
+    assert found.by_radius[0][1] == found.by_steps[0][1] == 1.0

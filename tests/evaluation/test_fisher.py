@@ -77,3 +77,11 @@ class TestFisher:
 
 def test_the_mean_is_over_images():
     assert Fisher((1.0, 3.0), (0.5, 1.5)).divergence(2.0) == 2.0
+
+
+@pytest.mark.parametrize(("traces", "half"), [((9.0, 1.0, 4.0), 4.0), ((1.0, 9.0, 4.0, 2.0), 3.0)])
+def test_the_median_is_where_half_of_the_images_have_more(traces, half):
+    found = Fisher(traces, traces)
+    assert found.median == half
+    more = sum(trace > found.median for trace in traces)
+    assert more == len(traces) // 2

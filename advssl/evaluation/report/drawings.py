@@ -274,7 +274,7 @@ def _of_information(found: Mapping[str, Fisher]) -> str:
     if len(found) == 1:
         (value,) = medians.values()
         return f"Half of the images have more Fisher information than {value:.3g}"
-    least, most = (pick(medians, key=lambda k: medians[k]) for pick in (min, max))
+    least, *_, most = sorted(medians, key=lambda label: medians[label])
     return (
         f"Predictions of {least} change least with the pixels: median "
         f"{_short(medians[least])} against {_short(medians[most])} of {most}"

@@ -7,7 +7,7 @@ matplotlib.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from advssl.evaluation.anchors import Terms
 from advssl.evaluation.curves import Curves
@@ -17,6 +17,8 @@ from advssl.evaluation.report.words import pixels
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_Curves: TypeAlias = Mapping[str, Sequence[tuple[float, float]]]
 
 _OF_STEPS = "steps of the attack"
 
@@ -38,7 +40,8 @@ def strengths(
     looks = looks or styles(found)
     radii, name = by_levels({label: one.by_radius for label, one in found.items()})
     steps = {label: one.by_steps for label, one in found.items()}
-    both = [(of, unit) for of, unit in ((radii, name), (steps, _OF_STEPS)) if all(of.values())]
+    every: list[tuple[_Curves, str]] = [(radii, name), (steps, _OF_STEPS)]
+    both = [(of, unit) for of, unit in every if all(of.values())]
     drawing = Figure(figsize=(4.8 * len(both), 3.4), layout="constrained")
     (panels,) = drawing.subplots(1, len(both), squeeze=False)
     lines = list[Any]()
@@ -133,7 +136,7 @@ def over_settings(found: Mapping[str, Mapping[float, tuple[float, float]]], name
 
 def accuracies(
     axes: Axes,
-    curves: Mapping[str, Sequence[tuple[float, float]]],
+    curves: _Curves,
     looks: Mapping[str, Mapping[str, Any]],
 ) -> list[Any]:
     """Accuracies against what grows, in per cent; the lines that were drawn."""
@@ -146,9 +149,7 @@ def accuracies(
     return lines
 
 
-def by_levels(
-    curves: Mapping[str, Sequence[tuple[float, float]]],
-) -> tuple[dict[str, list[tuple[float, float]]], str]:
+def by_levels(curves: _Curves) -> tuple[dict[str, list[tuple[float, float]]], str]:
     """Radii in grey levels if that is how they were chosen, as with ℓ∞ and not ℓ2; their name."""
     radii = [r for curve in curves.values() for r, _ in curve]
     in_levels = max(radii, default=0) <= 1 and any("/" in pixels(r) for r in radii)

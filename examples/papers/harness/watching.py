@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from advssl import Linf
 from advssl.evaluation.anchors import Terms
 from advssl.evaluation.chosen import attacked
@@ -28,10 +30,15 @@ def watch(plan: Plan, radius: float) -> ClassTerms:
         images,
         labels,
         on="method.encoder",
-        classifier=lambda module: module.method.classifier(),  # type: ignore[operator,union-attr]
+        classifier=_own,
         ball=Linf(radius),
         every=max(1, plan.recipe.epochs // _LOOKS),
     )
+
+
+def _own(module: Any) -> nn.Module:
+    """The classifier that a method trains."""
+    return module.method.classifier()
 
 
 def history(plan: Plan, seen: ClassTerms, out: Path) -> dict[int, Terms]:

@@ -64,7 +64,12 @@ def in_our_look(draw: Callable[_A, Figure]) -> Callable[_A, Figure]:
     @wraps(draw)
     def drawn(*args: _A.args, **kwargs: _A.kwargs) -> Figure:
         with look():
-            return draw(*args, **kwargs)
+            figure = draw(*args, **kwargs)
+            # Ticks are made when they are first asked for, and then by the settings of that time.
+            for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+                axis.get_major_ticks()
+                axis.get_minor_ticks()
+            return figure
 
     return drawn
 

@@ -226,6 +226,7 @@ def test_the_pages_measures_of_an_encoder_run(capsys, monkeypatch):
     assert "second bound" in capsys.readouterr().out
 
 
+@pytest.mark.heavy
 def test_the_page_of_pictures_draws_what_it_says(tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / "pictures.md").read_text(), re.DOTALL)
     assert len(blocks) == 2

@@ -91,7 +91,7 @@ def per_anchor(
     order = torch.randperm(len(labels), generator=Generator().manual_seed(seed), device="cpu")
     size = min(batch_size, len(labels))
     counts = torch.zeros(2, 2, dtype=torch.float64)  # positives and negatives; clean and attacked
-    batches = order[: len(order) - len(order) % size].split(size)
+    batches = torch.split(order[: len(order) - len(order) % size], size)
     for rows in batches:
         y, clean, hard = (kind.cpu()[rows] for kind in (labels, predictions, attacked))
         chosen = SELECTIONS[selection](torch.cat([y, y]), torch.cat([clean, hard]))

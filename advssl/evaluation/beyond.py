@@ -286,9 +286,13 @@ def picture(subject: Subject) -> Pictures:
     found, settings = dict[str, Any](), (_PLANE, _HARD, _FEW, _FEWEST, _POINTS, _STEPS, _RISE)
     for name, work in points.items():
         part = f"{name} of pictures by {settings}"
-        found[name] = subject.once(part, lambda work=work: asdict(work()))
+        found[name] = subject.once(part, partial(_as_plain, work))
         subject.progress("pictures", len(found), len(points))
     return msgspec.convert({"classes": subject.classes, **found}, Pictures)
+
+
+def _as_plain(work: Callable[[], Any]) -> dict[str, Any]:
+    return asdict(work())
 
 
 def _of_pictures(asked: Evaluation) -> Range:

@@ -105,8 +105,9 @@ def _middle(points: Sequence[tuple[float, float]]) -> tuple[float, float] | None
 
 def _by_entropy(axes: Axes, one: Plane, unsure: Colormap, most: Normalize) -> None:
     scale: dict[str, Any] = {"cmap": unsure, "norm": most}
-    axes.scatter(*_columns(one.clean), c=one.entropy, **scale, **_DOTS)
-    axes.scatter(*_columns(one.attacked), c=one.attacked_entropy, **scale, **_TRIANGLES)
+    (x, y), (hard_x, hard_y) = _columns(one.clean), _columns(one.attacked)
+    axes.scatter(x, y, c=one.entropy, **scale, **_DOTS)
+    axes.scatter(hard_x, hard_y, c=one.attacked_entropy, **scale, **_TRIANGLES)
 
 
 def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:

@@ -181,6 +181,7 @@ class TestMachine:
             raise provenance.metadata.PackageNotFoundError(package)
 
         monkeypatch.setattr(provenance.metadata, "version", lacks)
+        monkeypatch.setattr(provenance, "_version", provenance._version.__wrapped__)
         assert set(machine()) == {"cpu", "cores", "gpu", "python", "torch"}
 
     def test_without_cpuinfo(self, monkeypatch):

@@ -15,7 +15,7 @@ from advssl import Linf
 from advssl.evaluation import attacks, probes
 from advssl.evaluation.records import Measurement
 from advssl.integrations.timm import backbone
-from harness import tables
+from harness import figures, tables
 from harness.listing import asked_of, command, listing, whole
 from harness.method import Method
 from harness.options import given, parse
@@ -112,7 +112,12 @@ def test_a_row_has_a_dry_form(table, tmp_path):
 
 
 def test_the_list_prints_what_runs():
-    lines = [line for line in listing("reproduce.py").splitlines() if ": reproduce.py " in line]
+    told = [line for line in listing("reproduce.py").splitlines() if ": reproduce.py " in line]
+    lines = [line for line in told if not line.startswith("figure:")]
+    drawn = [figure.id for figure in figures.everything() if not figure.missing]
+    assert [line.split(",")[0] for line in told if line not in lines] == [
+        f"figure:{name}" for name in drawn
+    ]
     words = [shlex.split(line.rpartition(": reproduce.py ")[2]) for line in lines]
     rows = [planned(word) for word in words if word[0] != "--table"]
     assert len(rows) == sum(bool(row.run) for table in ALL for row in table.rows)

@@ -251,6 +251,7 @@ def information(
         looks: the style of each; None takes those of :func:`~advssl.evaluation.report.look.styles`.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     drawing = Figure(figsize=(4.0, 3.5), layout="constrained")
     axes = drawing.add_subplot()
@@ -263,6 +264,7 @@ def information(
         lines += axes.step(traces, shares, where="post", **style)
         axes.plot(one.median if one.median > 0 else least, 50, **looks[label])
     axes.set_xscale("log")
+    axes.xaxis.set_minor_formatter(NullFormatter())  # within one decade its labels would overlap
     axes.set_ylim(0, 103)
     axes.set_xlabel("Fisher information of the pixels, trace (nats)")
     axes.set_ylabel("images with less (%)")

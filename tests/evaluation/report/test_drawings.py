@@ -144,6 +144,13 @@ class TestInformation:
         assert list(line.get_ydata()) == pytest.approx([100 / 3, 200 / 3, 100])
         assert (list(dot.get_xdata()), list(dot.get_ydata())) == ([4.0], [50])
 
+    def test_between_decades_no_number_stands(self):
+        narrow = information({"one": Fisher((3.0, 8.0, 40.0), (1.0,) * 3)})
+        narrow.draw_without_rendering()
+        (axes,) = narrow.axes
+        assert not any(t.get_text() for t in axes.xaxis.get_minorticklabels())
+        assert any(t.get_text() for t in axes.xaxis.get_majorticklabels())
+
     def test_none_at_all_has_its_place_on_a_logarithmic_axis(self):
         nothing = Fisher((0.0, 0.0, 2.0), (0.0, 0.0, 1.0))
         (line, dot) = information({"one": nothing}).axes[0].get_lines()

@@ -317,7 +317,7 @@ class Run:
         branches = {name: c for name, c in classifiers.items() if name and len(classifiers) > 1}
         checks = diagnostics.doubts(
             place.classifier,
-            asked.measured,
+            asked.measured.balanced(FIRST),  # a folder's first are of one class
             ball=asked.ball,
             branches=branches,
             training=asked.learnt if place.way.how else None,

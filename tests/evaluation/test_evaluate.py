@@ -148,6 +148,26 @@ def test_clean_alone_does_only_clean(data, monkeypatch):
     assert not found.sections[0].by_radius
 
 
+def test_doubts_look_at_every_class_of_a_folder_sorted_by_class(data, monkeypatch):
+    """As many of each as the training images that they are compared with."""
+    labels = torch.arange(10).repeat_interleave(20)
+    test = InMemory(torch.rand(200, *data.test[0][0].shape), labels.tolist())
+    looked = []
+
+    def doubts(_, batches, *, training, **__):
+        for part in (batches, training):
+            found = torch.cat([y for _, y in part])[:128]  # the default of ``max_images``
+            looked.append(torch.bincount(found.cpu(), minlength=10))
+        return []
+
+    monkeypatch.setattr(diagnostics, "doubts", doubts)
+    asked = {"ball": BALL, "attacks": ["clean"], "probe": SLF, "images": 200, "curves": False}
+    evaluate(encoder(), replace(data, test=test), **asked)
+    for counts in looked:
+        assert counts.min() >= 12
+        assert counts.max() <= 13
+
+
 def test_the_other_probe_stands_beside_where_its_features_are_made_once(data):
     quick = {"ball": BALL, "attacks": ["pgd"], "images": 20, "doubts": False, "curves": False}
     by_default = evaluate(encoder(), data, **quick)

@@ -86,6 +86,10 @@ def evidence() -> str:
         radius = f"{255 * runs[0]['settings']['radius']:.0f}/255"
         cells = [_cell(clean), _cell(robust), radius, f"{clean[0].n:,}", str(len(runs))]
         lines.append(f"| CIFAR-10, {row} | {' | '.join(cells)} |")
+    for name, record in speedrun_records().items():
+        clean, robust, _ = speedrun_measured(record).values()
+        cells = [_cell(clean), _cell(robust), "8/255", f"{clean[0].n:,}", str(len(clean))]
+        lines.append(f"| CIFAR-10, `{name}.py` | {' | '.join(cells)} |")
     record, found = _robustified()
     radius = f"{255 * record['settings']['radius']:.0f}/255"
     for what, both in zip(
@@ -96,13 +100,14 @@ def evidence() -> str:
     runs = _read("papers_cifar")["runs"]
     spent = sorted(run["seconds"]["pretraining"] / 60 for run in runs)
     return "\n".join(lines) + (
-        "\n\nLinear probes on frozen encoders, the last two rows by the network's own head. The "
-        "photographs' encoders are a quarter as wide as the papers' and had "
-        f"{runs[0]['presentations']:,} presentations, {spent[0]:.0f} to "
+        "\n\nLinear probes on frozen encoders, the last two rows by the network's own head. "
+        "Encoders of photographs are a quarter as wide as the papers'; those of the papers' "
+        f"methods had {runs[0]['presentations']:,} presentations, {spent[0]:.0f} to "
         f"{spent[-1]:.0f} minutes of a CPU core; GSA-RSL's network is its release's, another than "
-        f"the others'. FARE took {record['seconds']['training'] / 60:.0f} minutes. "
-        "Records: `quickstart.json`, `papers_cifar.json` and `robustify.json` in "
-        "`benchmarks/results/`."
+        f"the others'. FARE took {record['seconds']['training'] / 60:.0f} minutes; what the "
+        "[speedrun](docs/speedrun.md) took stands there. "
+        "Records: `quickstart.json`, `papers_cifar.json`, `speedrun_half_hour.json` and "
+        "`robustify.json` in `benchmarks/results/`."
     )
 
 
@@ -586,7 +591,7 @@ def weights() -> str:
         cells = [_with_interval(m) for m in values.values()]
         lines.append(f"| `{name}.safetensors`, accuracy (%) | {' | '.join(cells)} |")
         lines.append(f"| test images | {' | '.join(f'{m.n:,}' for m in values.values())} |")
-        looked = run["doubts"]
+        looked, looked_at = run["doubts"], run.get("doubts_commit", record["commit"])
         doubts = [f"{c['name']}: {c['verdict']}. {c['evidence']}" for c in looked]
         cards.append(
             "\n".join(
@@ -595,7 +600,7 @@ def weights() -> str:
                     "",
                     f"{record['backbone']}, seed {run['seed']}, by `{record['command']}` at commit "
                     f"{record['commit'][:10]}; linear probe `advcl`, ℓ∞ 8/255, Wilson's 95 % "
-                    "intervals. What was looked into:",
+                    f"intervals. What was looked into, at commit {looked_at[:10]}:",
                     "",
                     *(f"- {doubt}" for doubt in doubts),
                 ]

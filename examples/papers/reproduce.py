@@ -24,8 +24,10 @@ from typing import TYPE_CHECKING, Any
 
 from advssl.evaluation.places import without_place
 from advssl.stopping import stopping
+from harness.listing import asked_of as asked_of
 from harness.listing import listing
 from harness.options import GOES_ON, given, parse
+from harness.options import without_table as without_table
 from harness.presets import PRESETS as PRESETS
 from harness.presets import plan_of
 from harness.published import lookup

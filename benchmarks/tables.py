@@ -389,6 +389,71 @@ def _with_interval(m: Measurement) -> str:
     return f"{100 * m.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
+# --- least compute to a robust encoder ------------------------------------------------------------
+
+_MEASURED = {"clean": "clean", "PGD-20": "pgd", "AutoAttack": "aa"}
+
+
+def speedrun() -> str:
+    """Every record and every published schedule: accuracies, and what was spent for them."""
+    heads = [*_MEASURED, "minutes", "presentations", "FLOP"]
+    lines = [f"| accuracy (%) | {' | '.join(heads)} |", f"|---|{'--:|' * len(heads)}"]
+    records = speedrun_records()
+    for name, record in records.items():
+        runs = record["runs"]
+        cells = [_cell(found) for found in speedrun_measured(record).values()]
+        seconds = (sum(stage["seconds"] for stage in run["spent"].values()) for run in runs)
+        cells += [_spread([s / 60 for s in seconds])]
+        cells += [f"{spent(runs[0], 'presentations'):,.0f}", _power(spent(runs[0], "flops"))]
+        several = f"{len(runs)} runs" if len(runs) > 1 else "one run"
+        lines.append(f"| {' | '.join([f'`{name}`, {several}', *cells])} |")
+    for label, row in sorted(_read("speedrun_published")["rows"].items()):
+        cells = [f"{row[key]:.1f}" if key in row else "" for key in _MEASURED.values()]
+        lines.append(f"| {label}, its paper's | {' | '.join(cells)} | | | {_power(row['flops'])} |")
+    said = []
+    for name, record in records.items():
+        n = {what: found[0].n for what, found in speedrun_measured(record).items()}
+        of = ", ".join(f"{what} on {count:,}" for what, count in n.items())
+        said.append(
+            f"`{name}`: {record['backbone']}, linear probe `advcl`, ℓ∞ 8/255, {of} test images; "
+            f"`{record['command']}`, commit {record['commit'][:10]}, "
+            f"{record['machine']['cpu']}, {record['machine']['threads']} threads, "
+            f"torch {record['machine']['torch']}; `benchmarks/results/speedrun_{name}.json`."
+        )
+    return "\n".join([*lines, "", *said])
+
+
+def speedrun_records() -> dict[str, dict[str, Any]]:
+    """The records of the speedrun, the shortest class first."""
+    names = ("half_hour", "two_hours")
+    return {n: _read(f"speedrun_{n}") for n in names if (RESULTS / f"speedrun_{n}.json").exists()}
+
+
+def speedrun_measured(record: dict[str, Any]) -> dict[str, list[Measurement]]:
+    """Clean, PGD-20 and AutoAttack of every run; clean on the images that PGD-20 has."""
+    found: dict[str, list[Measurement]] = {}
+    for run in record["runs"]:
+        ours = [Measurement.from_json(json.dumps(entry)) for entry in run["measurements"]]
+        for what, key in _MEASURED.items():
+            name = what if key != "aa" else "AutoAttack"
+            found.setdefault(what, []).append(next(m for m in ours if m.name.startswith(name)))
+    return found
+
+
+def spent(run: dict[str, Any], what: str) -> float:
+    """The sum over a run's stages."""
+    return sum(stage.get(what, 0) for stage in run["spent"].values())
+
+
+def _spread(values: list[float]) -> str:
+    return f"{fmean(values):.0f}" + (f" ± {stdev(values):.0f}" if len(values) > 1 else "")
+
+
+def _power(value: float) -> str:
+    digits, power = f"{value:.1e}".split("e")
+    return f"{digits} × 10^{int(power)}"
+
+
 # --- speed ----------------------------------------------------------------------------------------
 
 
@@ -508,6 +573,7 @@ TABLES = {
     "expectations": expectations,
     "published": published,
     "gsa_hosts": gsa_hosts,
+    "speedrun": speedrun,
     **{name: partial(papers, name) for name in _COMPARED},
 }
 

@@ -5,7 +5,9 @@ python docs/figures.py
 
 from __future__ import annotations
 
+import json
 import math
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -201,12 +203,36 @@ def local_selection() -> Figure:
     return figure
 
 
+def speedrun() -> Figure:
+    """Robust accuracy against operations: our records and the published schedules."""
+    tables = runpy.run_path(str(FOLDER.parents[1] / "benchmarks" / "tables.py"))
+    figure, axes = _new((6.2, 4.2))
+    published = json.loads((tables["RESULTS"] / "speedrun_published.json").read_text("utf-8"))
+    for label, row in published["rows"].items():
+        axes.plot(row["flops"], row["pgd"], "s", color=ORANGE)
+        axes.annotate(label, (row["flops"], row["pgd"]), (6, -3), textcoords="offset points")
+    for name, record in tables["speedrun_records"]().items():
+        for run, m in zip(
+            record["runs"], tables["speedrun_measured"](record)["PGD-20"], strict=True
+        ):
+            axes.plot(tables["spent"](run, "flops"), 100 * m.value, "o", color=BLUE)
+        at = (tables["spent"](run, "flops"), 100 * m.value)
+        axes.annotate(name.replace("_", " "), at, (7, -3), textcoords="offset points")
+    axes.set_xscale("log")
+    axes.set_xlabel("operations of pretraining (FLOP)")
+    axes.set_ylabel("accuracy under PGD-20, ℓ∞ 8/255 (%)")
+    axes.set_ylim(0, 60)
+    axes.margins(x=0.18)
+    return figure
+
+
 FIGURES: dict[str, Callable[[], Figure]] = {
     "adversarial_view": adversarial_view,
     "global_divergence": global_divergence,
     "sharpness": sharpness,
     "high_frequencies": high_frequencies,
     "local_selection": local_selection,
+    "speedrun": speedrun,
 }
 
 

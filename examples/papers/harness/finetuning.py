@@ -12,10 +12,10 @@ from advssl.evaluation.folders import Folder
 from advssl.evaluation.identity import dataset_fingerprint, fingerprint_of, keep, kept
 from advssl.evaluation.images import IMAGE_ENDINGS
 from harness.data import Loader
+from harness.method import Method
 from harness.plans import digest
 from harness.recording import as_json
 from harness.schedules import Recipe
-from harness.teachers import Taught
 from harness.training import pretrain
 
 
@@ -40,7 +40,7 @@ def attacked_in(steps: int) -> dict[str, Any]:
 
 
 def finetune(
-    method: Taught,
+    method: Method,
     images: Any,
     folder: Path,
     *,

@@ -1,0 +1,149 @@
+"""The speedrun: no label is read, a run goes on to the same weights, and what is written."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import tables
+from advssl.evaluation.data import Data, InMemory
+from advssl.integrations.timm import backbone
+from harness.method import Method
+from harness.schedules import Recipe, WarmupCosine
+from harness.settings import Settings
+from tests.examples.papers import tiny
+
+sys.path.insert(0, str(Path(tables.__file__).parent / "speedrun"))
+
+import course
+import half_hour
+import published
+
+NETWORK = "cifar:resnet18:2"
+SHORT = Recipe(2, 4, WarmupCosine(1e-2, 1, restarts=True), "adam", 0.0)
+
+
+def part(size: int) -> InMemory:
+    drawn = torch.Generator().manual_seed(size)
+    images = torch.randint(256, (size, 3, 8, 8), generator=drawn, dtype=torch.uint8)
+    return InMemory(images, [i % 2 for i in range(size)])
+
+
+def data(size: int = 12) -> Data:
+    return Data("drawn", ("a", "b"), part(size), part(0), part(8), natural=True, image_size=8)
+
+
+class Mean(Method):
+    """Moves towards features of mean one, and notes what labels it met."""
+
+    title = "mean"
+
+    def __init__(self, of: Data) -> None:
+        super().__init__(backbone(NETWORK), of, 8, Settings())
+        self.labels: set[int] = set()
+
+    def step(self, images, labels, _):
+        self.labels |= {*labels.tolist()}
+        return {"mean": (self.encode(self.weak(images)).mean() - 1).square()}
+
+
+def trained(at: course.Course) -> Mean:
+    torch.manual_seed(0)
+    method = Mean(at.data)
+    at.train("mean", method, SHORT)
+    return method
+
+
+def test_no_label_reaches_a_stage(tmp_path):
+    assert trained(course.Course(data(), tmp_path, seed=0)).labels == {-1}
+
+
+def test_a_run_out_of_time_ends_at_the_same_weights(tmp_path):
+    whole = trained(course.Course(data(), tmp_path / "whole", seed=0)).state_dict()
+    begun = course.Course(data(), tmp_path / "cut", seed=0, deadline=time.monotonic())
+    with pytest.raises(course.Unfinished):
+        trained(begun)
+    goes_on = course.Course(data(), tmp_path / "cut", seed=0)
+    assert tiny.same(trained(goes_on).state_dict(), whole)
+    assert goes_on.spent["mean"]["presentations"] == 24
+
+
+def test_seeds_are_other_runs(tmp_path):
+    one, other = (trained(course.Course(data(), tmp_path, seed=seed)) for seed in (0, 1))
+    assert not tiny.same(one.state_dict(), other.state_dict())
+
+
+def test_operations_are_those_of_a_step_times_its_images(tmp_path):
+    at = course.Course(data(), tmp_path, seed=0)
+    method = trained(at)
+    forward = course.flops(lambda: method.encoder(torch.rand(1, 3, 8, 8)))
+    # Forward and backward of each of 24 images; the first layer's input needs no gradient.
+    assert 2.8 < at.spent["mean"]["flops"] / (24 * forward) <= 3
+
+
+def test_what_was_made_once_is_read_back_with_its_time(tmp_path):
+    made = []
+
+    def make():
+        made.append(torch.rand(3, 3) @ torch.rand(3, 3))
+        return {"product": made[0]}
+
+    first, again, other = (course.Course(data(), tmp_path, seed=s) for s in (0, 0, 1))
+    assert torch.equal(first.once("x", make)["product"], again.once("x", make)["product"])
+    assert first.spent == again.spent
+    assert first.spent["x"]["flops"] == 54
+    other.once("x", make)
+    assert len(made) == 2
+
+
+def test_half_an_hour_learns_its_teachers_clusters(tmp_path, monkeypatch):
+    monkeypatch.setattr(half_hour, "BACKBONE", NETWORK)
+    for name in ("TEACHER", "STUDENT"):
+        monkeypatch.setattr(half_hour, name, SHORT)
+    monkeypatch.setattr(half_hour, "CLUSTERS", (2, 3))
+    images = InMemory(torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8), [0, 1] * 4)
+    at = course.Course(Data("d", ("a", "b"), images, part(0), images, natural=True), tmp_path, 0)
+    encoder = half_hour.half_hour(at)
+    assert [*at.spent] == ["teacher", "clusters", "student"]
+    assert encoder(torch.rand(2, 3, 32, 32)).shape == (2, 16)
+    again = half_hour.half_hour(course.Course(at.data, tmp_path, 0))
+    assert tiny.same(again.state_dict(), encoder.state_dict())
+
+
+@pytest.mark.heavy
+def test_a_record_is_written_and_is_a_row_of_the_table(tmp_path, monkeypatch, capsys):
+    def record(at: course.Course) -> nn.Module:
+        return trained(at).encoder
+
+    monkeypatch.setattr(course, "open_data", lambda _: data(40))
+    path = tmp_path / "speedrun_half_hour.json"
+    words = ["--data", "d", "--seeds", "2", "--images", "4", "--aa-images", "2"]
+    words += ["--out", str(tmp_path / "runs"), "--record", str(path)]
+    course.run(record, "half_hour", 30, NETWORK, words)
+    written = json.loads(path.read_text(encoding="utf-8"))
+    assert [run["seed"] for run in written["runs"]] == [0, 1]
+    (tmp_path / "speedrun_published.json").write_text('{"rows": {}}')
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert "`half_hour`, 2 runs" in tables.speedrun()
+    capsys.readouterr()
+    course.run(record, "half_hour", 30, NETWORK, words)  # all of it is read back
+    assert json.loads(path.read_text(encoding="utf-8"))["runs"] == written["runs"]
+
+
+def test_published_numbers_are_the_tables():
+    assert published.numbers("advcl-1", "AdvCL") == {"aa": 42.57, "pgd": 50.45, "clean": 80.85}
+    assert published.numbers("gsa-1", "GSA-RSL") == {"clean": 85.08, "pgd": 41.69, "aa": 38.6}
+
+
+@pytest.mark.parametrize(("methods", "forwards"), [(("simclr",), 6), (("deacl",), 17)])
+def test_a_schedule_costs_its_steps(methods, forwards):
+    recipe = published.METHODS[methods[0]].recipe
+    shown = 50_000 // recipe.batch_size * recipe.batch_size * recipe.epochs
+    one = 1.11e9  # of a ResNet-18 at 32 pixels
+    assert sum(map(published.schedule, methods)) == pytest.approx(forwards * one * shown, rel=0.03)

@@ -21,6 +21,7 @@ from msgspec import structs
 
 from advssl.evaluation.protocols import preset_name
 from advssl.evaluation.records import Measurement, compare
+from advssl.evaluation.report.words import counted
 from advssl.evaluation.statistics import wilson
 
 ROOT = Path(__file__).parents[1]
@@ -575,7 +576,7 @@ def speedrun() -> str:
         said.append(
             f"`{name}`: {record['backbone']}, linear probe `advcl`, ℓ∞ 8/255, {of} test images; "
             f"`{record['command']}`, commit {record['commit'][:10]}, "
-            f"{record['machine']['cpu']}, {record['machine']['threads']} threads, "
+            f"{record['machine']['cpu']}, {counted(record['machine']['threads'], 'thread')}, "
             f"torch {record['machine']['torch']}; `benchmarks/results/speedrun_{name}.json`."
         )
     return "\n".join([*lines, "", *said])

@@ -256,6 +256,11 @@ class Evaluation:
         return attacked(self.data.test, count, self.batch_size, self.device, drawn=within)
 
     @cached_property
+    def few(self) -> Chosen:
+        """What the first answer is of, and what is doubted: as many of them of each class."""
+        return self.measured.balanced(FIRST)
+
+    @cached_property
     def radii(self) -> list[float]:
         """Of the figure, to where every image can become the same grey: accuracy must be chance."""
         grey = grey_of(self.ball, tuple(self.data.test[0][0].shape))
@@ -328,13 +333,13 @@ class Evaluation:
             branches=len(self.modules) if len(self.modules) > 1 else 0,
             training=self.ways[0].how is not None,
         )
-        return costs.Range(least, most).times(min(FIRST, self.measured.n))
+        return costs.Range(least, most).times(self.few.n)
 
     @cached_property
     def learnt(self) -> Chosen:
         """Training images, as many as are doubted and as balanced."""
         labels = targets(self.data.train)
-        rows = balanced(labels, min(FIRST, self.measured.n, len(labels)))
+        rows = balanced(labels, min(self.few.n, len(labels)))
         return Chosen(self.data.train, rows, self.batch_size, self.device)
 
     def encoder(self, classifier: nn.Module) -> nn.Module | None:

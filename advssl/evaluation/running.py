@@ -173,7 +173,7 @@ class Run:
         classifier = self._finetuned(few, way, branch).last
         count = len(targets(few.train))
         place = _Place(classifier, way, branch, None, self._telling(way, branch))
-        said = self._said(place, asked.measured.balanced(FIRST))
+        said = self._said(place, asked.few)
         self.say(f"first answer, of a linear probe on {count:,} training images: {said}")
 
     def _said(self, place: _Place, images: Chosen) -> str:
@@ -190,8 +190,8 @@ class Run:
     ) -> Iterator[report.Section]:
         asked = self.asked
         place = _Place(classifiers[branch], way, branch, None, self._telling(way, branch))
-        if self.heard and not clock.runs and asked.measured.n > FIRST:
-            first = self._said(place, asked.measured.balanced(FIRST))
+        if self.heard and not clock.runs and asked.measured.n > asked.few.n:
+            first = self._said(place, asked.few)
             self.say(f"{place.label}: {first}; all of them follow")
         quick = [a for a in asked.attacks if not isinstance(a, AutoAttack | Clean)]
         clean = self._told(place, Clean(), asked.measured)
@@ -317,7 +317,7 @@ class Run:
         branches = {name: c for name, c in classifiers.items() if name and len(classifiers) > 1}
         checks = diagnostics.doubts(
             place.classifier,
-            asked.measured.balanced(FIRST),  # a folder's first are of one class
+            asked.few,  # a folder's first are of one class
             ball=asked.ball,
             branches=branches,
             training=asked.learnt if place.way.how else None,

@@ -314,7 +314,8 @@ def test_what_is_read_is_what_is_used(data):
 
 
 def test_the_first_answer_comes_first_and_is_a_part_of_the_rest(data, monkeypatch):
-    monkeypatch.setattr("advssl.evaluation.running.FIRST", 20)
+    module = importlib.import_module("advssl.evaluation.evaluate")
+    monkeypatch.setattr(module, "FIRST", 20)
     monkeypatch.setattr(importlib.import_module("advssl.evaluation.evaluate"), "_FEW", 100)
     said = []
     evaluate(

@@ -29,6 +29,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "papers"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from advssl.evaluation import records
 from advssl.evaluation.identity import fingerprint_of
@@ -37,13 +38,13 @@ from advssl.evaluation.provenance import replacing
 ROOT = Path(__file__).parents[1]
 # Its state has all there is: SAM, critic, clusters, BatchNorm branches, schedules.
 TRAINING = [
-    *("gsa_advcl", "--width", "2", "--image-size", "8", "--limit", "60", "--batch-size", "20"),
-    *("--epochs", "4", "--supervision", "simclr-10"),
+    *("gsa_advcl", "--width", "2", "--image-size", "8", "--limit", "40", "--batch-size", "20"),
+    *("--epochs", "3", "--supervision", "simclr-10", "--steps", "4"),
 ]
 EVALUATION = [
     *("evaluate", "--backbone", "cifar:resnet18:2", "--data", "digits", "--image-size", "8"),
     *("--preset", "ascl23", "--protocol", "slf,alf", "--attacks", "pgd,mpgd"),
-    *("--num-images", "40", "--no-doubts", "--no-figures", "--out", "report"),
+    *("--num-images", "20", "--no-doubts", "--no-figures", "--out", "report"),
 ]
 TESTS = {
     "commands": ["test_cli_mistakes.py"],
@@ -74,9 +75,12 @@ def training(folder: Path) -> None:
 
 
 def evaluation(folder: Path) -> None:
-    """The command, and what its report is."""
+    """The command, its probes trained for few epochs, and what its report is."""
+    from toys import brief_evaluation
+
     from advssl import cli
 
+    brief_evaluation(pytest.MonkeyPatch())
     os.chdir(folder)  # so that the command is the same, and says no place
     cli.main(EVALUATION)
     pages = [Path("report", name).read_bytes() for name in ("record.json", "report.md")]
@@ -156,7 +160,6 @@ class Count:
 
 def called() -> dict[str, int]:
     """How many wrong calls of the library there are, and how many are answered."""
-    sys.path.insert(0, str(ROOT / "tests"))
     from wrong_calls import WRONG, fault
 
     return {"tried": len(WRONG), "passed": sum(fault(wrong) is None for wrong in WRONG)}

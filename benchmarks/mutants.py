@@ -407,7 +407,7 @@ def exchange(before: str, after: CodeType, path: str) -> bool:
         return False
     changed, done = {a: b for a, b in zip(old, new, strict=True) if a != b}, False
     for f in gc.get_objects():
-        if isinstance(f, FunctionType) and f.__code__.co_filename == path and f.__code__ in changed:
+        if type(f) is FunctionType and f.__code__.co_filename == path and f.__code__ in changed:
             try:
                 f.__code__, done = changed[f.__code__], True
             except ValueError:  # it closes over other names

@@ -5,7 +5,7 @@
 
 A mutant is a module with one small fault: another comparison, operator or constant, a statement, a
 keyword, a context or a `detach` that is missing, another value returned. Of each module a seeded
-sample is tried, in a copy of what is committed. Suite of the module's own file are run, and of
+sample is tried, in a copy of what is committed. Tests of the module's own file are run, and of
 them those that execute the mutated line, quickest first, until one fails; one that hangs kills too.
 
 A process imports and collects once and forks for each mutant, which then costs its tests alone: in

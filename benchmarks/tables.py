@@ -787,6 +787,33 @@ def reliability() -> str:
     return "\n".join(lines)
 
 
+_MUTATED = {
+    "core": "core, `attacks` to `views`",
+    "evaluation": "`advssl.evaluation`",
+    "integrations": "`advssl.integrations`",
+    "cli": "`advssl.cli`, `advssl.options`",
+    "papers": "`examples/papers`",
+    "the rest": "`advssl.doctor`, `advssl.monitors`",
+}
+
+
+def mutants() -> str:
+    """Of each part how many mutants were made and killed; what survived, and why."""
+    record = json.loads((RESULTS / "mutants.json").read_text(encoding="utf-8"))
+    lines = ["| of | modules | made | killed | harmless | killed of the others |"]
+    lines += ["|---|--:|--:|--:|--:|--:|"]
+    for kind, title in _MUTATED.items():
+        rows = [row for row in record["rows"].values() if row["kind"] == kind]
+        made = sum(row["killed"] + len(row["survivors"]) for row in rows)
+        if made:
+            killed = sum(row["killed"] for row in rows)
+            harmless = sum(bool(s["harmless"]) for row in rows for s in row["survivors"])
+            share = f"{killed / max(made - harmless, 1):.0%}"
+            lines.append(f"| {title} | {len(rows)} | {made} | {killed} | {harmless} | {share} |")
+    where = f"Commit {record['commit'][:10]}, {record['machine']['cpu']}."
+    return "\n".join([*lines, "", where])
+
+
 def communication() -> str:
     """What a rank gives to collectives in a step: what is as large as the network, and the rest."""
     record = json.loads((RESULTS / "communication.json").read_text(encoding="utf-8"))
@@ -809,6 +836,7 @@ def communication() -> str:
 
 TABLES = {
     "reliability": reliability,
+    "mutants": mutants,
     "communication": communication,
     "evidence": evidence,
     "quickstart": quickstart,

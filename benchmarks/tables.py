@@ -427,36 +427,34 @@ _GPU = 1e14  # operations a second that a large GPU may sustain here; none was m
 def claims() -> str:
     """Which method is said to be more robust than which, and whether that is seen here."""
     schedules = _read("speedrun_published")["schedules"]
-    digits = [run for name in ("papers_digits", "papers_systems") for run in _read(name)["runs"]]
-    photographs = "papers_equal_cifar"
-    if not (RESULTS / f"{photographs}.json").exists():
-        photographs = "papers_cifar"
+    names = {"digits": ["papers_digits", "papers_systems"], "CIFAR-10": ["papers_equal_cifar"]}
+    names = {k: v for k, v in names.items() if all((RESULTS / f"{n}.json").exists() for n in v)}
+    ours = {data: [r for n in found for r in _read(n)["runs"]] for data, found in names.items()}
+    heads = [f"{what}{data}" for data in ours for what in ("points on ", "on ")]
     lines = [
-        "| claim, by PGD accuracy (%) | theirs | digits, points | seen? | CIFAR-10, points | seen? "
-        "| one seed of both, as published |",
-        "|---|--:|--:|---|--:|---|--:|",
+        f"| claim | theirs (%) | {' | '.join(heads)} | one seed of both, as published |",
+        f"|---|--:|{'--:|---|' * len(ours)}--:|",
     ]
-    for table, low, high, *ours in _CLAIMS:
+    for table, low, high, *rows in _CLAIMS:
         theirs = (_printed({table: row}) for row in (low, high))
         printed = " → ".join(f"{(found.get('slf') or found['own'])['pgd']:.2f}" for found in theirs)
-        seen = [*_seen(digits, ours), *_seen(_read(photographs)["runs"], ours)]
+        seen = [cell for runs in ours.values() for cell in _seen(runs, rows)]
         both = sum(schedules[_run_of(table, row)] for row in (low, high))
         cost = f"{_power(both)} FLOP, {both / _GPU / 3600:.1f} h"
-        said = f"{high} above {low} (`{table}`)"
-        lines.append(f"| {' | '.join([said, printed, *seen, cost])} |")
-    course = _read("speedrun_half_hour")["runs"][0]
-    pace = spent(course, "flops") / spent(course, "seconds")
+        lines.append(f"| {' | '.join([f'{high} above {low} (`{table}`)', printed, *seen, cost])} |")
+    run = _read("speedrun_half_hour")["runs"][0]
+    pace = spent(run, "flops") / spent(run, "seconds")
     most = max(schedules, key=schedules.__getitem__)
+    files = [*(n for found in names.values() for n in found), "speedrun_published"]
     return "\n".join(lines) + (
         "\n\nOurs: linear probes `advcl` on frozen encoders, PGD-20 paired by image, with a 95 % "
-        "interval over trainings (digits) or over images (CIFAR-10, one training of each). **Seen** "
-        "and **reversed** are beyond the noise of images and, where there are several trainings, of "
-        "trainings. Theirs are their papers' networks, schedules and attacks: only the signs are "
-        "compared. Hours are of a GPU that sustains 10^14 operations a second, which is assumed and "
-        f"not measured; a core of the speedrun's machine did {_power(pace)}, so that `{most}` would "
-        f"take it {schedules[most] / pace / 3600 / 24 / 365:.1f} years. Records: "
-        f"`papers_digits.json`, `papers_systems.json`, `{photographs}.json` and "
-        "`speedrun_published.json` in `benchmarks/results/`."
+        "interval over trainings (over images where there is one training). **Seen** and "
+        "**reversed** are beyond the noise of images and of trainings. Theirs are their papers' "
+        "networks, schedules and attacks: only the signs are compared. Hours are of a GPU that "
+        "sustains 10^14 operations a second, which is assumed and not measured; a core of the "
+        f"speedrun's machine did {_power(pace)}, so that `{most}` would take it "
+        f"{schedules[most] / pace / 3600 / 24 / 365:.1f} years. Records in `benchmarks/results/`: "
+        f"{', '.join(f'`{name}.json`' for name in files)}."
     )
 
 

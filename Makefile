@@ -55,8 +55,7 @@ reproduce: $(READY)  ## the methods on CIFAR-10 at equal cost, for TIME_BUDGET s
 tables: $(READY)  ## write the READMEs' and docs' tables anew from benchmarks/results/
 	$(BIN)/python benchmarks/tables.py
 
-docs: $(READY)  ## docs/_build/index.html
-	$(BIN)/python $(PIP_INSTALL) --editable ".[docs]"
+docs: $(VENV)/.docs  ## docs/_build/index.html, and its links checked
 	$(BIN)/python -m sphinx --fail-on-warning --quiet docs docs/_build
 	$(BIN)/python docs/check_links.py docs/_build
 
@@ -77,6 +76,10 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(PIP_INSTALL) --upgrade pip
 	$(BIN)/python $(PIP_INSTALL) --editable ".[dev]"
+	touch $@
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/python $(PIP_INSTALL) --editable ".[docs]"
 	touch $@
 
 # torchattacks pins a requests of 2020; it runs without it.

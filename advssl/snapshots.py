@@ -18,10 +18,12 @@ from torch.nn.parameter import is_lazy
 
 from advssl.randomness import random_state
 
-# Whose objects are not looked into: the loop around the step, loggers, threads.
+# Whose objects are not looked into: the loop around the step, loggers, threads, and imports, whose
+# finders lead to all of a process.
 _LOOP = {"torch", "lightning", "pytorch_lightning", "lightning_fabric"}
 _LOGGERS = {"logging", "wandb", "mlflow", "comet_ml", "neptune", "tensorboardX"}
-_FOREIGN = {*_LOOP, *_LOGGERS, "threading", "multiprocessing"}
+_IMPORTS = {"importlib", "_frozen_importlib", "_frozen_importlib_external"}
+_FOREIGN = {*_LOOP, *_LOGGERS, *_IMPORTS, "threading", "multiprocessing"}
 CODE = (types.FunctionType, types.MethodType, types.ModuleType, type)
 ATOMS = (bool, int, float, str)
 

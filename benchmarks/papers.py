@@ -7,7 +7,8 @@
     python benchmarks/papers.py precision_digits --seeds 6   # the attack in float32 and in bf16
     python benchmarks/papers.py precision_cifar --data folder:data/cifar10 --epochs 10 --seeds 2
 
-``equal_cifar`` gives every method as many forwards: whose step costs less trains for more epochs.
+``equal_cifar`` gives every method as many forwards, of images of 24 pixels, which are half as dear:
+whose step costs less trains for more epochs.
 Each run is one of ``examples/papers/reproduce.py``, ``--workers`` at a time, each in a process of
 its own; finished ones are read back, so that a run which was killed, or ran out of its
 ``--time-budget``, goes on. Every encoder is measured under each of ``--probes``: the first one's
@@ -177,7 +178,7 @@ def runs_of(row: str, words: str, seed: int, options: argparse.Namespace) -> lis
         if options.epochs:
             shared += ["--epochs", str(options.epochs)]
         if options.data.startswith("folder:"):
-            shared += ["--image-size", "32"]
+            shared += ["--image-size", "24" if options.what == "equal_cifar" else "32"]
         script = PRECISIONS if options.what.startswith("precision") else REPRODUCE
         left = options.deadline - time.monotonic()
         if left <= 0:

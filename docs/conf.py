@@ -39,10 +39,11 @@ def inline_svg(app: Any, doctree: nodes.document, _: str) -> None:
         if image["uri"].endswith(".svg"):
             text = (Path(app.srcdir) / image["uri"]).read_text(encoding="utf-8")
             text = re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL)
+            text = re.sub(r'<svg role="img" aria-label="[^"]*"', "<svg", text)  # its file's name
             label = nodes.Text(image.get("alt", "")).astext().replace('"', "&quot;")
             # Text stays legible on a phone: what does not fit there is moved sideways.
             (width,) = re.findall(r'<svg [^>]*?width="([\d.]+)pt"', text)
-            least = f'style="min-width: {0.75 * float(width):.0f}pt"'
+            least = f'style="min-width: {0.69 * float(width):.0f}pt"'
             text = text.replace("<svg ", f'<svg {least} role="img" aria-label="{label}" ', 1)
             figure = f'<div class="drawing" tabindex="0">{text}</div>'
             image.parent.replace(image, nodes.raw("", figure, format="html"))

@@ -238,7 +238,7 @@ def flow() -> Figure:
             box = {"boxstyle": "round,pad=0.45", "fill": False, "edgecolor": BLUE if room else RULE}
             axes.text(x, y, _named(what), ha="center", va="center", color=INK, bbox=box)
             for helpers in served:
-                small = {"fontsize": 8, "color": BLUE, "ha": "center", "va": "top"}
+                small = {"fontsize": 8, "color": INK, "ha": "center", "va": "top"}
                 axes.text(x, y + 0.3, _named(helpers), **small)
     axes.set_xlim(-0.5, 4.5)
     axes.set_ylim(3.5, -0.5)

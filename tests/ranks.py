@@ -21,7 +21,10 @@ _FORKED = os.name == "posix"
 PROCESSES = multiprocessing.get_context("forkserver" if _FORKED else "spawn")
 if _FORKED:
     PROCESSES.set_forkserver_preload(
-        ["pytest", "pytorch_lightning", "advssl.cli", "timm", "matplotlib.figure"]
+        [
+            *("pytest", "pytorch_lightning", "timm", "matplotlib.figure", "sklearn.datasets"),
+            *("kornia.augmentation", "advssl.evaluation.evaluate", "advssl.cli"),
+        ]
     )
 
 

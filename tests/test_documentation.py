@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import importlib.util
+import json
 import re
 import shlex
 from functools import partial
@@ -18,6 +19,7 @@ from toys import brief_evaluation
 
 import advssl
 from advssl import cli
+from advssl.evaluation.records import Measurement
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -232,6 +234,32 @@ def test_a_papers_page_compares_only_what_had_its_data_network_and_schedule(tabl
         run["plan"]["recipe"]["epochs"] = 200
         run["presentations"] = 200 * 50_000
     assert "there to be compared" in tables.beside("ascl_local")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"),
+    [
+        ((0.1, 0.12), (0.5, 0.52), "**seen**"),
+        ((0.5, 0.52), (0.1, 0.12), "**reversed**"),
+        ((0.3, 0.34), (0.32, 0.33), "within noise"),
+        ((0.1, 0.5), (0.3, 0.9), "within noise"),  # of trainings
+    ],
+)
+def test_a_claim_is_seen_beyond_the_noise_of_images_and_of_trainings(tables, low, high, word):
+    def run(row, seed, share):
+        correct = [i < share * 500 for i in range(500)]
+        names = {"slf: clean": [True] * 500, "slf: PGD-20": correct}
+        found = [
+            json.loads(Measurement(name, tuple(c), seed, {"attack": name}, "d", None, {}).to_json())
+            for name, c in names.items()
+        ]
+        return {"row": row, "plan": {"preset": "advcl"}, "measurements": found}
+
+    runs = [run("low", i, share) for i, share in enumerate(low)]
+    runs += [run("high", i, share) for i, share in enumerate(high)]
+    points, said = tables._seen(runs, ["low", "high"])
+    assert said == word
+    assert points.startswith(f"{100 * (sum(high) - sum(low)) / 2:+.1f} (")
 
 
 @pytest.mark.parametrize("where", PAGES, ids=str)

@@ -28,12 +28,18 @@ for words in (
     except SystemExit as error:
         print("said", words.split()[0], error, sep="|")
 sys.path.insert(0, PAPERS)
-import contextlib, io, reproduce
-for words in ("--list", "--help", "advcll", "--table advcl-9"):
+import contextlib, io, reproduce, robustify
+for script, words in (
+    *((reproduce, words) for words in ("--list", "--help", "advcll", "advcl", "--table advcl-4")),
+    *((robustify, words) for words in ("--help", "--steps 0", "--no-such", "--backbone cifar:cnn")),
+):
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
-        with contextlib.suppress(SystemExit):
-            reproduce.main(words.split())
-    print("reproduce", words, len(out.getvalue().splitlines()), sep="|")
+        try:
+            script.main(words.split())
+        except SystemExit as error:
+            print(error if isinstance(error.code, str) else "")
+    lines = out.getvalue().splitlines()
+    print("script", script.__name__, words, len(lines), lines[-1], sep="|")
 print("heavy", [m for m in ("torch", "numpy", "kornia") if m in sys.modules], sep="|")
 import advssl
 for name in advssl.__all__:
@@ -110,9 +116,13 @@ def test_without_extras_commands_and_uses_say_at_once_what_to_install():
     assert own.endswith('run: pip install "advssl[eval]"')
     assert compare.endswith('run: pip install "advssl[eval]"')
     assert "advssl: advssl compare needs PIL, jinja2, markupsafe, matplotlib, msgspec" in compare
-    names = {words: int(count) for words, count in lines.pop("reproduce")}
-    assert names["--list"] > 100
-    assert names["--help"] > 20
+    scripts = {(name, words): told for name, words, *told in lines.pop("script")}
+    assert int(scripts["reproduce", "--list"][0]) > 100
+    assert all(int(scripts[name, "--help"][0]) > 20 for name in ("reproduce", "robustify"))
+    for (script, words), (_, told) in scripts.items():
+        if words in ("advcl", "--table advcl-4", "--backbone cifar:cnn"):
+            assert told.startswith(f"{script}.py: {script}.py needs PIL, "), told
+            assert told.endswith('run: pip install "advssl[eval,lightning,timm]"')
     assert lines.pop("heavy") == [["[]"]]
     assert {*lines} == {*USES} - ALONE
     for name, ((message,),) in lines.items():

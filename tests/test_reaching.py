@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import types
 import weakref
 
@@ -46,6 +47,15 @@ def test_what_a_tool_put_into_a_function_is_not_reached():
 
     assert any(not name.isidentifier() for name in asserts.__code__.co_names)
     assert not any(reached(asserts))
+
+
+def test_who_finds_modules_is_not_reached_by_what_imports_one():
+    """pytest is asked for every import, and from there all tests."""
+
+    def imports(v):
+        return importlib.import_module("math").pi * v
+
+    assert not any(reached(imports))
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(tables.__file__).parent / "speedrun"))
 import course
 import half_hour
 import published
+import two_hours
 
 # By its file: the package of the papers' tests has the same name.
 papers = SimpleNamespace(**runpy.run_path(str(Path(tables.__file__).with_name("papers.py"))))
@@ -113,17 +114,19 @@ def test_what_was_made_once_is_read_back_with_its_time(tmp_path):
     assert len(made) == 2
 
 
-def test_half_an_hour_learns_its_teachers_clusters(tmp_path, monkeypatch):
+@pytest.mark.parametrize("record", [half_hour, two_hours])
+def test_a_record_learns_its_teachers_clusters(record, tmp_path, monkeypatch):
+    train = record.half_hour if record is half_hour else record.two_hours
     monkeypatch.setattr(half_hour, "BACKBONE", NETWORK)
-    for name in ("TEACHER", "STUDENT"):
-        monkeypatch.setattr(half_hour, name, SHORT)
+    for name in {"TEACHER", "LONGER", "STUDENT"} & {*vars(record)}:
+        monkeypatch.setattr(record, name, SHORT)
     monkeypatch.setattr(half_hour, "CLUSTERS", (2, 3))
     images = InMemory(torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8), [0, 1] * 4)
     at = course.Course(Data("d", ("a", "b"), images, NONE, images, natural=True), tmp_path, 0)
-    encoder = half_hour.half_hour(at).eval()
+    encoder = train(at).eval()
     assert [*at.spent] == ["teacher", "clusters", "student"]
     assert encoder(torch.rand(2, 3, 32, 32)).shape == (2, 16)
-    again = half_hour.half_hour(course.Course(at.data, tmp_path, 0))
+    again = train(course.Course(at.data, tmp_path, 0))
     assert tiny.same(again.state_dict(), encoder.state_dict())
 
 

@@ -54,13 +54,14 @@ class Student(Method):
 
     title = "student"
 
-    def __init__(self, course: Course, clusters: ClusterFitHead) -> None:
+    def __init__(self, course: Course, clusters: ClusterFitHead, small_epochs: int) -> None:
         super().__init__(backbone(BACKBONE), course.data, 32, Settings(steps=2, relative_step=1.0))
         self.clusters = clusters
+        self.small_epochs = small_epochs
         self.size = SMALL
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
-        self.size = SMALL if epoch < SMALL_EPOCHS else 32
+        self.size = SMALL if epoch < self.small_epochs else 32
         self.adversary.radius = RADIUS(epoch)
         self.adversary.step_size = RADIUS(epoch)
 
@@ -74,14 +75,19 @@ class Student(Method):
 
 def half_hour(course: Course) -> nn.Module:
     """A robust encoder, without labels."""
+    return robust(course, TEACHER, STUDENT, SMALL_EPOCHS)
+
+
+def robust(course: Course, first: Recipe, then: Recipe, small_epochs: int) -> nn.Module:
+    """The encoder of a student that learns for so long from a teacher of so long."""
     torch.manual_seed(course.seed)
     teacher = Teacher(course)
-    course.train("teacher", teacher, TEACHER)
+    course.train("teacher", teacher, first)
     clusters = ClusterFitHead(teacher.width, CLUSTERS)
     clusters.load_state_dict(course.once("clusters", lambda: fitted(clusters, teacher, course)))
     torch.manual_seed(course.seed)
-    student = Student(course, clusters)
-    course.train("student", student, STUDENT)
+    student = Student(course, clusters, small_epochs)
+    course.train("student", student, then)
     return student.encoder
 
 

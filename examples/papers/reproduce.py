@@ -30,9 +30,7 @@ from harness.options import GOES_ON, given, parse
 from harness.options import without_table as without_table
 from harness.presets import PRESETS as PRESETS
 from harness.presets import plan_of
-from harness.published import lookup
-from harness.rows import classes_of
-from harness.several import figure_of, plans_of
+from harness.several import figure_of, table_of
 from methods import METHODS
 
 if TYPE_CHECKING:
@@ -47,13 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """One method, one table, one figure, or the list of what there is."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = shlex.join([SCRIPT, *map(without_place, words)])
-    options = parse(words, SCRIPT, __doc__ or "")
     try:
+        options = parse(words, SCRIPT, __doc__ or "")
         with stopping():
             if options.list:
                 print(listing(SCRIPT))
             elif options.table:
-                print(reproduce_table(words, options, command))
+                print(table_of(words, options, command, SCRIPT, run))
             elif options.figure:
                 print(figure_of(words, options, command, SCRIPT, run))
             else:
@@ -141,33 +139,6 @@ def dry_run(plan: Plan) -> str:
     from harness import cost
 
     return cost.foreseen(plan, METHODS)
-
-
-def reproduce_table(words: Sequence[str], options: argparse.Namespace, command: str) -> str:
-    """A paper's table with our numbers beside the printed ones: each row by its command."""
-    data = options.data
-    names = [classes_of(spec or "")[0].partition(":")[0] for spec in (data, options.finetune_data)]
-    table = lookup(options.table, *names)
-    from advssl import Linf
-    from advssl.evaluation import attacks
-    from harness import blackbox, tables
-
-    plans = plans_of(table, words, options, SCRIPT)
-    if options.dry_run:
-        return "\n\n".join(f"{label}\n{dry_run(plan)}" for label, plan in plans.items())
-    ours, networks = {}, {}
-    for label, plan in plans.items():
-        record = run(plan, options, command)
-        radius = record["settings"]["radius"]
-        ours[label] = tables.Ours(plan.mode, tables.values_of(record["found"], Linf(radius)))
-        if table.black_box:
-            method, on = record["trained"]
-            networks[label] = blackbox.classifier(plan, method, on, options.out)
-    if networks:
-        with attacks.progress_bars() as progress:
-            found = blackbox.matrix(networks, plan, on, radius, progress)
-        ours = {label: one._replace(values=found[label]) for label, one in ours.items()}
-    return tables.render(table, ours, data)
 
 
 if __name__ == "__main__":

@@ -20,41 +20,43 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from msgspec import structs
-
 from advssl.cli import prepared
-from advssl.evaluation import report
-from advssl.evaluation.comparison import compared
-from advssl.evaluation.plan import duration
-from advssl.evaluation.progress import progress_bars
-from advssl.evaluation.records import replacing
-from advssl.modes import copied
+from advssl.evaluation.places import without_place
+from advssl.extras import check
 from advssl.options import Options, parse
 from advssl.stopping import stopping
-from deacl import DeACL
-from fare import FARE
-from harness.cost import forwards_per_image
-from harness.data import Loader, pixels
-from harness.finetuning import Unlabelled, attacked_in, finetune
-from harness.options import Parser, at_least
-from harness.recording import exported, without_place
+from harness.options import NEEDS, Parser, at_least
 from harness.schedules import WarmupCosine
-from harness.teachers import Taught
 
 _FEW = 4  # images to count forwards of
-METHODS: dict[str, type[Taught]] = {"fare": FARE, "deacl": DeACL}
+METHODS = ("deacl", "fare")
 
 
 def run(own: argparse.Namespace, options: Options, command: str) -> str:
     """Measure, make robust, measure again and compare; what is to be said at the end."""
+    if options.norm != "linf":
+        raise ValueError(f"training attacks in ℓ∞, got --norm {options.norm}; leave it out")
+    check(NEEDS, "robustify.py")
+    import torch
+    from msgspec import structs
+
+    from advssl.evaluation import report
+    from advssl.evaluation.comparison import compared
+    from advssl.evaluation.plan import duration
+    from advssl.evaluation.progress import progress_bars
+    from advssl.evaluation.records import replacing
+    from advssl.modes import copied
+    from harness.cost import forwards_per_image
+    from harness.data import Loader, pixels
+    from harness.finetuning import Unlabelled, attacked_in, finetune
+    from harness.recording import exported
+    from methods import METHODS as known
+
     out, (asked, read) = Path(options.out), prepared(options)
     if options.protocol == ["own"] or len(asked.modules) > 1:
         raise ValueError("one encoder is made robust: take a probe, and one --bn-branch of several")
-    if options.norm != "linf":
-        raise ValueError(f"training attacks in ℓ∞, got --norm {options.norm}; leave it out")
     ((branch, encoder),) = asked.modules.items()
-    of, mean, std = METHODS[own.method], asked.pixels.mean, asked.pixels.std
+    of, mean, std = known[own.method], asked.pixels.mean, asked.pixels.std
     told: dict[str, Any] = {"radius": options.eps}
     if own.steps:
         told |= attacked_in(own.steps)
@@ -121,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     shape = argparse.RawDescriptionHelpFormatter
     parser = Parser("robustify.py", description=__doc__, formatter_class=shape, allow_abbrev=False)
     add = parser.add_argument
-    add("--method", choices=sorted(METHODS), default="fare")
+    add("--method", choices=METHODS, default="fare")
     add("--images", metavar="FOLDER", help="to train on, without labels; --data's training images")
     add("--steps", type=at_least(1), help="of the attack; 10 with fare, 5 with deacl")
     add(

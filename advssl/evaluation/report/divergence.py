@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from advssl.evaluation.report.content import Table
-from advssl.evaluation.report.look import legend, titled
+from advssl.evaluation.report.look import PAPER, legend, titled
 from advssl.evaluation.report.words import pixels
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def figure(
             continue
         style = dict(styles[label])
         lines += axes.plot(*zip(*points, strict=True), clip_on=False, label=label, **style)
-        axes.plot(*points[0], **style, markerfacecolor="white", clip_on=False)
+        axes.plot(*points[0], **style, markerfacecolor=PAPER, clip_on=False)
     if not lines:
         return None
     axes.set_xlim(left=0)
@@ -135,7 +135,7 @@ def bars(found: Mapping[str, Divergence], styles: Mapping[str, Mapping[str, Any]
         threat = one.at_threat
         values = [one.intra[0], one.intra[threat], one.inter[0], one.inter[threat]]
         handles.append(axes.bar(at, values, 0.9 * wide, color=styles[label]["color"]))
-    names = ("d⁺", "d⁺\nattacked", "d⁻", "d⁻\nattacked")
+    names = ("d⁺, same\nclass", "d⁺ under\nattack", "d⁻, other\nclasses", "d⁻ under\nattack")
     axes.set_xticks(range(4), names)
     axes.grid(visible=False, axis="x")
     axes.set_ylabel("mean cosine distance")
@@ -144,7 +144,7 @@ def bars(found: Mapping[str, Divergence], styles: Mapping[str, Mapping[str, Any]
         ("none" if ratio is None else f"{ratio:.2f}") + f" ({k})" * (len(found) > 1)
         for k, ratio in ratios.items()
     )
-    titled(axes, f"R-DIV under attack, d⁺ over d⁻: {told}")
+    titled(axes, f"R-DIV under attack, the spread of a class over the distance of others: {told}")
     legend(drawing, handles, [*found], height=3.4)
     return drawing
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from advssl.evaluation.embeddings import Plane
@@ -18,7 +17,6 @@ from advssl.evaluation.report.look import (
     COLOURS,
     INK,
     MARKERS,
-    PAPER,
     headed,
     in_our_look,
     legend,
@@ -32,18 +30,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _WIDTH = 9.6  # inches, of a figure across the page
-_NAMED = 12  # classes that have their name in the plane
+_NAMED = 12  # classes, at most, that are told apart in the plane's legend
 _DECADE = 30  # times that a loss varies by, from where on its scale is logarithmic
 _BLIND_SAFE = "cividis"  # told apart with any colour vision, and in grey
-_DOTS: dict[str, Any] = {"s": 9, "linewidths": 0, "rasterized": True}
+_DOTS: dict[str, Any] = {"s": 14, "linewidths": 0, "rasterized": True}
 _TRIANGLES: dict[str, Any] = {"s": 17, "marker": "^", "linewidths": 0.5, "edgecolors": INK}
-_OVER_DOTS: dict[str, Any] = {
-    "ha": "center",
-    "va": "center",
-    "fontsize": 8.5,
-    "zorder": 4,
-    "bbox": {"facecolor": PAPER, "alpha": 0.8, "edgecolor": "none", "pad": 0.8},
-}
 
 
 @in_our_look
@@ -68,7 +59,7 @@ def planes(found: Mapping[str, Plane], *, classes: Sequence[str] | None = None) 
     most = Normalize(0, math.log(max(len(classes or kinds), 2)))
     drawing, grid = _rows(found, 2, 3.7)
     for (label, one), (left, right) in zip(found.items(), grid, strict=True):
-        _by_class(left, one, names)
+        dots = _by_class(left, one, names)
         _by_entropy(right, one, unsure, most)
         _name(left, label)
         for axes in (left, right):
@@ -77,30 +68,23 @@ def planes(found: Mapping[str, Plane], *, classes: Sequence[str] | None = None) 
             axes.spines[:].set_visible(False)
     bar = drawing.colorbar(ScalarMappable(most, unsure), ax=grid[:, 1], shrink=0.8, aspect=30)
     bar.set_label("entropy of the prediction (nats)")
-    headed(drawing, _of_planes(found))
+    told = [*names.values(), "attacked"] if len(names) <= _NAMED else ["attacked"]
+    title = _of_planes(found)
+    high = drawing.get_figheight()
+    legend(drawing, dots[-len(told) :], told, height=high, title=title, scale=1.6)
     return drawing
 
 
-def _by_class(axes: Axes, one: Plane, names: Mapping[int, str]) -> None:
-    middles = []
+def _by_class(axes: Axes, one: Plane, names: Mapping[int, str]) -> list[Any]:
+    """The dots of each class, and those of attacked images."""
+    dots = list[Any]()
     for i, kind in enumerate(names):
         there = [p for p, label in zip(one.clean, one.labels, strict=True) if label == kind]
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i // len(COLOURS) % len(MARKERS)]
-        axes.scatter(*_columns(there), color=colour, marker=marker, alpha=0.75, **_DOTS)
-        middles.append(_middle(there))
-    axes.scatter(*_columns(one.attacked), s=13, marker="^", color=INK, linewidths=0)
-    if len(names) <= _NAMED:
-        for name, middle in zip(names.values(), middles, strict=True):
-            if middle:
-                axes.text(*middle, name, parse_math=False, **_OVER_DOTS)
-
-
-def _middle(points: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
-    """The point in the midst of them: a class in two clusters has its name on one."""
-    if not points:
-        return None
-    centre = [median(column) for column in _columns(points)]
-    return min(points, key=lambda p: math.dist(p, centre))
+        style: dict[str, Any] = {"color": colour, "marker": marker, "alpha": 0.75, **_DOTS}
+        dots.append(axes.scatter(*_columns(there), **style))
+    hard = axes.scatter(*_columns(one.attacked), s=13, marker="^", color=INK, linewidths=0)
+    return [*dots, hard]
 
 
 def _by_entropy(axes: Axes, one: Plane, unsure: Colormap, most: Normalize) -> None:
@@ -138,7 +122,7 @@ def inversion_maps(found: Mapping[str, Inversions]) -> Figure:
     starts = max(len(one.starts) for one in found.values())
     group = 1 + max(len(one.neurons) for one in found.values())
     wide = [w for _ in range(starts) for w in (*[1.0] * group, 0.25)][:-1]
-    drawing, grid = _rows(found, len(wide), 1.1 * 9 / sum(wide) + 0.25, width_ratios=wide)
+    drawing, grid = _rows(found, len(wide), 1.1 * 9 / sum(wide) + 0.4, width_ratios=wide)
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
@@ -251,7 +235,7 @@ def information(
         looks: the style of each; None takes those of :func:`~advssl.evaluation.report.look.styles`.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     drawing = Figure(figsize=(4.0, 3.5), layout="constrained")
     axes = drawing.add_subplot()
@@ -264,7 +248,11 @@ def information(
         lines += axes.step(traces, shares, where="post", **style)
         axes.plot(one.median if one.median > 0 else least, 50, **looks[label])
     axes.set_xscale("log")
-    axes.xaxis.set_minor_formatter(NullFormatter())  # within one decade its labels would overlap
+    low, high = axes.get_xlim()
+    subs = (1.0, 2.0, 5.0) if high < _DECADE * low else (1.0,)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_ylim(0, 103)
     axes.set_xlabel("Fisher information of the pixels, trace (nats)")
     axes.set_ylabel("images with less (%)")

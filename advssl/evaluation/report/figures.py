@@ -11,16 +11,17 @@ import torch
 
 from advssl.evaluation.report.content import Report, Strip, known
 from advssl.evaluation.report.findings import FACES, by_measure
-from advssl.evaluation.report.lines import accuracies, by_levels
+from advssl.evaluation.report.lines import accuracies, by_levels, of_accuracies
 from advssl.evaluation.report.look import (
     BAD,
     INK,
     ON_THE_PAGE,
+    headed,
     legend,
     look,
     styles,
 )
-from advssl.evaluation.report.words import ends, pixels
+from advssl.evaluation.report.words import counted, ends, pixels
 from advssl.evaluation.statistics import Interval
 from advssl.types import Images
 
@@ -85,15 +86,17 @@ def _new_figure() -> tuple[Figure, Axes]:
 
 
 def _radius_figure(report: Report, curves: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
-    return _curve_figure(report, *by_levels(curves))
+    seen = of_accuracies(curves, lambda r: f"at radius {pixels(r)}")
+    return _curve_figure(report, *by_levels(curves), seen)
 
 
 def _steps_figure(report: Report, curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
-    return _curve_figure(report, curves, "steps of the attack")
+    seen = of_accuracies(curves, lambda n: f"after {counted(int(n), 'step')}")
+    return _curve_figure(report, curves, "steps of the attack", seen)
 
 
 def _curve_figure(
-    report: Report, curves: Mapping[str, Sequence[tuple[float, float]]], label: str
+    report: Report, curves: Mapping[str, Sequence[tuple[float, float]]], label: str, seen: str
 ) -> Figure:
     figure, axes = _new_figure()
     lines = accuracies(axes, curves, _styles(report))
@@ -101,7 +104,7 @@ def _curve_figure(
     chance = _chance(report)
     if chance is not None:
         lines += [axes.axhline(100 * chance, color=INK, linestyle=":", linewidth=1)]
-    legend(figure, lines, [*curves, "chance"][: len(lines)])
+    legend(figure, lines, [*curves, "chance"][: len(lines)], title=seen)
     return figure
 
 
@@ -129,7 +132,10 @@ def _scatter_figure(report: Report) -> Figure | None:
     axes.set_xticks(range(0, 101, 20))
     axes.set_xlabel("standard accuracy (%)")
     axes.set_ylabel("robust accuracy (%)")
-    legend(figure, points, [*both])
+    best = max(both, key=lambda label: both[label][1].value)
+    right, stands = (100 * m.value for m in both[best])
+    seen = f"Most stands of {best}: {stands:.0f} % of the {right:.0f} % that are right"
+    legend(figure, points, [*both], title=seen)
     return figure
 
 
@@ -153,7 +159,7 @@ def _strip_figure(strip: Strip) -> Figure:
     clean, adversarial = (
         x[:count].detach().float().cpu() for x in (strip.clean, strip.adversarial)
     )
-    height = 0.9 + 2.8 * clean.shape[2] / clean.shape[3]
+    height = 1.15 + 2.8 * clean.shape[2] / clean.shape[3]
     figure = Figure(figsize=(9.6, height), layout="constrained")
     grid = figure.subplots(3, _COLUMNS_OF_STRIP, squeeze=False)
     for axes in grid.flat:
@@ -164,7 +170,17 @@ def _strip_figure(strip: Strip) -> Figure:
     _draw_images(grid[0], clean, strip.predicted_clean, strip.labels)
     _draw_images(grid[1], adversarial, strip.predicted, strip.labels)
     _draw_differences(figure, grid, (adversarial - clean).mean(dim=1))
+    headed(figure, _of_strip(strip, count))
     return figure
+
+
+def _of_strip(strip: Strip, count: int) -> str:
+    rows = [*zip(strip.labels, strip.predicted_clean, strip.predicted, strict=True)][:count]
+    right = [name for label, name, _ in rows if name == label]
+    still = sum(before == label == after for label, before, after in rows)
+    return (
+        f"Of {counted(count, 'image')} {len(right)} are named right, and {still} after the attack"
+    )
 
 
 def _draw_images(

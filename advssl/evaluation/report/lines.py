@@ -6,7 +6,7 @@ matplotlib.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from advssl.evaluation.anchors import Terms
@@ -156,6 +156,32 @@ def by_levels(curves: _Curves) -> tuple[dict[str, list[tuple[float, float]]], st
     scale, unit = (255, "in 1/255") if in_levels else (1, "in pixels of [0, 1]")
     scaled = {name: [(scale * r, a) for r, a in curve] for name, curve in curves.items()}
     return scaled, f"radius ε, {unit}"
+
+
+def of_accuracies(curves: _Curves, place: Callable[[float], str]) -> str:
+    """What curves of accuracy show: the ends of one, where several lie furthest apart.
+
+    Args:
+        curves: as :func:`accuracies` takes them.
+        place: a value on the horizontal axis in words, such as "after 5 steps".
+    """
+    if len(curves) == 1:
+        (curve,) = curves.values()
+        (first, before), (last, after) = min(curve), max(curve)
+        return f"{100 * before:.0f} % are right {place(first)}, {100 * after:.0f} % {place(last)}"
+    of = {label: dict(curve) for label, curve in curves.items()}
+    shared = set.intersection(*(set(curve) for curve in of.values()))
+    apart = {x: [curve[x] for curve in of.values()] for x in shared}
+    at = max(sorted(apart), key=lambda x: max(apart[x]) - min(apart[x]), default=None)
+    if at is None:
+        return "Accuracy under attacks of growing strength"
+    least, most = (pick(of, key=lambda label: of[label][at]) for pick in (min, max))
+    if of[least][at] == of[most][at]:
+        return f"All curves lie on each other: {100 * of[most][at]:.0f} % {place(at)}"
+    return (
+        f"Furthest apart {place(at)}: {most} has {100 * of[most][at]:.0f} %, "
+        f"{least} {100 * of[least][at]:.0f} %"
+    )
 
 
 def _of_curves(found: Mapping[str, Curves]) -> str:

@@ -123,6 +123,7 @@ def legend(
     *,
     height: float = 3.1,
     title: str = "",
+    scale: float = 1.0,
 ) -> None:
     """Above the axes, which are as high as without it.
 
@@ -132,9 +133,12 @@ def legend(
         labels: of each.
         height: of the figure without its legend, in inches.
         title: what is seen, of a figure with several axes; of one, see :func:`titled`.
+        scale: of markers, beside those that are drawn.
     """
     longest = max(map(len, labels))
-    columns = min(len(labels), 4 if longest < 8 else 2 if longest < 22 else 1)
+    # A letter is some 0.075 inches wide, and what stands before and between the names half an inch.
+    fitting = (figure.get_figwidth() + 0.25) // (0.075 * longest + 0.52)
+    columns = min(len(labels), max(int(fitting), 1))
     # What the legend takes is given to the figure, not taken from the curves.
     text = _lines(title, figure.get_figwidth())
     lines = math.ceil(len(labels) / columns) + (text.count("\n") + 1.3 if text else 0)
@@ -145,6 +149,7 @@ def legend(
         loc="outside upper left",
         ncols=columns,
         handlelength=1.8,
+        markerscale=scale,
         columnspacing=1.4,
         borderaxespad=0.2,
         title=text,

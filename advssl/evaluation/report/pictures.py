@@ -91,7 +91,7 @@ class Pictures:
     fisher: Fisher
 
 
-_NUMBERS: Mapping[str, Callable[[Pictures], float]] = {
+NUMBERS: Mapping[str, Callable[[Pictures], float]] = {
     "images beside one of their class (%)": lambda p: 100 * p.plane.at_home,
     "attacked images, likewise (%)": lambda p: 100 * p.plane.attacked_at_home,
     "inversion maps, correlation": lambda p: p.maps.inversions.alike,
@@ -123,7 +123,7 @@ def table(found: Mapping[str, Pictures]) -> Table:
         "What the pictures show",
         ("number", *found),
         tuple(
-            (name, *(f"{of(one):.3g}" for one in found.values())) for name, of in _NUMBERS.items()
+            (name, *(f"{of(one):.3g}" for one in found.values())) for name, of in NUMBERS.items()
         ),
         "Beside: the nearest other clean image in the t-SNE plane. Correlation: of a neuron's "
         "inversion maps from two images and from noise; the papers' claim is that a robust "

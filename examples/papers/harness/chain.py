@@ -18,6 +18,7 @@ from advssl.evaluation.sharing import device_here
 from advssl.modes import copied
 from advssl.pixels import Pixels
 from harness.inputs import features as features
+from harness.inputs import first_step as first_step
 from harness.inputs import steps_per_epoch as steps_per_epoch
 from harness.inputs import training_images as training_images
 from harness.method import Method
@@ -28,7 +29,6 @@ from harness.plans import digest as digest
 from harness.plans import finetuned_on as finetuned_on
 from harness.plans import open_plan as open_plan
 from harness.pretraining import Pretrained as Pretrained
-from harness.pretraining import first_step as first_step
 from harness.pretraining import pretrained as pretrained
 from plus import FINETUNING, PROBING, plus_plus
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -13,9 +14,9 @@ from advssl import evaluating, on_branch
 from advssl.evaluation.data import Data
 from advssl.evaluation.sharing import device_here
 from advssl.types import embeddings_of
-from harness.data import Loader
+from harness.data import Batch, Loader, pixels
 from harness.method import Method
-from harness.plans import Plan
+from harness.plans import Plan, before, build
 
 
 def training_images(method: Method, data: Data) -> Any:
@@ -57,3 +58,18 @@ def features(method: Method, images: Any) -> Tensor:
     with torch.no_grad(), evaluating(method), own:
         answers = (encoder(method.normalized(x.to(device))) for x, _ in DataLoader(images, 256))
         return torch.cat([embeddings_of("the encoder", answer).cpu() for answer in answers])
+
+
+def first_step(plan: Plan, methods: Mapping[str, type[Method]], data: Data) -> tuple[Method, Batch]:
+    """A method and its first batch, to count and time what a step costs.
+
+    What it is prepared with is noise, so it is good for nothing else.
+    """
+    method = build(plan, methods[plan.method], data)
+    images = training_images(method, data)
+    if method.after is not None:
+        known = method.after in methods  # else a network's features, of which none is read here
+        earlier = build(before(plan, method), methods[method.after], data) if known else method
+        method.prepare(earlier, torch.randn(len(images), 8))
+    batch = next(iter(loader(images, plan, 0.0, 0, 1)))
+    return method, batch._replace(images=pixels(batch.images))

@@ -5,19 +5,22 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import Field, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from advssl.evaluation import choices
+from advssl.extras import EVAL, check
 from harness import published
 from harness.presets import PRESETS
+from harness.settings import told
 from methods import METHODS
 
 if TYPE_CHECKING:
     from harness.method import Method
 
 GOES_ON = "the same command goes on where it was"
+NEEDS = (*EVAL, "pytorch_lightning", "timm")  # without which a chain would end in its middle
 
 
 def parse(
@@ -34,9 +37,7 @@ def parse(
     add("method", nargs="?", choices=sorted(METHODS), metavar="METHOD", help=", ".join(METHODS))
     add("--list", action="store_true", help="every method, table, figure and preset")
     add("--table", metavar="ID", help="run the rows of a table, such as advcl-4")
-    add(
-        "--figure", metavar="ID", help="draw a figure; the same as figure:ID, such as figure:gsa-1a"
-    )
+    add("--figure", metavar="ID", help="draw a figure; figure:ID says so too")
     add("--dry-run", action="store_true", help="the plan, its cost in F, and a time estimate")
     add(
         "--data",
@@ -47,8 +48,9 @@ def parse(
     add("--preset", choices=sorted(PRESETS), help="default: quick on digits, look elsewhere")
     add("--mode", default="released", choices=["released", "paper"])
     add("--seed", type=at_least(0), default=0)
-    recipes = sorted(published.recipes())
-    add("--recipe", choices=recipes, help="a table's schedule, not the method's")
+    add(
+        "--recipe", choices=sorted(published.recipes()), help="a table's, not the method's schedule"
+    )
     add("--epochs", type=at_least(0), help="0 measures random weights")
     add("--batch-size", type=at_least(2), help="over all devices")
     add("--backbone", help="cifar:resnet18, cifar:wrn34_10, cifar:resnet20, timm:NAME")
@@ -74,6 +76,7 @@ def parse(
     add("--out", type=Path, default=Path("runs/papers"))
     name = next((word for word in words if word in METHODS), None)
     if name:
+        check(NEEDS, script)
         of = METHODS[name].settings_type
         own, kinds = parser.add_argument_group(f"settings of {name}"), get_type_hints(of)
         for setting in fields(of):
@@ -84,7 +87,7 @@ def parse(
             elif get_origin(kind) is Literal:
                 how = {"choices": get_args(kind), "metavar": setting.name.upper()}
             flag = f"--{setting.name.replace('_', '-')}"
-            own.add_argument(flag, default=argparse.SUPPRESS, help=_told(setting, kind), **how)
+            own.add_argument(flag, default=argparse.SUPPRESS, help=told(setting, kind), **how)
     options, unknown = parser.parse_known_args(_spelled(words))
     if unknown:
         whose = f"{script} {name} --help" if name else f"{script} --help"
@@ -92,21 +95,17 @@ def parse(
     if sum(map(bool, (options.method, options.table, options.figure, options.list))) != 1:
         parser.error("name one of METHOD, --table ID, figure:ID and --list")
     if (options.table or options.figure) and options.devices > 1:
-        several = "table" if options.table else "figure"
-        parser.error(f"a {several} runs on one device; name its methods one by one")
+        what = "table" if options.table else "figure"
+        parser.error(f"a {what} runs on one device; name its methods one by one")
     if options.devices > 1:
-        _check_devices(parser, options.devices)
+        import torch
+
+        there = torch.cuda.device_count() if torch.cuda.is_available() else options.devices
+        if options.devices > there:
+            parser.error(f"there are {there} devices here, got --devices {options.devices}")
     budget = options.time_budget
     options.deadline = None if budget is None else time.monotonic() + budget
     return options
-
-
-def _check_devices(parser: Parser, asked: int) -> None:
-    import torch
-
-    there = torch.cuda.device_count() if torch.cuda.is_available() else asked
-    if asked > there:
-        parser.error(f"there are {there} devices here, got --devices {asked}")
 
 
 def _spelled(words: Sequence[str]) -> list[str]:
@@ -120,19 +119,6 @@ def without_table(words: Sequence[str]) -> list[str]:
     parser.add_argument("--table")
     parser.add_argument("--figure")
     return parser.parse_known_args(_spelled(words))[1]
-
-
-def _told(setting: Field[Any], kind: Any) -> str:
-    """What a setting is, what it may be and is, and where released code and paper differ."""
-    told, is_one_of = setting.metadata, get_origin(kind) is Literal
-    words = [told["what"], " | ".join(get_args(kind)) if is_one_of else ""]
-    if "paper" in told:
-        words.append(f"released {setting.default}, paper {told['paper']} ({told['why']})")
-    else:
-        words.append(f"default {setting.default}")
-    if "short" in told:
-        words.append(f"in short runs {told['short']}")
-    return "; ".join(filter(None, words))
 
 
 class Parser(argparse.ArgumentParser):

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from pytorch_lightning.utilities import rank_zero_only
 
 from advssl import ClusterFitHead
@@ -18,7 +17,6 @@ from advssl.evaluation import records
 from advssl.evaluation.data import Data
 from advssl.evaluation.identity import dataset_fingerprint, fingerprint_of, identity_of, keep, kept
 from advssl.evaluation.places import without_place
-from harness.data import Batch, pixels
 from harness.inputs import features, loader, steps_per_epoch, training_images
 from harness.method import Method
 from harness.networks import Network
@@ -154,18 +152,3 @@ def _files(method: Method) -> list[Path]:
     here = Path(__file__).parent
     own = {Path(inspect.getfile(kind)) for kind in type(method).__mro__[:-1]}
     return sorted({*here.glob("*.py"), *(path for path in own if here.parent in path.parents)})
-
-
-def first_step(plan: Plan, methods: Mapping[str, type[Method]], data: Data) -> tuple[Method, Batch]:
-    """A method and its first batch, to count and time what a step costs.
-
-    What it is prepared with is noise, so it is good for nothing else.
-    """
-    method = build(plan, methods[plan.method], data)
-    images = training_images(method, data)
-    if method.after is not None:
-        known = method.after in methods  # else a network's features, of which none is read here
-        earlier = build(before(plan, method), methods[method.after], data) if known else method
-        method.prepare(earlier, torch.randn(len(images), 8))
-    batch = next(iter(loader(images, plan, 0.0, 0, 1)))
-    return method, batch._replace(images=pixels(batch.images))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 S = TypeVar("S", bound="Settings")
@@ -18,6 +18,19 @@ def setting(
     differs = {"paper": paper, "short": short}
     given = {key: value for key, value in differs.items() if value is not None}
     return field(default=released, metadata={"what": what, "why": why, **given})
+
+
+def told(one: Field[Any], kind: Any) -> str:
+    """What a setting is, what it may be and is, and where released code and paper differ."""
+    told, is_one_of = one.metadata, get_origin(kind) is Literal
+    words = [told["what"], " | ".join(get_args(kind)) if is_one_of else ""]
+    if "paper" in told:
+        words.append(f"released {one.default}, paper {told['paper']} ({told['why']})")
+    else:
+        words.append(f"default {one.default}")
+    if "short" in told:
+        words.append(f"in short runs {told['short']}")
+    return "; ".join(filter(None, words))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,9 +50,9 @@ def test_bars_are_both_divergences_before_and_under_the_attack():
     heights = [bar.get_height() for bar in axes.patches]
     assert heights == [0.125, 0.5, 0.75, 0.5] * 2
     names = [t.get_text().replace("\n", " ") for t in axes.get_xticklabels()]
-    assert names == ["d⁺", "d⁺ attacked", "d⁻", "d⁻ attacked"]
+    assert names == ["d⁺, same class", "d⁺ under attack", "d⁻, other classes", "d⁻ under attack"]
     said = axes.get_title(loc="left").replace("\n", " ")
-    assert said == "R-DIV under attack, d⁺ over d⁻: 1.00 (a), 1.50 (b)"
+    assert said.endswith("the spread of a class over the distance of others: 1.00 (a), 1.50 (b)")
 
 
 def test_the_table_has_the_ratio_to_three_digits():

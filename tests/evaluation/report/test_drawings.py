@@ -41,17 +41,24 @@ def points(collection) -> list[tuple[float, float]]:
     return [tuple(p) for p in collection.get_offsets().tolist()]
 
 
+def named(figure) -> dict[str, str]:
+    """The legend: colours by name."""
+    (legend,) = figure.legends
+    handles = [to_hex(handle.get_facecolor()[0]) for handle in legend.legend_handles]
+    return dict(zip([t.get_text() for t in legend.get_texts()], handles, strict=True))
+
+
 class TestPlanes:
     def test_every_image_is_where_it_is_in_the_colour_of_its_class(self):
-        by_class, _ = panels(planes({"one": PLANE}, classes=("cat", "dog")))
+        figure = planes({"one": PLANE}, classes=("cat", "dog"))
+        by_class, _ = panels(figure)
         first, second, attacked = by_class.collections
         assert points(first) == [*PLANE.clean[:2]]
         assert points(second) == [*PLANE.clean[2:]]
         assert points(attacked) == [*PLANE.attacked]
         colours = [to_hex(one.get_facecolor()[0]) for one in (first, second, attacked)]
         assert colours == [*look.COLOURS[:2], look.INK]
-        names = {t.get_text(): t.get_position() for t in by_class.texts}
-        assert names == {"cat": PLANE.clean[0], "dog": PLANE.clean[2]}
+        assert named(figure) == {"cat": colours[0], "dog": colours[1], "attacked": look.INK}
 
     def test_entropy_is_the_colour_beside_it_on_one_scale(self):
         figure = planes({"one": PLANE, "two": PLANE}, classes=("cat", "dog"))
@@ -64,10 +71,11 @@ class TestPlanes:
                 assert one.get_clim() == (0, math.log(2))
 
     def test_numbers_name_classes_that_have_no_names_and_none_of_many(self):
-        assert [t.get_text() for t in planes({"one": PLANE}).axes[0].texts] == ["0", "1"]
+        assert [*named(planes({"one": PLANE}))] == ["0", "1", "attacked"]
         many = Plane(((0.0, 0.0),) * 20, tuple(range(20)), (0.0,) * 20, (0,), ((1, 1),), (0.0,))
-        axes = planes({"one": many}).axes[0]
-        assert not axes.texts
+        figure = planes({"one": many})
+        assert [*named(figure)] == ["attacked"]
+        axes = figure.axes[0]
         looks = {
             (to_hex(c.get_facecolor()[0]), c.get_paths()[0].vertices.tobytes())
             for c in axes.collections[:-1]
@@ -144,12 +152,21 @@ class TestInformation:
         assert list(line.get_ydata()) == pytest.approx([100 / 3, 200 / 3, 100])
         assert (list(dot.get_xdata()), list(dot.get_ydata())) == ([4.0], [50])
 
-    def test_between_decades_no_number_stands(self):
-        narrow = information({"one": Fisher((3.0, 8.0, 40.0), (1.0,) * 3)})
-        narrow.draw_without_rendering()
-        (axes,) = narrow.axes
+    @pytest.mark.parametrize(
+        ("most", "ticks"), [(40.0, {"5", "10", "20"}), (9000.0, {"10", "100", "1000", "10000"})]
+    )
+    def test_numbers_stand_within_a_decade_only_where_there_are_few_decades(self, most, ticks):
+        figure = information({"one": Fisher((3.0, 8.0, most), (1.0,) * 3)})
+        figure.draw_without_rendering()
+        (axes,) = figure.axes
+        low, high = axes.get_xlim()
         assert not any(t.get_text() for t in axes.xaxis.get_minorticklabels())
-        assert any(t.get_text() for t in axes.xaxis.get_majorticklabels())
+        shown = {
+            t.get_text()
+            for t in axes.xaxis.get_majorticklabels()
+            if low <= t.get_position()[0] <= high
+        }
+        assert shown == ticks
 
     def test_none_at_all_has_its_place_on_a_logarithmic_axis(self):
         nothing = Fisher((0.0, 0.0, 2.0), (0.0, 0.0, 1.0))

@@ -225,6 +225,40 @@ class TestFigures:
         assert (folder / "report.html").exists()
 
 
+def said(figure) -> str:
+    """The sentence above it."""
+    shown = figure.get_suptitle() or figure.legends[0].get_title().get_text()
+    return shown.replace("\n", " ")
+
+
+class TestSentences:
+    """What is seen stands above, whatever the number of curves."""
+
+    def test_of_one_encoder_its_ends(self):
+        one = figures(report(curved("slf", strip=strip())))
+        assert said(one[CURVES[0]]) == "92 % are right at radius 0, 0 % at radius 128/255"
+        assert said(one[CURVES[1]]) == "80 % are right after 1 step, 60 % after 50 steps"
+
+    def test_of_several_where_they_lie_furthest_apart(self):
+        weak = curved("alf", by_radius=((0.0, 0.9), (8 / 255, 0.1), (16 / 255, 0.0)), by_steps=())
+        both = figures(report(curved("slf"), weak))
+        assert said(both[CURVES[0]]) == "Furthest apart at radius 8/255: slf has 50 %, alf 10 %"
+
+    def test_of_curves_that_meet_nowhere_or_everywhere(self):
+        alone = report(curved("slf"), curved("alf", by_radius=((0.3, 0.5),), by_steps=((3, 0.5),)))
+        assert said(figures(alone)[CURVES[1]]) == "Accuracy under attacks of growing strength"
+        alike = figures(report(curved("slf"), curved("alf")))[CURVES[1]]
+        assert said(alike).startswith("All curves lie on each other: 60 %") or "80 %" in said(alike)
+
+    def test_of_the_scatter_who_stands_most(self):
+        both = figures(report(section("slf"), section("alf", lost=5)))["clean-against-robust"]
+        assert said(both) == "Most stands of slf: 52 % of the 92 % that are right"
+
+    def test_of_a_strip_how_many_stay_right(self):
+        drawn = figures(report(section(strip=strip())))["strip"]
+        assert said(drawn) == "Of 3 images 3 are named right, and 2 after the attack"
+
+
 class TestStrip:
     def drawn(self, shown: Strip):
         return figures(report(section(strip=shown)))["strip"]

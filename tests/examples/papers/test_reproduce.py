@@ -291,7 +291,7 @@ def test_a_long_step_is_estimated_from_a_few_images(monkeypatch):
 
 
 def test_a_table_is_planned_row_by_row(monkeypatch, capsys):
-    monkeypatch.setattr("reproduce.dry_run", lambda plan: f"{plan.method} {plan.flags['views']}")
+    monkeypatch.setattr(cost, "foreseen", lambda plan, _: f"{plan.method} {plan.flags['views']}")
     main(["--table", "advcl-4", "--dry-run"])
     said = capsys.readouterr().out
     for row in tables.lookup("advcl-4").rows:

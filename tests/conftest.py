@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 
@@ -30,6 +31,16 @@ def pytest_make_parametrize_id(val):
     """Tests are called the same in every process: no address of an object in their names."""
     text = repr(val)
     return re.sub(r" at 0x[0-9a-f]+", "", text) if " at 0x" in text else None
+
+
+# What imports and collected tests hold stays: no search for garbage goes through it again.
+gc.disable()
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

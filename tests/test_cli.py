@@ -41,7 +41,7 @@ def tiny(spec: str = "cifar:resnet10t") -> torch.nn.Module:
     return torch.nn.Sequential(*layers, torch.nn.Flatten())
 
 
-FIGURES = faces.figures
+FIGURES, STRIP = faces.figures, running.Run._strip
 MODULE = import_module("advssl.evaluation.evaluate")  # the package has the function
 
 
@@ -62,6 +62,7 @@ def small(tmp_path_factory):
 @pytest.fixture
 def drawn(monkeypatch):
     monkeypatch.setattr(faces, "figures", FIGURES)
+    monkeypatch.setattr(running.Run, "_strip", STRIP)
 
 
 def run(out, *more: str) -> dict:

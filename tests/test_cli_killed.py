@@ -60,6 +60,7 @@ def finished(folder: Path) -> set[Path]:
     return {p for p in (folder / "report" / "work").rglob("*.*") if ".part" not in p.name}
 
 
+@pytest.mark.heavy  # without a signal tests/test_cli.py, and of one file tests/evaluation/
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is of POSIX")
 def test_killed_at_any_moment_and_repeated_it_is_the_same_report(tmp_path):
     folders = tmp_path / "whole", tmp_path / "killed"

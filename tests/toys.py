@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from advssl import L2, Linf
-from advssl.evaluation import ascents, checks
+from advssl.evaluation import ascents, checks, running
 from advssl.evaluation.attacks import PGD, AutoAttack, Clean, MultiTargetedPGD
 from advssl.evaluation.protocols import PRESETS, protocol
 
@@ -135,14 +135,16 @@ class Alone(nn.Module):
 
 
 @contextmanager
-def queries_of_square(count: int) -> Iterator[None]:
-    """AutoAttack in which the last of its attacks, by far the longest, ends early."""
+def queries_of_square(count: int, steps: int | None = None) -> Iterator[None]:
+    """AutoAttack in which Square, by far the longest of its attacks, ends early; or all of them."""
     pytest.importorskip("pyautoattack")
     full = AutoAttack._library_run
 
     def run(*given):
         found = full(*given)
         found.square.n_queries = count
+        for part in (found.apgd, found.apgd_targeted, found.fab) if steps else ():
+            part.n_iter = steps
         return found
 
     with pytest.MonkeyPatch.context() as patch:
@@ -151,12 +153,17 @@ def queries_of_square(count: int) -> Iterator[None]:
 
 
 def brief_evaluation(patch: pytest.MonkeyPatch) -> None:
-    """The command with a probe of few epochs, curves of few points, doubts of few steps."""
+    """Probes of few epochs, curves of few points, doubts of few steps, no images to look at."""
     evaluate = import_module("advssl.evaluation.evaluate")  # the package has the function
     patch.setattr(evaluate, "_RADII", (1.0,))
     patch.setattr(evaluate, "_STEPS", (1, 2))
+    patch.setattr(running.Run, "_strip", lambda *_: None)
     patch.setattr(checks, "PGD_STEPS", 4)
     patch.setattr(ascents, "STEP_COUNTS", (1, 3))
     patch.setattr(ascents, "QUERIES", 10)
-    for preset, name, epochs in (("standardised", "slf", 6), ("ascl23", "alf", 4)):
+    for preset, name, epochs in (
+        ("standardised", "slf", 6),
+        ("advcl", "slf", 4),
+        ("ascl23", "alf", 4),
+    ):
         patch.setitem(PRESETS[preset], name, replace(protocol(preset, name), epochs=epochs))

@@ -69,7 +69,10 @@ def columns(
         (benign,) = case.images
         draws = Generator(benign.device).manual_seed(0)
         hard = adversary(benign, objective, freeze=(), generator=draws)  # given back by the case
-    views = [x for x in tensors_of(batch) if is_view(x)][:_MOST_VIEWS]
+        at = case.at[0]
+    given = tensors_of(batch)
+    views = [x for x in given if is_view(x)][:_MOST_VIEWS]
+    of = f"view {1 + sum(is_view(x) for x in given[:at])}"
     pixels = adversary.pixels
     low, high = pixels.bounds or (0.0, 1.0)
 
@@ -82,10 +85,10 @@ def columns(
     factor = amplify or (0.5 / largest if largest else 1.0)
     found = [Column(f"view {i + 1}", shown(x)) for i, x in enumerate(views)]
     found += [
-        Column("adversarial view", attacked),
+        Column(f"{of}, attacked", attacked),
         Column(f"difference × {factor:.3g}", apart * factor + 0.5),
-        Column("low frequencies", LowFreqView(_RADIUS, unit="pixel")(clean)),
-        Column("high frequencies", HighFreqView(_RADIUS, unit="pixel")(clean) + 0.5),
+        Column(f"{of}, low frequencies", LowFreqView(_RADIUS, unit="pixel")(clean)),
+        Column(f"{of}, high frequencies", HighFreqView(_RADIUS, unit="pixel")(clean) + 0.5),
     ]
     return [Column(title, x.detach().cpu().clamp(0, 1)) for title, x in found]
 
@@ -123,10 +126,10 @@ def gallery(
     figure = figures.Figure(figsize=(1.5 * len(found), 1.45 * rows + 0.3), layout="constrained")
     axes = figure.subplots(rows, len(found), squeeze=False)
     for across, (title, pictures) in enumerate(found):
-        axes[0, across].set_title(title, fontsize=8)
+        axes[0, across].set_title(title, fontsize=7)
         for down, picture in enumerate(pictures):
             axes[down, across].imshow(_for_imshow(picture).numpy(), vmin=0, vmax=1, cmap="gray")
-            axes[down, across].set_axis_off()
+            axes[down, across].set(xticks=[], yticks=[])  # a frame, as a picture may be white
     return figure
 
 

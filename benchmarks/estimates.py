@@ -4,9 +4,10 @@
     python benchmarks/estimates.py --stacks simclr  # those whose names begin so
 
 The estimate, the step as it is and the step with its components take turns in one process of one
-thread, and what is compared is by how much the step is longer, a ratio within a turn. All three are
-in seconds of the processor that the process had, which what else the machine does hardly moves; on
-a machine without other work they are the seconds of a clock. The first step is not counted.
+thread, and so do the stacks. What is compared is by how much the step is longer, a ratio within a
+turn. All three are in seconds of the processor that the process had; on a machine without other
+work they are the seconds of a clock. The first step is not counted. A turn is written when it is
+done, and the same command at the same commit goes on behind it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import copy
 import json
 import logging
+import os
 import statistics
 import sys
 import time
@@ -48,7 +50,7 @@ from advssl.integrations.lightning import AdversarialViews, GlobalDivergence, Sh
 
 RECORD = Path(__file__).parent / "results" / "estimates.json"
 BATCH, PIXELS, OUT = 32, 32, 64
-_STEPS = 3  # of a turn, the first of which is not counted
+_STEPS = 4  # of a turn, the first of which is not counted
 
 Times = list[float]
 
@@ -236,23 +238,29 @@ def turn(stack: Stack) -> dict[str, float]:
         "step_ms": of_step,
         "stack_ms": 1000 * statistics.median(full),
         "F": found[0].forwards + sum(c.forwards for c in added),
+        "load": os.getloadavg()[0],
     }
 
 
-def measured(stack: Stack, turns: int) -> dict[str, Any]:
-    found = [turn(stack) for _ in range(turns)]
-    off = [one["estimated"] / one["measured"] - 1 for one in found]
+def empty(stack: Stack, at: str | None) -> dict[str, Any]:
+    """The entry of a stack that has no turn yet."""
     return {
         "components": list(stack.components),
         "attack_steps": stack.steps,
-        "off": statistics.median(off),
-        "off_by_turn": off,
-        "turns": found,
+        "off": None,
+        "off_by_turn": [],
+        "turns": [],
         "sizes": {"batch": BATCH, "pixels": PIXELS, "views": 2},
         "seconds_of": "the processor, one thread",
-        "commit": commit(),
+        "commit": at,
         "machine": machine(),
     }
+
+
+def add_turn(row: dict[str, Any], found: dict[str, float]) -> None:
+    row["turns"].append({name: float(f"{value:.5g}") for name, value in found.items()})
+    row["off_by_turn"].append(round(found["estimated"] / found["measured"] - 1, 4))
+    row["off"] = statistics.median(row["off_by_turn"])
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -266,21 +274,30 @@ def main(arguments: list[str] | None = None) -> None:
     record = {"name": "estimates", "stacks": {}}
     if options.out.exists():
         record = json.loads(options.out.read_text(encoding="utf-8"))
-    for name, stack in STACKS.items():
-        if not name.startswith(tuple(options.stacks.split(","))):
-            continue
-        torch.manual_seed(0)
-        found = measured(stack, options.turns)
-        rounded = json.loads(json.dumps(found), parse_float=lambda x: float(f"{float(x):.5g}"))
-        record["stacks"][name] = rounded
-        first = found["turns"][0]
-        print(
-            f"{name}: {first['F']:.1f} F, {100 * found['off']:+.1f} % off "
-            f"({', '.join(f'{100 * off:+.0f}' for off in found['off_by_turn'])})",
-            flush=True,
-        )
-        with replacing(options.out) as part:
-            part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    chosen = {n: s for n, s in STACKS.items() if n.startswith(tuple(options.stacks.split(",")))}
+    at = commit()
+    for number in range(options.turns):
+        for name, stack in chosen.items():
+            row = record["stacks"].get(name)
+            if row is None or not _same_commit(row["commit"], at):
+                row = record["stacks"][name] = empty(stack, at)
+            if len(row["turns"]) > number:
+                continue
+            torch.manual_seed(number)
+            add_turn(row, turn(stack))
+            print(
+                f"{name}: {row['turns'][-1]['F']:.1f} F, {100 * row['off_by_turn'][-1]:+.1f} % off "
+                f"in turn {number + 1}, {100 * row['off']:+.1f} % in the middle of all",
+                flush=True,
+            )
+            with replacing(options.out) as part:
+                part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _same_commit(one: str | None, other: str | None) -> bool:
+    """A record that is being written makes the repository dirty."""
+    first, second = ((c or "").removesuffix("-dirty") for c in (one, other))
+    return first == second
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def test_the_columns_are_what_the_step_sees():
     _, run = step()
     batch = views()
     found = columns(run, batch, images=3)
-    titles = ["view 1", "view 2", "adversarial view"]
+    titles = ["view 1", "view 2", "view 1, attacked"]
     assert [one.title for one in found][:3] == titles
     one, two, hard, apart, low, high = (c.pictures for c in found)
     assert torch.equal(one, batch[0][:3])
@@ -51,7 +51,8 @@ def test_the_columns_are_what_the_step_sees():
 def test_another_view_may_be_attacked_and_the_difference_amplified_as_asked():
     _, run = step()
     batch = views()
-    _, two, hard, apart, *_ = columns(run, batch, view=1, amplify=4)
+    _, two, hard, apart, low, _ = columns(run, batch, view=1, amplify=4)
+    assert (hard.title, low.title) == ("view 2, attacked", "view 2, low frequencies")
     torch.testing.assert_close(apart.pictures, 0.5 + 4 * (hard.pictures - two.pictures))
 
 

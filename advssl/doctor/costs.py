@@ -6,7 +6,8 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import reduce
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -27,12 +28,17 @@ from advssl.doctor.steps import (
     repeated,
     tensors_of,
 )
-from advssl.evaluation.report.words import columns
+from advssl.evaluation.report.words import columns, wrapped
 from advssl.guards import PGD_STEPS
+from advssl.snapshots import Snapshot
 
 _EVERY = 100  # batches, between two looks of the guard
-_RUNS, _PATIENCE = 5, 2.0  # of what is timed: at most so many, or no more after so many seconds
+_ROUNDS, _PATIENCE = 5, 8.0  # of what is timed: at most so many, no more after so many seconds
 _MEGA = 2**20
+_UNIT = "F is one forward of one image through the encoder; MB are at most"
+
+Run: TypeAlias = Callable[[], object]
+Begin: TypeAlias = Callable[[], Run]  # what is not timed, and then what is
 
 
 class Piece(NamedTuple):
@@ -84,6 +90,8 @@ class Pieces:
         forward: of the step.
         backward: to the weights.
         attack: one step of an attack: a forward, and a backward to the attacked views.
+        held: to hold the state of all modules.
+        restored: to give it back.
         clean: the pass on clean views that the global divergence needs, backward included.
         state: bytes of all parameters and buffers.
         weights: bytes of the trainable ones.
@@ -96,6 +104,8 @@ class Pieces:
     forward: Piece
     backward: Piece
     attack: Piece
+    held: Piece
+    restored: Piece
     clean: Piece
     state: int
     weights: int
@@ -105,6 +115,11 @@ class Pieces:
     @property
     def step(self) -> Piece:
         return self.forward.plus(self.backward)
+
+    @property
+    def kept(self) -> Piece:
+        """State that is held and given back, once."""
+        return self.held.plus(self.restored)
 
 
 def costs(
@@ -116,11 +131,12 @@ def costs(
 ) -> list[Cost]:
     """What each component would add to this step, before you commit to it.
 
-    The step is taken apart and each piece measured: a forward, a backward to the weights, one to
-    the attacked views. No component runs. Operations are those of matrix products and
-    convolutions, as torch counts them, and what follows for a component is exact but for its own
-    small network; milliseconds are of this machine, and memory is what its tensors take, not what
-    an allocator reserves. The step is left as :func:`~advssl.doctor.examine` leaves it.
+    The step is taken apart and each piece measured, in turns: a forward, a backward to the weights,
+    one to the attacked views, state that is held and given back. No component runs. Operations are
+    those of matrix products and convolutions, as torch counts them, and what follows for a
+    component is exact but for its own small network; milliseconds are of this machine, and memory
+    is what its tensors take, not what an allocator reserves. The step is
+    left as :func:`~advssl.doctor.examine` leaves it.
 
     Args:
         step: a LightningModule, or a function of a batch that returns the loss.
@@ -140,21 +156,21 @@ def costs(
     attacked = len(case.images)
     unit = found.unit * found.images
     one = found.step.times(unit / found.step.operations if found.step.operations else 0)
-    attack = found.attack.times(steps)
     own = 2 * unit * attacked  # of an attack step in which nothing else is forwarded
-    alone = attack.times(min(own / found.attack.operations, 1.0) if own else 0)
+    alone = found.attack.times(min(own / found.attack.operations, 1.0) if own else 0)
+    climb = found.attack.plus(found.restored)
     extra = max(found.attack.memory - found.step.memory, 0) + found.state
     looks = steps + PGD_STEPS if steps < PGD_STEPS else 0
-    look = found.attack.times(looks).plus(found.forward.times(3 if looks else 0))
+    look = climb.times(looks).plus(found.forward.times(3 if looks else 0))
     table = {
         "the step as it is": (found.step.keeping(found.forward.memory), ""),
         f"AdversarialViews, {steps} steps": (
-            attack.keeping(extra),
-            "all of the step is run in each",
+            climb.times(steps).plus(found.kept).keeping(extra),
+            "each step of the attack runs all of the training step",
         ),
         f"an attack of {steps} steps by hand": (
-            alone.keeping(extra),
-            "at least: what does not change is forwarded once, before it",
+            alone.times(steps).plus(found.kept).keeping(extra),
+            "at least: what does not change is forwarded once, before the attack",
         ),
         "one more view to train on": (
             one.times(3).keeping(found.forward.memory * min(unit / found.forward.operations, 1)),
@@ -165,18 +181,26 @@ def costs(
             "" if looks else f"{PGD_STEPS} steps and more are not compared",
         ),
         "SharpnessAware, on the whole loss": (
-            found.step.keeping(found.forward.memory + found.weights + found.state),
+            # Before the step and after it, and around the pass at the worst weights.
+            found.step.plus(found.kept.times(3)).keeping(
+                found.forward.memory + found.weights + found.state
+            ),
             "with a term beside it the backward of the step comes once more",
         ),
         "GlobalDivergence": (
-            found.clean.keeping(found.forward.memory),
-            f"on {found.on!r}; and the critic's own network" if found.on else "no embeddings seen",
+            found.clean.plus(found.restored).keeping(found.forward.memory),
+            f"on the outputs of {found.on!r}; the critic's own network comes on top"
+            if found.on
+            else "no embeddings seen",
         ),
         "ClusterFitHead, LocalSelectionSupCon": (
             Piece(),
-            "on embeddings that are there; clusters take 1 F an image when they are fitted",
+            "on embeddings that are there anyway; to fit clusters takes 1 F an image",
         ),
-        "branch_batchnorm, 2 branches": (Piece(memory=found.norms), ""),
+        "branch_batchnorm, 2 branches": (
+            Piece(memory=found.norms),
+            "" if found.norms else "there is no BatchNorm",
+        ),
     }
     return [_cost(name, piece, note, found) for name, (piece, note) in table.items()]
 
@@ -197,14 +221,25 @@ def pieces(case: Repeated) -> Pieces:
     leaves = [leaf(x) for x in case.images]
     with kept_beside(iter([*tensors, *leaves])) as kept_in_attack:
         case.now(*leaves)
-    forward = _forward(case)._replace(memory=kept.bytes)
+    parts: list[Begin] = [
+        lambda: _forward(case),
+        lambda: _backward(case),
+        lambda: _attack(case),
+        lambda: lambda: Snapshot(*case.modules),
+        lambda: case.begin,
+    ]
+    if embedding is not None:
+        parts.append(lambda: _from_embeddings(case, embedding, attacked))
+    forward, backward, attack, held, restored, *further = _measured(case, parts)
     return Pieces(
         images=len(case.images[0]),
         unit=_unit(case, attacked, forward),
-        forward=forward,
-        backward=_backward(case),
-        attack=_attack(case)._replace(memory=kept_in_attack.bytes),
-        clean=forward if embedding is None else _clean(case, embedding, attacked, forward),
+        forward=forward.keeping(kept.bytes),
+        backward=backward,
+        attack=attack.keeping(kept_in_attack.bytes),
+        held=held,
+        restored=restored,
+        clean=reduce(Piece.plus, further, forward),
         state=_bytes(tensors),
         weights=_bytes(case.parameters),
         norms=sum(_bytes([*m.parameters(), *m.buffers()]) for m in norms),
@@ -212,23 +247,16 @@ def pieces(case: Repeated) -> Pieces:
     )
 
 
-def _forward(case: Repeated) -> Piece:
-    def begin() -> Callable[[], object]:
-        case.begin(trained=True)
-        return lambda: case.now(*case.images)
-
-    return _measured(case, begin)
+def _forward(case: Repeated) -> Run:
+    case.begin(trained=True)
+    return lambda: case.now(*case.images)
 
 
-def _backward(case: Repeated) -> Piece:
-    def begin() -> Callable[[], object]:
-        case.begin(trained=True)
-        return _descent(case, case.now(*case.images).sum())
-
-    return _measured(case, begin)
+def _backward(case: Repeated) -> Run:
+    return _descent(case, _forward(case)().sum())
 
 
-def _descent(case: Repeated, loss: Tensor) -> Callable[[], object]:
+def _descent(case: Repeated, loss: Tensor) -> Run:
     """A backward from there to the weights."""
     weights = case.learning
     if not (weights and loss.requires_grad):
@@ -236,48 +264,47 @@ def _descent(case: Repeated, loss: Tensor) -> Callable[[], object]:
     return lambda: torch.autograd.grad(loss, weights, allow_unused=True)
 
 
-def _attack(case: Repeated) -> Piece:
-    def begin() -> Callable[[], object]:
-        leaves = [leaf(x) for x in case.images]
+def _attack(case: Repeated) -> Run:
+    case.begin()
+    leaves = [leaf(x) for x in case.images]
 
-        def step() -> None:
-            case.begin()  # what is given back between two steps is part of them
-            loss = case.now(*leaves).sum()
-            if loss.requires_grad:
-                torch.autograd.grad(loss, leaves, allow_unused=True)
+    def step() -> None:
+        loss = case.now(*leaves).sum()
+        if loss.requires_grad:
+            torch.autograd.grad(loss, leaves, allow_unused=True)
 
-        return step
-
-    return _measured(case, begin)
+    return step
 
 
-def _clean(case: Repeated, embedding: Call, attacked: Heard, forward: Piece) -> Piece:
-    """A forward, and a backward from those embeddings that the attack reaches."""
+def _from_embeddings(case: Repeated, embedding: Call, attacked: Heard) -> Run:
+    """A backward from those embeddings of a clean pass that the attack reaches."""
     same = [c.output for c in attacked.calls if c.module is embedding.module]
     reached = [isinstance(z, Tensor) and z.requires_grad for z in same]
-
-    def begin() -> Callable[[], object]:
-        _, heard = case.heard(*case.images, trained=True)
-        seen = [c.output for c in heard.calls if c.module is embedding.module]
-        kept = [z.sum() for z, there in zip(seen, reached, strict=True) if there]
-        return _descent(case, torch.stack(kept).sum())
-
-    return forward.plus(_measured(case, begin))
+    _, heard = case.heard(*case.images, trained=True)
+    seen = [c.output for c in heard.calls if c.module is embedding.module]
+    kept = [z.sum() for z, there in zip(seen, reached, strict=True) if there]
+    return _descent(case, torch.stack(kept).sum())
 
 
-def _measured(case: Repeated, begin: Callable[[], Callable[[], object]]) -> Piece:
-    """What ``begin`` returns, counted once and timed after that."""
+def _measured(case: Repeated, parts: Sequence[Begin]) -> list[Piece]:
+    """What each of them returns: counted once, then timed in turns, so that what else the machine
+    does meets all of them.
+    """
     with torch.enable_grad():
-        operations = flops(begin())
-        taken: list[float] = []
-        while len(taken) < _RUNS and sum(taken) < _PATIENCE:
-            run = begin()
-            _wait(case)
-            started = time.perf_counter()
-            run()
-            _wait(case)
-            taken.append(time.perf_counter() - started)
-    return Piece(operations, statistics.median(taken))
+        operations = [flops(begin()) for begin in parts]
+        rounds: list[list[float]] = []
+        while len(rounds) < _ROUNDS and sum(map(sum, rounds)) < _PATIENCE:
+            rounds.append([_timed(case, begin()) for begin in parts])
+    seconds = map(statistics.median, zip(*rounds, strict=True))
+    return [Piece(*both) for both in zip(operations, seconds, strict=True)]
+
+
+def _timed(case: Repeated, run: Run) -> float:
+    _wait(case)
+    started = time.perf_counter()
+    run()
+    _wait(case)
+    return time.perf_counter() - started
 
 
 def _wait(case: Repeated) -> None:
@@ -331,6 +358,5 @@ def table(found: Sequence[Cost]) -> str:
                 f"{sign}{one.memory / _MEGA:.1f}",
             )
         )
-    notes = [f"{one.name}: {one.note}" for one in found if one.note]
-    unit = "F is one forward of one image through the encoder; MB are at most"
-    return "\n".join([*columns(rows), "", unit, *notes])
+    notes = [_UNIT, *(f"{one.name}: {one.note}" for one in found if one.note)]
+    return "\n".join([*columns(rows), "", *(wrapped(note) for note in notes)])

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import shutil
-import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 from torch import nn
 
@@ -16,7 +13,7 @@ from advssl.doctor import inputs, losses, networks
 from advssl.doctor.steps import Batch, Chosen, Repeated, Step, attacker, leaf, repeated
 from advssl.evaluation.checks import Check, not_run
 from advssl.evaluation.report.faces import mark
-from advssl.evaluation.report.words import counted
+from advssl.evaluation.report.words import counted, wrapped
 from advssl.types import positive
 
 _UNITS, _REACHED, _RISES = "images and bounds", "loss depends on the view", "attack rises"
@@ -165,7 +162,7 @@ def _found(
     del trained
     before = [name for name in (_UNITS, _RADIUS, _REACHED) if found[name].verdict == "fail"]
     found[_RISES] = (
-        not_run(f"it would say nothing before this: {', '.join(before)}")
+        not_run(f"not tried before this is mended: {', '.join(before)}")
         if before
         else losses.rise(case, adversary)
     )
@@ -184,13 +181,11 @@ def _told(name: str, check: Check, case: Repeated) -> Check:
 
 def told(checks: Sequence[Check]) -> str:
     """For a terminal: each check in a line, of what failed the evidence and the remedy."""
-    width = min(shutil.get_terminal_size().columns, 100)
-    wrapped = partial(textwrap.fill, width=width, break_on_hyphens=False)
     lines = []
     for check in checks:
         line = f"{mark(check.verdict)} {check.name}: {check.evidence}"
-        lines.append(wrapped(line, subsequent_indent="  "))
+        lines.append(wrapped(line))
         if check.follows:
-            lines.append(wrapped(check.follows, initial_indent="  → ", subsequent_indent="    "))
+            lines.append(wrapped(check.follows, "  → ", "    "))
     found = sum(check.verdict == "fail" for check in checks)
     return "\n".join([*lines, "", f"{counted(found, 'finding')} in {len(checks)} checks"])

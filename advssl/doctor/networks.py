@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from advssl.branches import BranchBatchNorm
 from advssl.doctor.steps import Heard, Repeated, leaf
 from advssl.evaluation.checks import Check, answer, not_run
+from advssl.evaluation.report.words import counted
 from advssl.modes import state_kept
 from advssl.reaching import moved_since, state_marks, submodules
 from advssl.types import Embeddings, modules_of
@@ -31,7 +32,7 @@ def normalisation(heard: Heard) -> Check:
     empty = [c.name for c in norms if not c.module.training and _never_fed(c.module)]
     short = [c.name for c in norms if _in_batch(c.module) and _values(*c.inputs[:1]) <= 2]
     training = sum(_in_batch(c.module) for c in norms)
-    said = [f"of {len(norms)} calls of BatchNorm {training} are by the batch's statistics"]
+    said = [f"{counted(len(norms), 'call')} of BatchNorm, {training} by the batch's statistics"]
     if empty:
         said.append(
             f"{_listed(empty)} in eval mode with the statistics that it was made with, "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -80,3 +82,11 @@ def columns(lines: Sequence[Sequence[str]]) -> list[str]:
         "  ".join(one.ljust(width) for one, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     ]
+
+
+def wrapped(text: str, first: str = "", rest: str = "  ") -> str:
+    """In lines as wide as the terminal, 100 characters at most."""
+    width = min(shutil.get_terminal_size().columns, 100)
+    return textwrap.fill(
+        text, width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False
+    )

@@ -45,3 +45,14 @@ def test_one_is_one(count, text):
 def test_columns_are_as_wide_as_their_widest_cell():
     assert words.columns([("a", "bb", "c"), ("aaa", "b", "")]) == ["a    bb  c", "aaa  b"]
     assert words.columns([]) == []
+
+
+def test_wrapped_lines_are_indented_and_as_narrow_as_the_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    lines = words.wrapped("a sentence with half-precision " * 3, "  → ", "    ").splitlines()
+    assert lines[0].startswith("  → a")
+    assert all(line.startswith("    ") for line in lines[1:])
+    assert max(map(len, lines)) <= 30
+    assert not any(line.endswith("-") for line in lines)
+    monkeypatch.setenv("COLUMNS", "300")
+    assert max(map(len, words.wrapped("a word " * 40).splitlines())) <= 100

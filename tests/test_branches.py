@@ -7,11 +7,13 @@ import io
 
 import pytest
 import torch
+from ranks import WORLD, on_two_ranks
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 from torch.utils.checkpoint import checkpoint
 
 from advssl.branches import BranchBatchNorm, branch_batchnorm, keep_branch, on_branch
+from advssl.distributed import average, gather, rank, world_size
 
 
 def net() -> nn.Module:
@@ -619,3 +621,41 @@ class TestErrors:
 def test_says_which_branch_is_on(branched):
     with on_branch(branched, "adversarial"):
         assert "active='adversarial'" in repr(branched)
+
+
+class Synced(nn.SyncBatchNorm):
+    """Its arithmetic on a CPU, for which torch has none: statistics of all ranks' rows."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.num_batches_tracked += 1
+        everywhere = nn.functional.batch_norm(
+            gather(x), self.running_mean, self.running_var, self.weight, self.bias, True
+        )
+        return everywhere.chunk(world_size())[rank()]
+
+
+def two_branches(images: torch.Tensor) -> dict[str, list[torch.Tensor]]:
+    """Averaged gradients, and statistics, after a step in which each branch has images."""
+    torch.manual_seed(6)
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(net()).double()
+    for m in model.modules():
+        if isinstance(m, nn.SyncBatchNorm):
+            m.__class__ = Synced
+    branch_batchnorm(model)
+    loss = model(images).square().mean()
+    with on_branch(model, "adversarial"):
+        loss = loss + model(1 - images).tanh().mean()
+    grads = torch.autograd.grad(loss, list(model.parameters()))
+    return {"grads": average(grads), "buffers": [b.double() for b in model.buffers()]}
+
+
+def on_half(r: int, images: torch.Tensor) -> dict[str, list[torch.Tensor]]:
+    return two_branches(images.chunk(WORLD)[r])
+
+
+@pytest.mark.heavy
+def test_synchronised_branches_are_one_process_on_the_whole_batch(images, tmp_path):
+    images = images.double()
+    expected = two_branches(images)
+    for found in on_two_ranks(on_half, tmp_path, images):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)

@@ -109,6 +109,35 @@ def test_works_under_compile(name, device, what):
     trace.assert_none()
 
 
+@pytest.mark.heavy
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("what", ["encoder", "step"])
+def test_compiled_it_is_not_so_anew_for_other_batches(case, what):
+    """After two steps, whatever images, labels and places in the dataset come."""
+    compiled: list = []
+
+    def backend(graph, _):
+        compiled.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    component, model = case.make(), encoder()
+    quick = torch.compile(model, backend=backend) if what == "encoder" else model
+
+    def term(x, index):
+        return case.term(component, quick, [(x, index)])
+
+    step = torch.compile(term, backend=backend) if what == "step" else term
+    images, index = batch()
+    counts = []
+    for turn in range(5):
+        order = torch.randperm(len(index))
+        step(images[order] * (1 - turn / 8), index[order]).backward()
+        counts.append(len(compiled))
+    assert counts[0] > 0
+    assert counts[1:] == [counts[1]] * 4
+
+
 @pytest.mark.parametrize("how", ["deepcopy", "state_dict"])
 def test_survives(case, how):
     component, model, part = case.make(), encoder(), batch()

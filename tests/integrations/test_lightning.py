@@ -1292,6 +1292,49 @@ def test_resumes_where_it_was(tmp_path):
         assert_same(ours.network.state_dict(), theirs.network.state_dict())
 
 
+def test_each_step_draws_a_start_of_its_own():
+    """Though the module, which draws nothing, always has the same random state."""
+    seeds = []
+
+    class Told(AdversarialViewGenerator):
+        def forward(self, *given, generator, **named):
+            seeds.append(generator.initial_seed())
+            return super().forward(*given, generator=generator, **named)
+
+    fit(Plain(), [AdversarialViews(Told(BALL, steps=1))], steps=3)
+    assert len(set(seeds)) == len(seeds) == 3
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
+@pytest.mark.parametrize("ours", [False, True], ids=["without", "with_callbacks"])
+def test_resumes_amid_an_epoch(tmp_path, ours):
+    """Where Lightning does; it begins the loader anew, so here all batches are the same."""
+
+    class Still(Indexed):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone[6].p = 0.0
+
+        def train_dataloader(self):
+            return DataLoader(Subset(IndexedDataset(Views()), [*range(8)] * 4), batch_size=8)
+
+    class Saved(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if batch_idx == 1:
+                trainer.save_checkpoint(tmp_path / "amid.ckpt")
+
+    def callbacks():
+        return [adversarial(), divergence(), clusters(), SharpnessAware()] if ours else []
+
+    straight, resumed = made(Still), made(Still)
+    whole, rest = callbacks(), callbacks()
+    fit(straight, [*whole, Saved()], steps=3)
+    fit(resumed, rest, steps=3, ckpt_path=tmp_path / "amid.ckpt")
+    assert_same(state(resumed), state(straight))
+    for one, other in zip(rest[1:3], whole[1:3], strict=True):
+        assert_same(one.network.state_dict(), other.network.state_dict())
+
+
 def _zeroed(module: nn.Module) -> None:
     for p in module.parameters(recurse=False):
         p.data.zero_()
@@ -1405,11 +1448,15 @@ class TestScheduled:
         assert seen == [(1, 1), (3, 2), (5, 2), (5, 2)]
         assert term.weight == 1.5
 
-    def test_a_mistake_is_refused_before_the_first_batch(self):
+    def test_a_mistake_is_refused_before_data_are_opened(self):
+        class Unopened(Plain):
+            def train_dataloader(self):
+                raise AssertionError("data were opened")
+
         adversary = adversarial().adversary
         with pytest.raises(ValueError, match="has no width to be scheduled"):
             Scheduled(adversary, width=Ramp(0, 1, 1))
         with pytest.raises(ValueError, match=r"radius must be a schedule, .* got 0.1"):
             Scheduled(adversary, radius=0.1)
         with pytest.raises(ValueError, match="radius must be positive"):
-            fit(made(SimCLR), [Scheduled(adversary, radius=Ramp(0, 1, 1))])
+            fit(Unopened(), [Scheduled(adversary, radius=Ramp(0, 1, 1))])

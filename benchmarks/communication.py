@@ -119,14 +119,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows[name] = {
             "title": METHODS[name].title,
             "by_images": {str(size): counted(name, size) for size in SIZES},
+            "command": shlex.join(["python", "benchmarks/communication.py", *words]),
+            "commit": records.commit(),
         }
         record = {
             "name": "communication",
             "network": "ResNet-18, float32",
             "world": WORLD,
             "rows": rows,
-            "command": shlex.join(["python", "benchmarks/communication.py", *words]),
-            "commit": records.commit(),
             "machine": records.machine(),
         }
         with replacing(o.record) as part:

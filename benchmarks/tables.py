@@ -918,7 +918,8 @@ def communication() -> str:
             f"| {row['title']} | {gradients / 1e6:.1f} MB | {sum(fixed.values()) / 1e6:.1f} MB | "
             f"{sum(each.values()) / 1e3:.1f} KB | {sum(most['calls'].values())} |"
         )
-    return "\n".join([*lines, "", f"Commit {record['commit'][:10]}, {record['network']}."])
+    commits = ", ".join(dict.fromkeys(row["commit"][:10] for row in record["rows"].values()))
+    return "\n".join([*lines, "", f"Commit {commits}, {record['network']}."])
 
 
 TABLES = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import Subset
+from torch.utils.data import Dataset, Subset
 
 from advssl.evaluation import chosen
 from advssl.evaluation.chosen import Chosen, balanced, nested
@@ -66,6 +66,33 @@ def test_batches_are_of_the_rows_in_their_order():
         assert pixels.round().tolist() == [9, 1, 4, 6, 2]
         assert torch.cat([y for _, y in seen]).tolist() == [labels[i] for i in (9, 1, 4, 6, 2)]
     assert images.labels == [labels[i] for i in (9, 1, 4, 6, 2)]
+
+
+class Counted(Dataset):
+    """Counts the images that are read."""
+
+    def __init__(self, labels: list[int]) -> None:
+        self.data, self.targets, self.reads = dataset(labels), labels, 0
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int):
+        self.reads += 1
+        return self.data[index]
+
+
+@pytest.mark.parametrize(("room", "again"), [(2**30, 0), (16 * 9, 10)])
+def test_images_are_read_once_if_there_is_room(monkeypatch, room, again):
+    monkeypatch.setattr(chosen, "_IN_MEMORY", room)
+    data = Counted([0, 1] * 5)
+    images = Chosen(data, range(10), 4)
+    list(images)
+    assert data.reads == 10
+    list(images)
+    assert data.reads == 10 + again
+    list(images.first(8))  # whole batches, which are kept
+    assert data.reads == 10 + again + (8 if again else 0)
 
 
 def test_the_first_of_them_are_their_beginning_whether_or_not_they_were_read():

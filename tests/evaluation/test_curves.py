@@ -78,8 +78,8 @@ def test_leaves_no_trace():
 
 
 def test_the_papers_ranges_are_the_defaults():
-    assert (RADII[0], RADII[-1]) == (0, 32 / 255)
-    assert (STEPS[0], STEPS[-1]) == (0, 100)
+    assert [round(255 * r, 6) for r in RADII] == [0, 2, 4, 8, 16, 24, 32]
+    assert STEPS == (0, 1, 2, 5, 10, 20, 50, 100)
 
 
 class Box:

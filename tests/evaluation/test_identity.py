@@ -94,6 +94,22 @@ def test_whatever_changes_the_answer_changes_the_fingerprint():
     assert len(set(found.values())) == len(found)
 
 
+def recursive(filled: bool):
+    """A function that closes over itself, or over what never comes."""
+
+    def act(x):
+        return x if x.ndim else later(x)
+
+    if filled:
+        later = act
+    return act
+
+
+def test_a_function_may_close_over_what_is_not_there_yet():
+    unfilled, filled = (fingerprint_of(Own(recursive(f))) for f in (False, True))
+    assert unfilled == fingerprint_of(Own(recursive(False))) != filled
+
+
 @pytest.mark.parametrize("name", DIFFERENT)
 def test_made_again_it_is_the_same(name):
     one = DIFFERENT[name]()

@@ -15,6 +15,19 @@ from advssl.evaluation.attacks import (
     Clean,
     measure,
 )
+from advssl.evaluation.logits import class_count
+
+
+def test_classes_are_counted_on_one_image():
+    seen = []
+
+    class Three(nn.Module):
+        def forward(self, images):
+            seen.append(len(images))
+            return images.flatten(1)[:, :3]
+
+    assert class_count(Three(), torch.rand(4, 1, 8, 8)) == 3
+    assert seen == [1]
 
 
 class TestWrongInput:

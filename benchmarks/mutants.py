@@ -582,7 +582,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--sample", type=int, default=20, help="mutants of a module")
-    add("--only", default="", help="modules whose path begins so")
+    add("--only", default="", help="modules whose path begins so, or so, with commas")
     add("--budget", type=float, default=30, help="CPU seconds of tests for a mutant at most")
     add("--record", type=Path, default=RECORD)
     o = parser.parse_args(words)
@@ -603,7 +603,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for kind, modules, tests in groups():
             rows, todo, sources = read(record), {}, {}
             for m in modules:
-                if not m.startswith(o.only):
+                if not m.startswith(tuple(o.only.split(","))):
                     continue
                 sources[m] = Path(m).read_text(encoding="utf-8")
                 found = mutants(sources[m], max(o.sample, rows.get(m, {}).get("sampled", 0)))

@@ -181,6 +181,10 @@ def test_ten_lines_make_a_robust_simclr(monkeypatch, tmp_path):
     monkeypatch.setattr(lightning, "Trainer", lambda **asked: quick(**{**asked, "max_epochs": 1}))
     example = importlib.import_module("examples.lightning_callback")
     monkeypatch.setattr(example, "digits", partial(example.digits, batch_size=8))
+    timm = importlib.import_module("timm")
+    narrow = partial(timm.create_model, channels=(16, 32, 64, 512))
+    for module in (timm, example):
+        monkeypatch.setattr(module, "create_model", narrow)
     brief_evaluation(monkeypatch)
     exec(script, {})
     cli.main([*shlex.split(evaluate)[1:], "--num-images", "2"])

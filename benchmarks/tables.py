@@ -19,8 +19,10 @@ from typing import Any
 
 from msgspec import structs
 
+from advssl.evaluation import report
 from advssl.evaluation.protocols import preset_name
 from advssl.evaluation.records import Measurement, compare
+from advssl.evaluation.report import pictures
 from advssl.evaluation.report.words import counted
 from advssl.evaluation.statistics import wilson
 
@@ -922,6 +924,45 @@ def communication() -> str:
     return "\n".join([*lines, "", f"Commit {commits}, {record['network']}."])
 
 
+def photographs() -> str:
+    """What the figures of a plain and a robust encoder show, as numbers."""
+    page = report.read(RESULTS / "photographs.json")
+    columns = {s.encoder: _numbers(s) for s in page.sections if s.findings}
+    lines = [f"| | {' | '.join(map(str, columns))} |", f"|---|{'--:|' * len(columns)}"]
+    for label in next(iter(columns.values())):
+        lines.append(f"| {label} | {' | '.join(of[label] for of in columns.values())} |")
+    clean = page.sections[0].measurements[0].to_plain()
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Record: [`photographs.json`](../benchmarks/results/photographs.json), a comparison: "
+            f"{clean['n']} test images, of which pictures and theorem take fewer; linear probe "
+            f"`{clean['probe']['preset']}` on {clean['source']['train']:,} training images, seed "
+            f"{clean['seed']}; commit {clean['commit'][:10]}, {clean['machine']['cpu']}, torch "
+            f"{clean['machine']['torch']}.",
+        ]
+    )
+
+
+def _numbers(section: report.Section) -> dict[str, str]:
+    found = section.findings
+    spread, bounds = found["divergence"], found["theory"]
+    return {
+        "accuracy, clean (%)": _with_interval(section.clean),
+        "accuracy under PGD-20 (%)": _with_interval(section.measurements[1]),
+        "accuracy under corruptions, mean (%)": f"{100 * found['corruptions'].mean:.1f}",
+        "R-DIV, clean": f"{spread.relative[0]:.2f}",
+        "R-DIV, attacked": f"{spread.relative[spread.at_threat]:.2f}",
+        **{name: f"{of(found['pictures']):.3g}" for name, of in pictures.NUMBERS.items()},
+        "adversarial loss of the probe, √CE": f"{bounds.measured:.2f}",
+        "InfoNCE, benign": f"{bounds.benign:.2f}",
+        "InfoNCE, adversarial": f"{bounds.adversarial:.2f}",
+        "critic right (%)": f"{100 * bounds.accuracy:.0f}",
+        "bounds that are vacuous": " and ".join(bounds.vacuous) or "none",
+    }
+
+
 TABLES = {
     "reliability": reliability,
     "mutants": mutants,
@@ -938,6 +979,7 @@ TABLES = {
     "speedrun": speedrun,
     "speedrun_tried": speedrun_tried,
     "weights": weights,
+    "photographs": photographs,
     **{name: partial(papers, name) for name in _COMPARED},
     **{f"settings_{name}": partial(settings, name) for name in _PAPERS},
     **{f"beside_{name}": partial(beside, name) for name in _PAPERS},

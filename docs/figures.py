@@ -1,7 +1,8 @@
 """Draw the figures of the pages, those of components from the components: docs/figures/*.svg.
 
-python docs/figures.py          # all of them
-python docs/figures.py flow     # one
+python docs/figures.py              # all of them
+python docs/figures.py flow         # one
+python docs/figures.py photographs  # those whose names begin so: of photographs, from their record
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 import runpy
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -29,16 +30,19 @@ from advssl import (
     SAMWrapper,
     selection,
 )
-from advssl.evaluation.report import look
+from advssl.evaluation.curves import Curves
+from advssl.evaluation.report import Report, lines, look, read
 from advssl.evaluation.report.figures import svg
+from advssl.evaluation.report.findings import FACES
 
 FOLDER = Path(__file__).with_name("figures")
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 BLUE, ORANGE = look.COLOURS[:2]
 INK, RULE = look.INK, look.RULE
 # Apart from a page, which has these itself.
 STYLE = (
-    "<style>svg{color:#1c2127;--bad:#b42318;--rule:#c9ced6}"
-    "@media(prefers-color-scheme:dark){svg{color:#e6e6e6;--rule:#4b5563}}</style>"
+    "<style>svg{color:#1c2127;--bad:#b42318;--rule:#c9ced6;--paper:#fff}"
+    "@media(prefers-color-scheme:dark){svg{color:#e6e6e6;--rule:#4b5563;--paper:#15181c}}</style>"
 )
 
 
@@ -429,6 +433,44 @@ def speedrun() -> Figure:
     return figure
 
 
+# --- a plain and a robust encoder of photographs --------------------------------------------------
+
+# What stands in the record of their comparison: the measure, and its figure.
+PHOTOGRAPHS = {
+    "corruptions": ("corruptions", "accuracy-under-corruptions"),
+    "divergence": ("divergence", "divergence-against-accuracy"),
+    "divergences": ("divergence", "divergences"),
+    "plane": ("pictures", "features-in-a-plane"),
+    "maps": ("pictures", "feature-inversion-maps"),
+    "surfaces": ("pictures", "loss-surfaces"),
+    "fisher": ("pictures", "fisher-information"),
+    "theorem": ("theory", "terms-of-the-theorem"),
+}
+
+
+@cache
+def compared() -> Report:
+    return read(RESULTS / "photographs.json")
+
+
+def photographs(measure: str, name: str) -> Figure:
+    """A figure of what was measured beyond accuracy."""
+    found = {str(s.encoder): s.findings[measure] for s in compared().sections if s.findings}
+    figure = FACES[measure].pictures[name].draw(found, look.styles(found))
+    assert figure is not None
+    return figure
+
+
+def strengths() -> Figure:
+    """Accuracy against the attack's radius and steps."""
+    found = {
+        str(s.encoder): Curves(s.by_radius, ((0, s.clean.value), *s.by_steps), s.clean.n)
+        for s in compared().sections
+        if s.by_steps
+    }
+    return lines.strengths(found)
+
+
 FIGURES: dict[str, Callable[[], Figure]] = {
     "adversarial_view": adversarial_view,
     "global_divergence": global_divergence,
@@ -441,6 +483,8 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "stack_ascl": partial(stack, ASCL),
     "stack_ascl_2023": partial(stack, ASCL_2023),
     "speedrun": speedrun,
+    "photographs_strengths": strengths,
+    **{f"photographs_{k}": partial(photographs, *which) for k, which in PHOTOGRAPHS.items()},
 }
 
 
@@ -451,10 +495,10 @@ def _new(size: tuple[float, float]) -> tuple[Figure, Axes]:
 
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
-    for name in sys.argv[1:] or FIGURES:
-        draw = FIGURES[name]
+    asked = tuple(sys.argv[1:]) or ("",)
+    for name in [name for name in FIGURES if name.startswith(asked)]:
         with look.look():
-            figure = draw()
+            figure = FIGURES[name]()
         text = svg(figure, name)
         text = text.replace(">", f">{STYLE}", 1)
         (FOLDER / f"{name}.svg").write_text(text, encoding="utf-8")

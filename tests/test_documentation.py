@@ -181,6 +181,10 @@ def test_ten_lines_make_a_robust_simclr(monkeypatch, tmp_path):
     monkeypatch.setattr(lightning, "Trainer", lambda **asked: quick(**{**asked, "max_epochs": 1}))
     example = importlib.import_module("examples.lightning_callback")
     monkeypatch.setattr(example, "digits", partial(example.digits, batch_size=8))
+    timm = importlib.import_module("timm")
+    narrow = partial(timm.create_model, channels=(16, 32, 64, 512))
+    for module in (timm, example):
+        monkeypatch.setattr(module, "create_model", narrow)
     brief_evaluation(monkeypatch)
     exec(script, {})
     cli.main([*shlex.split(evaluate)[1:], "--num-images", "2"])
@@ -222,6 +226,47 @@ def tables():
     tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tables)
     return tables
+
+
+@pytest.fixture(scope="module")
+def drawings():
+    spec = importlib.util.spec_from_file_location("drawings", ROOT / "docs" / "figures.py")
+    drawings = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(drawings)
+    return drawings
+
+
+def test_figures_of_photographs_stand_beside_their_record(drawings):
+    """All are shown, in words too, on a page that names the record; together they are small."""
+    drawn = {name for name in drawings.FIGURES if name.startswith("photographs_")}
+    shown = set()
+    for where in PAGES:
+        text = where.read_text(encoding="utf-8")
+        here = re.findall(r"!\[([^\]]+)\]\(figures/(photographs_\w+)\.svg\)", text)
+        assert not here or "results/photographs.json" in text, where
+        assert all(len(words) > 40 for words, _ in here), where
+        shown |= {name for _, name in here}
+    assert shown == drawn
+    files = [drawings.FOLDER / f"{name}.svg" for name in sorted(drawn)]
+    assert sum(file.stat().st_size for file in files) < 600_000
+    assert {str(s.encoder) for s in drawings.compared().sections} == {"plain", "robust"}
+    half_hour = json.loads((drawings.RESULTS / "speedrun_half_hour.json").read_text("utf-8"))
+    published = half_hour["runs"][0]["measurements"][0]["model"]["fingerprint"]
+    assert drawings.compared().model["robust"]["fingerprint"] == published
+    for file in files:
+        assert {"plain", "robust"} <= words_of(file.read_text(encoding="utf-8")), file
+
+
+def words_of(picture: str) -> set[str]:
+    return {text.strip() for text in re.findall(r">([^<]+)</(?:text|tspan)>", picture)}
+
+
+@pytest.mark.heavy
+def test_figures_of_photographs_are_those_of_the_record(drawings):
+    for name, draw in drawings.FIGURES.items():
+        if name.startswith("photographs_"):
+            kept = (drawings.FOLDER / f"{name}.svg").read_text(encoding="utf-8")
+            assert words_of(drawings.svg(draw(), name)) == words_of(kept), name
 
 
 def test_a_papers_page_compares_only_what_had_its_data_network_and_schedule(tables, monkeypatch):

@@ -58,8 +58,9 @@ FIRST = {getattr(row, "func", row): name for name, row in reversed(ROWS.items())
 )
 def test_every_row_runs_and_its_record_is_its_table(name, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(speed, "ROWS", {name: ROWS[name]})
+    monkeypatch.setattr(measuring, "_TURNS", 1)
     path = tmp_path / "speed.json"
-    words = ["--tiny", "--threads", "1", "--rounds", "3", "--budget", "0", "--rows", name]
+    words = ["--tiny", "--threads", "1", "--rounds", "1", "--budget", "0", "--rows", name]
     speed.main([*words, "--out", str(path)])
     (row,) = json.loads(path.read_text(encoding="utf-8"))["rows"]
     assert row["row"] == name
@@ -78,6 +79,18 @@ def test_every_row_runs_and_its_record_is_its_table(name, tmp_path, capsys, monk
     assert len(table.splitlines()) == 2 + len(row["claims"])
 
 
+def test_imports_are_timed_but_for_the_first(bench, monkeypatch):
+    told = iter([b"9 8", b"2 0.5", b"3 0.25"])
+    run = growth.subprocess.run
+    monkeypatch.setattr(growth.subprocess, "run", lambda _, **how: run(["echo", next(told)], **how))
+    row = growth.imported(replace(bench, sizes=replace(bench.sizes, imports=2)))
+    assert row.times == {"import torch": [2000, 3000], "import advssl": [500, 250]}
+    (claim,) = row.claims
+    assert [*claim.values] == [0.5, 0.25]
+    assert (claim.ours, claim.other) == (375, 2500)
+
+
+@pytest.mark.heavy
 def test_imports_are_timed_in_processes_of_their_own(bench):
     row = growth.imported(bench)
     (more,), (torch_alone,) = row.claims[0].values, row.times["import torch"]
@@ -141,8 +154,9 @@ def test_memory_is_that_of_nt_xent_in_blocks(bench):
 def test_a_peer_that_attacks_nothing_is_refused(bench, monkeypatch):
     idle = {"idle": lambda _, images, *__: lambda: images}
     monkeypatch.setattr(attacks, "PEERS", idle)
+    monkeypatch.setattr(measuring, "_TURNS", 1)
     with pytest.raises(Disagreement, match="cross-entropy that idle gains: 0, expected"):
-        attacks.cross_entropy(bench, 5)
+        attacks.cross_entropy(replace(bench, rounds=1), 5)
 
 
 # --- instruments ----------------------------------------------------------------------------------

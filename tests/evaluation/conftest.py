@@ -79,7 +79,7 @@ def short_autoattack(monkeypatch):
 
 @pytest.fixture
 def few_queries():
-    with queries_of_square(50):
+    with queries_of_square(50, steps=20):
         yield
 
 

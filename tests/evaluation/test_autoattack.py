@@ -20,16 +20,18 @@ from advssl.evaluation.attacks import (
 from advssl.evaluation.autoattack import _DrawsForOne
 
 
-@pytest.fixture(scope="module", params=[200, pytest.param(5000, marks=pytest.mark.heavy)])
+@pytest.fixture(
+    scope="module", params=[(200, 20), pytest.param((5000, 100), marks=pytest.mark.heavy)]
+)
 def standard(request, net):
     """One run of AutoAttack standard on sixteen images, looked at from many sides.
 
-    Square, the longest of its four attacks, has all of its queries where time does not matter.
+    Its four attacks have all of their steps and queries where time does not matter.
     """
     x, y = blobs(16, 4, seed=2)
     ticks, ball = [], Linf(0.05)
     before = torch.get_rng_state()
-    with queries_of_square(request.param):
+    with queries_of_square(*request.param):
         found = AutoAttack(ball).search(net, x, y, seed=11, progress=lambda *t: ticks.append(t))
     kept = torch.equal(torch.get_rng_state(), before)
     return found, x, y, ball, ticks, kept, request.param
@@ -37,11 +39,13 @@ def standard(request, net):
 
 class TestAutoAttack:
     def test_flags_are_the_librarys_own(self, net, standard):
-        found, x, y, ball, *_, queries = standard
+        found, x, y, ball, *_, budget = standard
         library = pytest.importorskip("pyautoattack")
         run = library.AutoAttack(net, norm="Linf", eps=ball.radius, seed=11, version="standard")
         run.apgd_targeted.n_target_classes = run.fab.n_target_classes = 3
-        run.square.n_queries = queries
+        run.square.n_queries, steps = budget
+        for part in (run.apgd, run.apgd_targeted, run.fab):
+            part.n_iter = steps
         _, seen_as = run.run_standard_evaluation(x, y, batch_size=16)
         assert torch.equal(found.correct, seen_as == y)
         assert 0 < found.correct.sum() < 16

@@ -40,7 +40,11 @@ def out(quickstart, tmp_path_factory):
         steps: int = 1
 
     folder = tmp_path_factory.mktemp("quickstart") / "new"
-    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(), queries_of_square(50):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        torch.random.fork_rng(),
+        queries_of_square(50, steps=10),
+    ):
         patch.setattr(quickstart, "Evaluation", TwoRadii)
         patch.setattr(quickstart, "Training", OneStep)
         threads = torch.get_num_threads()

@@ -113,7 +113,6 @@ def figure(
         axes.plot(*points[0], **style, markerfacecolor=PAPER, clip_on=False)
     if not lines:
         return None
-    axes.set_xlim(left=0)
     axes.set_ylim(-3, 103)
     axes.set_yticks(range(0, 101, 20))
     axes.set_xlabel("R-DIV, intra- over inter-class divergence")

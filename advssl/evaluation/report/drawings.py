@@ -165,7 +165,7 @@ def surfaces(found: Mapping[str, Sequence[Surface]]) -> Figure:
     from matplotlib.colors import LogNorm, Normalize
 
     (count,) = {len(several) for several in found.values()}
-    drawing, grid = _rows(found, count, 3.3)
+    drawing, grid = _rows(found, count, 3.3, dpi=80)  # as smooth as they are, few pixels do
     for column in range(count):
         shown = {label: several[column] for label, several in found.items()}
         heights = [h for s in shown.values() for row in s.heights for h in row]
@@ -272,12 +272,14 @@ def _of_information(found: Mapping[str, Fisher]) -> str:
     )
 
 
-def _rows(found: Mapping[str, Any], columns: int, high: float, **more: Any) -> tuple[Figure, Any]:
-    """A figure across the page with a row of axes for each encoder."""
+def _rows(
+    found: Mapping[str, Any], columns: int, high: float, dpi: int = 120, **more: Any
+) -> tuple[Figure, Any]:
+    """A figure across the page with a row of axes for each encoder; dpi of what is pixels."""
     from matplotlib.figure import Figure
 
     size = _WIDTH, 0.35 + high * len(found)
-    drawing = Figure(figsize=size, dpi=150, layout="constrained")  # of what is drawn as pixels
+    drawing = Figure(figsize=size, dpi=dpi, layout="constrained")
     return drawing, drawing.subplots(len(found), columns, squeeze=False, gridspec_kw=more)
 
 

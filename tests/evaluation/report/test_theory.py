@@ -61,6 +61,18 @@ def test_two_encoders_are_told_apart_and_what_moves_with_robustness_is_said():
     )
 
 
+def test_what_critics_find_below_zero_stands_at_zero_and_is_no_difference():
+    lost = {"js": -4.0, "pearson": -12_000.0, "tv": 0.0}
+    figure, title = shown(
+        plain=dataclasses.replace(FOUND, **(lost | {"js": -0.5})),
+        robust=dataclasses.replace(ROBUST, **lost),
+    )
+    assert [list(dots.get_xdata()) for dots in figure.axes[2].get_lines()] == [[0.0] * 3] * 2
+    assert title.endswith("the lowest adversarial InfoNCE")
+    row = {row[0]: row[1:] for row in table({"one": dataclasses.replace(FOUND, **lost)}).rows}
+    assert row["Pearson's χ²"] == ("-1.2e+04",)
+
+
 def test_without_a_term_that_follows_it_is_said_too():
     worse = dataclasses.replace(
         ROBUST, benign=9.0, sharp=9.0, adversarial=9.0, js=0.6, tv=0.6, pearson=9.0

@@ -83,7 +83,7 @@ def distinct(pairs: Pairs, size: int, device: torch.device) -> Pairs:
             "a selection must return Pairs(positives, denominator), the positives standing in the "
             f"denominator too, got {described(pairs)}"
         )
-    for name, mask in zip(pairs._fields, pairs, strict=True):
+    for name, mask in (("positives", pairs.positives), ("denominator", pairs.denominator)):
         fits = isinstance(mask, Tensor) and mask.dtype == torch.bool
         if not fits or mask.shape != (size, size) or mask.device != device:
             where = f" on {mask.device}" if isinstance(mask, Tensor) else ""

@@ -21,6 +21,7 @@ Scalar: TypeAlias = Tensor  # ()
 Objective: TypeAlias = Callable[..., Tensor]  # one or more Images -> PerExample or Scalar
 Closure: TypeAlias = Callable[[], Scalar]
 Reduction: TypeAlias = Literal["mean", "sum", "none"]
+_REDUCTIONS = get_args(Reduction)  # torch.compile of 2.5 cannot call it
 
 
 def reduce(per_example: Tensor, reduction: Reduction) -> Tensor:
@@ -32,7 +33,7 @@ def reduce(per_example: Tensor, reduction: Reduction) -> Tensor:
 
 def check_reduction(reduction: str) -> None:
     """Raise unless ``reduction`` is one of PyTorch's three."""
-    if reduction not in get_args(Reduction):
+    if reduction not in _REDUCTIONS:
         raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
 
 

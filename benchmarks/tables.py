@@ -14,7 +14,7 @@ from functools import partial
 from importlib import import_module
 from math import sqrt
 from pathlib import Path
-from statistics import fmean, mode, quantiles, stdev
+from statistics import fmean, median, mode, quantiles, stdev
 from typing import Any
 
 from msgspec import structs
@@ -853,6 +853,36 @@ def _measured_with(rows: list[dict[str, Any]]) -> str:
     return f"{listed}. {minutes:.0f} minutes in all."
 
 
+def estimates() -> str:
+    """By how much a step is longer with its components: as `advssl cost` has it, and as it is."""
+    record = _read("estimates")
+    lines = [
+        "| step and components | F per image | estimated | measured | off | turns |",
+        "|---|--:|--:|--:|--:|---|",
+    ]
+    for name, row in record["stacks"].items():
+        turns = row["turns"]
+        both = [f"× {median(t[key] for t in turns):.2f}" for key in ("estimated", "measured")]
+        off = row["off_by_turn"]
+        cells = [f"{turns[0]['F']:.1f}", *both, f"{100 * row['off']:+.1f} %"]
+        cells += [f"{len(off)}: {100 * min(off):+.0f} to {100 * max(off):+.0f} %"]
+        lines.append(f"| {' | '.join([name, *cells])} |")
+    rows = record["stacks"].values()
+    commits = sorted({row["commit"][:10] for row in rows})
+    load = max(t["load"] for row in rows for t in row["turns"])
+    machine = next(iter(rows))["machine"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            'Medians over turns, of which "off" is the estimate over what was measured, less one; '
+            f"seconds of the processor, one thread, beside other work (load up to {load:.0f} on "
+            f"{machine['cores']} cores). `benchmarks/results/estimates.json`, commit "
+            f"{', '.join(commits)}, {machine['cpu']}, torch {machine['torch']}.",
+        ]
+    )
+
+
 # --- what is held, and what is sent -------------------------------------------------------------
 
 _HELD = {
@@ -964,6 +994,7 @@ def _numbers(section: report.Section) -> dict[str, str]:
 
 
 TABLES = {
+    "estimates": estimates,
     "reliability": reliability,
     "mutants": mutants,
     "communication": communication,

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import re
 import shlex
+import statistics
 from functools import partial
 from pathlib import Path
 
@@ -312,3 +313,15 @@ def test_tables_are_those_of_the_records(where, tables):
     assert "<!-- table: evidence -->" in README
     text = where.read_text(encoding="utf-8")
     assert tables.filled(text) == text
+
+
+def test_the_costs_of_six_stacks_are_estimated_within_15_percent(tables):
+    stacks = tables._read("estimates")["stacks"]
+    assert len(stacks) == 6
+    for name, row in stacks.items():
+        off = [turn["estimated"] / turn["measured"] - 1 for turn in row["turns"]]
+        assert len(off) >= 3
+        assert off == pytest.approx(row["off_by_turn"], abs=2e-4)
+        assert abs(statistics.median(off)) <= 0.15, name
+    page = (ROOT / "docs" / "doctor.md").read_text(encoding="utf-8")
+    assert tables.filled(page) == page

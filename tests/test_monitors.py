@@ -401,12 +401,13 @@ def test_healthy_trainings_raise_no_alarm(steps, monkeypatch):
     labels = torch.tensor(data.target)
     look = Monitors(images[:200], labels[:200], images[200:500], labels[200:500], ball=BALL)
     noisy = [
-        ([(x + 0.1 * torch.randn_like(x)).clamp(0, 1) for _ in range(2)], 0) for x in images[500:]
+        ([(x + 0.1 * torch.randn_like(x)).clamp(0, 1) for _ in range(2)], 0)
+        for x in images[500:1300]
     ]
     attack = [AdversarialViews(AdversarialViewGenerator(BALL, steps))] if steps else []
     reader = Reader()
     trainer = pl.Trainer(
-        max_epochs=4,
+        max_epochs=2,
         callbacks=[*attack, EncoderMonitor(look, on="backbone"), reader],
         accelerator="cpu",
         logger=False,

@@ -17,6 +17,7 @@ import torch
 from damage import DAMAGES
 from PIL import Image
 from ranks import Ended, as_script
+from toys import brief_evaluation
 
 from advcl import VIEWS
 from advssl.cli import main as advssl
@@ -50,6 +51,13 @@ def refused(capsys, *words: str) -> tuple[int, str]:
 def record_in(out: Path, name: str) -> tuple[Path, dict]:
     (folder,) = out.glob(f"{name}-*")
     return folder, json.loads((folder / "record.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _brief():
+    with pytest.MonkeyPatch.context() as patch:
+        brief_evaluation(patch)
+        yield
 
 
 # --- every method ---------------------------------------------------------------------------------
@@ -93,7 +101,10 @@ def chains(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize(
+    "name",  # acl has the branches of gsa_rsl
+    [pytest.param(n, marks=pytest.mark.heavy if n == "acl" else ()) for n in CHAINS],
+)
 def test_a_chain_leaves_a_record_and_its_encoders(name, chains):
     folder, record = record_in(chains(name), name)
     found = [Measurement.from_json(json.dumps(m)) for m in record["measurements"]]
@@ -261,6 +272,7 @@ def test_the_list_has_every_method_with_its_tables_and_every_preset(capsys):
 def test_a_dry_run_says_what_it_would_do_and_does_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pretraining, "pretrain", never)
+    monkeypatch.setattr(cost, "seconds_per_step", lambda *_: 3.0)
     small = ("--epochs", "4", "--batch-size", "15")
     main(tiny.words("advcl", *small, "--dry-run", "--out", str(tmp_path / "out")))
     assert not list(tmp_path.iterdir())
@@ -268,12 +280,13 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(tmp_path, monkeypatch,
     plan = tiny.plan("advcl", *small)
     forwards = cost.forwards_per_image(*chain.first_step(plan, METHODS, chain.open_plan(plan)))
     assert f"cost: {forwards:.1f} F per image and step" in said
-    assert re.search(r"time: 16 steps of [\d.]+ s, [\d.]+ minutes of pretraining", said)
+    assert "time: 16 steps of 3.00 s, 0.8 minutes of pretraining" in said
     assert "supervision simclr-10" in said
     assert "before it: simclr" in said
 
 
-def test_the_cost_of_a_plan_is_that_of_the_mathematics():
+def test_the_cost_of_a_plan_is_that_of_the_mathematics(monkeypatch):
+    monkeypatch.setattr(cost, "seconds_per_step", lambda *_: 1.0)
     plan = tiny.plan("gsa_rsl", "--width", "16", "--image-size", "16", "--batch-size", "4")
     assert float(re.search(r"cost: ([\d.]+) F", dry_run(plan))[1]) == pytest.approx(34, rel=0.02)
 

@@ -315,7 +315,7 @@ def test_a_table_shows_ours_beside_the_papers_and_what_cannot_be_had(tmp_path, c
     table = tables.lookup("advcl-5")
     kept = [r for r in table.rows if r.label == "CIFAR-10 SimCLR, 10"]
     kept.append(tables.Row("Another", {"slf": (12.3, 45.6)}, (), quoted="somebody"))
-    monkeypatch.setattr("reproduce.lookup", lambda *_: replace(table, rows=tuple(kept)))
+    monkeypatch.setattr("harness.published.lookup", lambda *_: replace(table, rows=tuple(kept)))
     main(["--table", "advcl-5", *tiny.SMALL, "--out", str(tmp_path)])
     said = capsys.readouterr().out
     _, record = record_in(tmp_path, "advcl")

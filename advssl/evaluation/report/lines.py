@@ -66,6 +66,7 @@ def training(found: Mapping[str, Mapping[int, Terms]], selection: str = "leaked"
     Reference: ASCL, Figs. 2b and 4
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, SymmetricalLogLocator
 
     drawing = Figure(figsize=(9.6, 3.0), layout="constrained")
     relative, robust, pairs = drawing.subplots(1, 3)
@@ -83,6 +84,8 @@ def training(found: Mapping[str, Mapping[int, Terms]], selection: str = "leaked"
     robust.set_ylabel("accuracy under attack (%)")
     pairs.set_ylabel("positives (full), negatives (hollow)\nper anchor")
     pairs.set_yscale("symlog", linthresh=1)
+    pairs.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1, subs=(1, 2, 5)))
+    pairs.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     for axes in (relative, robust, pairs):
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)

@@ -61,6 +61,12 @@ class TestTraining:
         assert points(positives) == [(10, 3.5), (20, 3.5)]
         assert points(negatives) == [(10, 21.0), (20, 4.0)]
 
+    def test_pairs_are_told_between_powers_of_ten(self):
+        figure = training({"one": self.FOUND})
+        figure.draw_without_rendering()
+        labels = [t.get_text() for t in figure.axes[2].get_yticklabels()]
+        assert {"5", "10", "20"} <= {*labels}
+
     def test_another_selection_has_its_own_pairs(self):
         *_, pairs = training({"one": self.FOUND}, "global").axes
         assert points(pairs.get_lines()[0]) == [(10, 18), (20, 18)]

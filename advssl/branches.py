@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
@@ -290,8 +290,12 @@ _OPS.impl("look", _look_in_graph, "CompositeExplicitAutograd")
 _OPS.impl("look", lambda token: None, "Meta")  # noqa: ARG005
 
 
+# torch 2.5 cannot tell an export from a compilation.
+_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
+
+
 def _exporting() -> bool:
-    return not torch.compiler.is_dynamo_compiling() or torch.compiler.is_exporting()
+    return not torch.compiler.is_dynamo_compiling() or _is_exporting()
 
 
 def _branched(model: nn.Module) -> list[BranchBatchNorm]:

@@ -1,4 +1,4 @@
-"""Two hours of two cores: the half hour's way, learned for four times as long.
+"""Two hours of two cores: the half hour's way, at three to four times its operations.
 
 python benchmarks/speedrun/two_hours.py --data folder:data/cifar10 --seeds 1
 """

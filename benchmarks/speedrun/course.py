@@ -31,6 +31,7 @@ from advssl.evaluation.attacks import PGD
 from advssl.evaluation.data import Data, InMemory, open_data
 from advssl.evaluation.identity import fingerprint_of, keep, kept
 from advssl.evaluation.records import Model, replacing
+from harness import fastest
 from harness.cost import step
 from harness.data import Batch
 from harness.finetuning import finetune
@@ -157,6 +158,7 @@ def run(record: Record, name: str, minutes: int, backbone: str, words: Sequence[
         "runs": runs,
         "command": shlex.join(["python", script, *map(without_place, words)]),
         "commit": records.commit(),
+        "precision": fastest.precision(),
         "machine": {**records.machine(), "threads": torch.get_num_threads()},
     }
     with replacing(o.record) as part:

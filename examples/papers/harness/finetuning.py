@@ -11,6 +11,7 @@ import torch
 from advssl.evaluation.folders import Folder
 from advssl.evaluation.identity import dataset_fingerprint, fingerprint_of, keep, kept
 from advssl.evaluation.images import IMAGE_ENDINGS
+from harness import fastest
 from harness.data import Loader
 from harness.method import Method
 from harness.plans import digest
@@ -46,7 +47,7 @@ def finetune(
     *,
     recipe: Recipe,
     seed: int = 0,
-    precision: str = "bf16-mixed",
+    precision: str | None = None,
     deadline: float | None = None,
 ) -> float | None:
     """Train ``method``, whose encoder is a pretrained one, where it was left off in ``folder``.
@@ -57,12 +58,13 @@ def finetune(
         folder: of checkpoints, which belong to all of this.
         recipe: how long and how fast.
         seed: of the order, the shifts and the attacks.
-        precision: Lightning's.
+        precision: Lightning's; None is the fastest here.
         deadline: as for :func:`harness.training.pretrain`.
 
     Returns:
         Seconds of training, earlier starts included; None if the deadline passed before the end.
     """
+    precision = precision or fastest.precision()
     identity = as_json(
         {
             "settings": asdict(method.settings),
@@ -78,7 +80,7 @@ def finetune(
     if there is None:
         torch.manual_seed(seed)
         seconds = pretrain(
-            method.to(memory_format=torch.channels_last),
+            fastest.laid_out(method),
             recipe,
             lambda *_: Loader(images, recipe.batch_size, seed=seed),
             len(images) // recipe.batch_size,

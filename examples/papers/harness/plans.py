@@ -15,6 +15,7 @@ from advssl.evaluation import attacks
 from advssl.evaluation.batches import class_balanced
 from advssl.evaluation.data import Data, targets
 from advssl.integrations.timm import backbone
+from harness import fastest
 from harness.classes import opened
 from harness.method import Method
 from harness.schedules import Recipe
@@ -97,7 +98,7 @@ def build(plan: Plan, method: type[Method], data: Data) -> Method:
     size = data.train[0][0].shape[-1]
     settings = method.settings_type.of(plan.mode, **plan.flags)
     built = method(backbone(plan.backbone), data, size, settings)
-    return built.to(memory_format=torch.channels_last)
+    return fastest.laid_out(built)
 
 
 def before(plan: Plan, method: Method) -> Plan:

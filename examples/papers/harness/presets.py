@@ -26,7 +26,7 @@ class Preset:
     image_size: int | None = None
     limit: int | None = None
     num_images: int = 0
-    precision: str = "32-true"
+    fastest: bool = False  # whether it trains in the precision that is fastest here, not float32
     probe: str | None = None
     flags: Mapping[str, Any] | None = None
     short: bool = True  # whether a method's settings for short runs are taken
@@ -47,7 +47,7 @@ PRESETS = {
         recipe=Recipe(20, 250, WarmupCosine(2e-3, 2, restarts=True), "adam"),
         limit=10_000,
         num_images=1_000,
-        precision="bf16-mixed",
+        fastest=True,
         probe="standardised",
     ),
     "paper": Preset("the paper's own backbone, schedule and finetuning", short=False),
@@ -57,6 +57,7 @@ PRESETS = {
 def plan_of(name: str, options: argparse.Namespace, flags: Mapping[str, Any]) -> Plan:
     """What the options ask of a method, the preset's word where they are silent."""
     from advssl.evaluation import probes
+    from harness import fastest
     from harness.method import Method
     from harness.plans import Plan
 
@@ -86,7 +87,7 @@ def plan_of(name: str, options: argparse.Namespace, flags: Mapping[str, Any]) ->
         backbone=backbone,
         recipe=recipe,
         seed=options.seed,
-        precision=options.precision or preset.precision,
+        precision=options.precision or (fastest.precision() if preset.fastest else "32-true"),
         protocols=tuple(name for name in options.protocol.split(",") if name != OWN),
         preset=options.probe or preset.probe or method.probe,
         attacked=tuple(word for word in options.attacks.split(",") if word),

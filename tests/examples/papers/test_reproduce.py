@@ -25,7 +25,7 @@ from advssl.evaluation.checkpoints import load_encoder
 from advssl.evaluation.classifiers import load_classifier
 from advssl.evaluation.records import Measurement
 from advssl.integrations.timm import backbone
-from harness import chain, cost, pretraining, tables
+from harness import chain, cost, fastest, pretraining, tables
 from harness.recording import exported, kept, place_of
 from harness.settings import Settings
 from reproduce import METHODS, PRESETS, dry_run, given, main, parse, plan_of
@@ -403,7 +403,7 @@ def test_what_is_not_said_is_the_presets():
     assert plan.flags == {**quick.flags, **METHODS["advcl"].settings_type.where("short")}
     assert plan.preset == "standardised"
     look = plan_of("advcl", parse(["advcl", "--data", "cifar10"]), {})
-    assert (look.limit, look.num_images, look.precision) == (10_000, 1_000, "bf16-mixed")
+    assert (look.limit, look.num_images, look.precision) == (10_000, 1_000, fastest.precision())
     paper = plan_of("advcl", parse(["advcl", "--data", "cifar10", "--preset", "paper"]), {})
     assert paper.recipe == METHODS["advcl"].recipe
     assert (paper.limit, paper.preset, paper.flags) == (None, "advcl", {})

@@ -8,7 +8,8 @@
     python benchmarks/papers.py precision_cifar --data folder:data/cifar10 --epochs 10 --seeds 2
 
 ``equal_cifar`` gives every method as many forwards, of images of 24 pixels, which are half as dear:
-whose step costs less trains for more epochs.
+whose step costs less trains for more epochs. With ``--row`` it is made in pieces: the record keeps
+its other rows.
 Each run is one of ``examples/papers/reproduce.py``, ``--workers`` at a time, each in a process of
 its own; finished ones are read back, so that a run which was killed, or ran out of its
 ``--time-budget``, goes on. Every encoder is measured under each of ``--probes``: the first one's
@@ -117,6 +118,7 @@ def main() -> None:
     add = parser.add_argument
     add("what", choices=list(ROWS))
     add("--data", default="digits")
+    add("--row", action="append", metavar="NAME", help="this one alone, and others so named")
     add("--seeds", type=int, help="default: 3 on digits, 1 otherwise")
     add("--epochs", type=int, help="default: those of the preset")
     add(
@@ -134,7 +136,9 @@ def main() -> None:
         parser.error(f"{options.what} is not of {options.data}; name its images with --data")
     if "own" in options.probes and options.what != "equal_cifar":
         parser.error("--probes own is of equal_cifar; name presets")
-    rows = ROWS[options.what]
+    if unknown := {*(options.row or ())} - {*ROWS[options.what]}:
+        parser.error(f"{options.what} has no row {', '.join(sorted(unknown))}")
+    rows = {row: ROWS[options.what][row] for row in options.row or ROWS[options.what]}
     seeds = range(options.seeds or (3 if options.data == "digits" else 1))
     jobs = [
         (row, words, seed)
@@ -150,13 +154,16 @@ def main() -> None:
         print(f"{len(runs)} of {wanted} runs; the same command goes on")
         return
     name = options.what if options.what.startswith("precision") else f"papers_{options.what}"
+    path = HERE / "results" / f"{name}.json"
+    if options.row and path.exists():
+        there = json.loads(path.read_text(encoding="utf-8"))["runs"]
+        runs += [run for run in there if run["row"] not in rows]
     gathered = {
         "name": name,
-        "rows": list(rows),
+        "rows": [row for row in ROWS[options.what] if any(run["row"] == row for run in runs)],
         "probes": options.probes,
         "runs": runs,
     }
-    path = HERE / "results" / f"{name}.json"
     with replacing(path) as part:
         part.write_text(json.dumps(gathered, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"wrote {path.name}; `make tables` brings it into the README and docs")

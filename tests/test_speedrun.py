@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -190,3 +191,31 @@ def test_methods_of_equal_cost_spend_as_many_forwards():
 def test_a_methods_own_probe_is_measured_once():
     assert papers.probes_of("GSA-RSL", ["advcl", "own"]) == ["advcl", "gsa"]
     assert papers.probes_of("AdvCL", ["advcl", "own"]) == ["advcl"]
+
+
+def test_a_campaign_is_made_in_pieces(tmp_path, monkeypatch, capsys):
+    (tmp_path / "results").mkdir()
+    made = []
+
+    def runs_of(row, _words, seed, options):
+        made.append((row, seed))
+        return [{"row": row, "n": len(made), "probe": p} for p in options.probes]
+
+    within = papers.main.__globals__
+    monkeypatch.setitem(within, "HERE", tmp_path)
+    monkeypatch.setitem(within, "runs_of", runs_of)
+
+    def campaign(*rows):
+        asked = "papers.py equal_cifar --data folder:x --probes advcl --workers 1 --seeds 1"
+        words = [*shlex.split(asked), *(word for row in rows for word in ("--row", row))]
+        monkeypatch.setattr(sys, "argv", words)
+        papers.main()
+        found = json.loads((tmp_path / "results" / "papers_equal_cifar.json").read_text())
+        return found["rows"], {run["row"]: run["n"] for run in found["runs"]}
+
+    assert campaign("AdvCL", "SimCLR") == (["SimCLR", "AdvCL"], {"AdvCL": 1, "SimCLR": 2})
+    assert campaign("SimCLR") == (["SimCLR", "AdvCL"], {"AdvCL": 1, "SimCLR": 3})
+    assert campaign()[0] == [*papers.COSTS]  # anew, all of it
+    with pytest.raises(SystemExit):
+        campaign("SimCLR", "SimCRL")
+    assert "equal_cifar has no row SimCRL" in capsys.readouterr().err

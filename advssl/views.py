@@ -41,6 +41,9 @@ class _FrequencyView(IntensityAugmentationBase2D):
             same_on_batch=flag("same_on_batch", same_on_batch),
             keepdim=flag("keepdim", keepdim),
         )
+        # Of no effect from kornia 0.8.3 on. Before, a call would read an array as (H, W, C) in
+        # 0 to 255, and keep a copy of each view on the CPU.
+        self.disable_features = True
         self.radius = radius
         self.unit = unit
 

@@ -541,6 +541,8 @@ class TestActivationCheckpointing:
     @pytest.mark.parametrize("reentrant", [False, True])
     @pytest.mark.parametrize("how", ["inside", "block_inside", "block_compiled"])
     def test_of_a_compiled_block_is_right(self, branched, images, reentrant, training, how):
+        if how == "inside" and torch.__version__ < "2.7":
+            pytest.skip("torch before 2.7 moves statistics again in a compiled recomputation")
         torch._dynamo.reset()
         twin = copy.deepcopy(branched.train(training))
         images = images.requires_grad_()

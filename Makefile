@@ -28,8 +28,8 @@ quick: $(READY)  ## style, and the laws of the parts that train nothing: under a
 	$(BIN)/ruff format --check .
 	$(PYTEST) --quiet $(QUICK) $(ARGS)
 
-test: $(READY)  ## the suite, without what takes minutes; ARGS="tests/test_balls.py -k project" for less
-	$(PYTEST) $(ARGS)
+test: $(READY)  ## the suite's quick tests, in minutes; ARGS="tests/test_balls.py -k project" for any others
+	$(PYTEST) $(or $(ARGS),-m "not slow and not heavy")
 
 test-all: $(READY)  ## all of it: every chain of the papers, several processes, compiled encoders
 	$(PYTEST) -m "" $(ARGS)
@@ -70,7 +70,8 @@ release:  ## the same of what is committed, under a version that the changelog c
 		{ git status --short; echo "release: commit or remove these first" >&2; exit 1; }
 	@! sed -n '/^## \[Unreleased\]/,/^## \[[0-9]/p' CHANGELOG.md | grep --quiet '^- ' || \
 		{ echo "release: in CHANGELOG.md give what is [Unreleased] its version" >&2; exit 1; }
-	$(MAKE) check test wheel
+	$(MAKE) check wheel
+	$(MAKE) test ARGS=tests
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -23,7 +23,7 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 def pytest_configure(config):
-    light = config.option.markexpr == "not heavy"
+    light = "not heavy" in config.option.markexpr
     settings.load_profile("light" if light else "heavy")
 
 

@@ -242,6 +242,7 @@ def test_float64_stays_float64(encoder, images):
     assert view.dtype == torch.float64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("ball", [Linf(0.1), L2(0.5)], ids=str)
 def test_the_view_does_not_depend_on_the_scale_of_the_objective(dtype, ball):
@@ -412,6 +413,7 @@ def test_only_the_branch_that_is_on_is_attacked(images):
     trace.assert_none()
 
 
+@pytest.mark.slow
 def test_a_compiled_encoder_gives_the_eager_view(encoder, images):
     encoder.eval()
     away = away_from(encoder, images)

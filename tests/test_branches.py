@@ -187,6 +187,7 @@ def test_a_timm_resnet_with_a_lightly_head(images):
         assert torch.equal(model(images.repeat(1, 1, 4, 4)), z)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_has_one_graph_per_branch_and_mode(branched, images):
     graphs = []
 
@@ -520,6 +521,7 @@ class TestActivationCheckpointing:
             if p.grad is not None:
                 torch.testing.assert_close(p.grad, q.grad)
 
+    @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
     @pytest.mark.parametrize("training", [True, pytest.param(False, marks=pytest.mark.heavy)])
     @pytest.mark.parametrize("reentrant", [False, True])
@@ -536,6 +538,7 @@ class TestActivationCheckpointing:
         with pytest.raises(RuntimeError, match=r"recomputed during backward.*on_branch\(model"):
             out.sum().backward()
 
+    @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
     @pytest.mark.parametrize("training", [True, pytest.param(False, marks=pytest.mark.heavy)])
     @pytest.mark.parametrize("reentrant", [False, True])

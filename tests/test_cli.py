@@ -78,6 +78,7 @@ def whole(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("drawn")
 def test_writes_a_report(tmp_path, capsys):
     record = run(tmp_path, "--protocol", "slf,alf,slf")  # what is said twice is done once
@@ -125,6 +126,7 @@ def test_a_report_says_that_images_were_not_normalised(tmp_path, capsys):
     assert told in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_killed_anywhere_and_repeated_it_is_the_same_record(whole, tmp_path, monkeypatch):
     inner = measuring.measure
     for kill_after in (1, 5):
@@ -167,6 +169,7 @@ def test_finished_work_is_not_done_again(whole, monkeypatch):
     run(whole)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_read_and_its_input_normalised(tmp_path):
     torch.manual_seed(7)
     torch.save(tiny().state_dict(), tmp_path / "encoder.pt")
@@ -192,6 +195,7 @@ def branched(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_all_branches_of_a_checkpoint_are_evaluated_and_doubted(tmp_path):
     file = str(branched(tmp_path / "dual.pt"))
     both = run(tmp_path / "both", "--checkpoint", file)
@@ -225,6 +229,7 @@ def values(section: dict) -> dict:
     return {m["name"]: m["correct"] for m in section["measurements"]}
 
 
+@pytest.mark.slow
 def test_the_released_preset_says_what_it_selected_on(tmp_path, monkeypatch):
     short = replace(probes.protocol("released", "slf"), epochs=2)
     monkeypatch.setitem(probes.PRESETS["released"], "slf", short)
@@ -264,6 +269,7 @@ def compared(place, out, *names: str) -> report.Report:
     return report.read(out / "record.json")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("drawn")
 def test_reports_are_compared_image_by_image(earlier, tmp_path, capsys):
     found = compared(earlier, tmp_path, "first", "other")
@@ -357,6 +363,7 @@ def test_folders_of_one_name_are_told_apart_by_their_paths(earlier, tmp_path):
     assert {s.encoder for s in found.sections} == {str(tmp_path / "other"), str(earlier / "other")}
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compared_is_refused(earlier, tmp_path):
     def refused(message: str, *names: str) -> None:
         with pytest.raises(SystemExit, match=message):

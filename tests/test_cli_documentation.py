@@ -64,6 +64,7 @@ def narrow():
     return backbone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", commands(PUBLISHED))
 def test_the_command_for_a_published_file_loads_its_layout(line, narrow, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -179,6 +180,7 @@ def test_links_lead_somewhere(page):
             assert (DOCS / target).exists(), target
 
 
+@pytest.mark.slow
 def test_the_pages_python_runs(tmp_path, monkeypatch, capsys):
     """On a smaller network and fewer, smaller images."""
     block, *_ = re.findall(r"```python\n(.*?)```", EVALUATE, flags=re.DOTALL)
@@ -200,6 +202,7 @@ def test_the_pages_python_runs(tmp_path, monkeypatch, capsys):
     assert Path("report/report.html").exists()
 
 
+@pytest.mark.slow
 def test_the_pages_measures_of_an_encoder_run(capsys, monkeypatch):
     _, *blocks = re.findall(r"```python\n(.*?)```", EVALUATE, flags=re.DOTALL)
     assert len(blocks) == 4

@@ -102,6 +102,7 @@ def coarse(_: str) -> torch.nn.Module:
     return torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
 
 
+@pytest.mark.slow
 def test_photographs_of_224_pixels_in_folders_within_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     brief_evaluation(monkeypatch)

@@ -19,6 +19,7 @@ FILE = Path(package.__file__).parent / "examples" / "model_test.pt"
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FILE.exists(), reason="this pyautoattack comes without its example")
 def test_the_ten_classes_of_a_file_by_others(tmp_path, monkeypatch):
     """Its ten outputs are CIFAR-10's classes; what it makes of two images is its own."""

@@ -17,6 +17,7 @@ from precision import LOWERED, lowered
 
 
 class TestKMeans:
+    @pytest.mark.slow
     @pytest.mark.parametrize("k", [2, 20, 100])
     @pytest.mark.parametrize("spread", [0.5, 3.0])
     def test_is_as_tight_as_scikit_learns(self, k, spread):

@@ -81,6 +81,7 @@ def test_works_with_channels_last(case, device):
     assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize(
     ("name", "what"),

@@ -127,6 +127,7 @@ class TestBound:
             found.append(critic.estimate(benign, adversarial).item())
         assert max(found) < truth + 2e-3
 
+    @pytest.mark.slow
     @EVERY_DIVERGENCE
     def test_a_trained_critic_recovers_the_divergence_from_below(self, divergence):
         critic = GlobalDivergenceCritic(1, (32, 32), divergence)
@@ -139,6 +140,7 @@ class TestBound:
         found = critic.estimate(quantiles(BENIGN), quantiles(ADVERSARIAL)).item()
         assert 0.98 * truth < found < 1.001 * truth
 
+    @pytest.mark.slow
     @EVERY_DIVERGENCE
     def test_two_dimensions_that_differ_in_one_have_the_divergence_of_that_one(self, divergence):
         critic = GlobalDivergenceCritic(2, (32, 32), divergence)
@@ -170,6 +172,7 @@ class TestBound:
             z = 5 * torch.randn(50, 3)
             assert critic.estimate(z, z).item() <= 1e-6
 
+    @pytest.mark.slow
     @EVERY_DIVERGENCE
     def test_a_critic_trained_on_equal_clouds_finds_about_nothing(self, divergence):
         critic = GlobalDivergenceCritic(1, (32, 32), divergence)
@@ -261,6 +264,7 @@ class TestGradient:
         clouds = [torch.randn(4, 3, dtype=torch.float64, requires_grad=True) for _ in range(2)]
         assert torch.autograd.gradcheck(critic.estimate, clouds)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("sign", "closer"), [(1, True), (-1, False)])
     def test_descending_it_brings_clouds_together_and_ascending_apart(
         self, divergence, sign, closer
@@ -315,11 +319,13 @@ class TestPrecision:
         clouds = torch.randn(2, 32, 8)
         assert torch.equal(critic.estimate(*clouds), wide.estimate(*clouds))
 
+    @pytest.mark.slow
     @LOWERED_FOR_TERMS
     def test_precision_set_elsewhere_changes_neither_value_nor_any_derivative(self, how):
         critic, benign = GlobalDivergenceCritic(64, (32,)), torch.randn(8, 64)
         assert_float32s(lambda z: critic.estimate(benign, z), torch.randn(8, 64), how=how)
 
+    @pytest.mark.slow
     @LOWERED_FOR_TERMS
     def test_nor_the_gradient_of_its_own_parameters(self, how):
         critic, clouds = GlobalDivergenceCritic(64, (32,)), torch.randn(2, 8, 64)

@@ -353,6 +353,7 @@ def test_a_healthy_vision_transformer_has_no_finding():
     assert ills(contrast(model)) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*(many workers|LeafSpec|weight_norm)")
 @pytest.mark.parametrize("number", range(10))
 def test_healthy_modules_of_lightly_have_no_finding(number):
@@ -545,6 +546,7 @@ def test_the_cost_of_the_guard_is_that_of_a_look_in_a_hundred(steps):
     assert found.forwards == pytest.approx(counted / unit(model, batch) / 100, rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*(many workers|LeafSpec|weight_norm)")
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_the_costs_of_callbacks_are_those_counted_when_they_run(number):

@@ -167,6 +167,7 @@ def code(language: str, text: str = README) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*(many workers|LeafSpec|logging interval|TensorBoard)")
 def test_ten_lines_make_a_robust_simclr(monkeypatch, tmp_path):
     ten = page("start.md").split("## Ten lines")[1].split("\n## ")[0]

@@ -96,6 +96,7 @@ def run(code: str) -> list[list[str]]:
     return [line.split("|") for line in ran.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_without_extras_commands_and_uses_say_at_once_what_to_install():
     """Each library alone is lacking where it is used, all of them where a command begins."""
     papers = str(PACKAGE.parent / "examples" / "papers")

@@ -40,6 +40,7 @@ class TestLoss:
         loss = head(self.embeddings.double(), self.index, "none")
         torch.testing.assert_close(loss, slow_cluster_fit(head, self.embeddings, self.index))
 
+    @pytest.mark.slow
     @LOWERED_FOR_TERMS
     def test_precision_set_elsewhere_changes_neither_value_nor_any_derivative(self, how):
         head = fitted(in_features=64)
@@ -83,6 +84,7 @@ class TestLoss:
         loss = head(self.embeddings, self.index.to(dtype))
         assert torch.equal(loss, head(self.embeddings, self.index))
 
+    @pytest.mark.slow
     def test_compiled(self, head):
         compiled = torch.compile(head, backend="aot_eager")
         loss = compiled(self.embeddings, self.index)

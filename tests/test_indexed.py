@@ -108,6 +108,7 @@ class TestFormsOfSamples:
             bare, index = without_index(sample)
             assert (bare, type(bare), index) == (Numbers(form)[3], type(Numbers(form)[3]), 3)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("workers", [0, 2])
     def test_batches_without_index_are_those_of_the_dataset(self, name, workers):
         if name == "record":

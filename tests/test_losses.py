@@ -140,6 +140,7 @@ class TestMultiViewNTXent:
         )
         assert_same(everywhere, here, rtol=0, atol=0)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("block", [losses._BLOCK, 100])
     def test_compiled_in_one_graph_equals_eager(self, block, monkeypatch):
         monkeypatch.setattr(losses, "_BLOCK", block)
@@ -273,11 +274,13 @@ EITHER = pytest.mark.parametrize(
 
 
 class TestPrecisionSetElsewhere:
+    @pytest.mark.slow
     @LOWERED_FOR_TERMS
     @EITHER
     def test_changes_neither_value_nor_any_derivative(self, make, how):
         assert_float32s(make(0.3), *torch.randn(2, 8, 64), how=how)
 
+    @pytest.mark.slow
     @LOWERED_FOR_TERMS
     def test_nor_in_blocks(self, how, monkeypatch):
         monkeypatch.setattr(losses, "_BLOCK", 64)
@@ -285,6 +288,7 @@ class TestPrecisionSetElsewhere:
 
 
 class TestLearnedTemperature:
+    @pytest.mark.slow
     @pytest.mark.parametrize("shape", [(), (1,), (1, 1, 1, 1)])
     @pytest.mark.parametrize("block", [losses._BLOCK, 40])
     @EITHER
@@ -325,6 +329,7 @@ class TestLearnedTemperature:
         tau.fill_(0.25)
         torch.testing.assert_close(loss(*views), MultiViewNTXentLoss(0.25)(*views))
 
+    @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap of scatter_
     def test_compiled_in_one_graph_and_mapped_over(self):
         views, taus = torch.randn(2, 8, 4), torch.tensor([0.2, 0.7])
@@ -607,6 +612,7 @@ class TestLocalSelection:
             assert paid.isfinite()
             assert all(g.isfinite().all() for g in gradients)
 
+    @pytest.mark.slow
     def test_compiled_in_one_graph_equals_eager(self, batch):
         z, z_adv, *rest = batch
         loss = LocalSelectionSupCon("leaked", 0.2)

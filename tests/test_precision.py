@@ -75,6 +75,7 @@ class TestProduct:
     def factors(self):
         return [torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((3, 4), (4, 5))]
 
+    @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's forward mode
     def test_has_every_derivative_of_a_matrix_product(self, factors):
         assert torch.autograd.gradcheck(product, factors, check_forward_ad=True)
@@ -89,6 +90,7 @@ class TestProduct:
                 found = outer(inner(lambda a: product(a, b).pow(3).sum()))(a)
                 torch.testing.assert_close(found, hessian)
 
+    @pytest.mark.slow
     @LOWERED
     @pytest.mark.parametrize("compiled", [False, True])
     def test_is_float32s_with_both_gradients_whatever_is_set(self, how, compiled):

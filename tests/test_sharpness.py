@@ -367,6 +367,7 @@ def test_float16_with_a_scaler(images):
     scaler.update()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("given", [False, True])
 def test_is_right_with_a_compiled_module(images, given):

@@ -47,6 +47,7 @@ FORWARDS = {"advcl": [35, 50], "gsa_rsl": [34, 56], "sam": [34, 48, 33]}
 FIRST = {getattr(row, "func", row): name for name, row in reversed(ROWS.items())}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # of the libraries that are compared with
 @pytest.mark.parametrize(
     "name",
@@ -130,6 +131,7 @@ def test_a_row_replaces_itself_and_no_other(tmp_path):
     assert seen == [("advcl", "a chip", 1), ("sam", "another", 1), ("sam", "a chip", 2)]
 
 
+@pytest.mark.slow
 def test_what_disagrees_is_named_and_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(attacks, "bare_loop", lambda images, *_: images)
     path = tmp_path / "speed.json"
@@ -237,6 +239,7 @@ class Given(torch.nn.Module):
         return self.views[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("of", "names", "theirs"),
     [
@@ -275,6 +278,7 @@ def test_the_released_advcl_moves_batchnorm_at_every_step(bench):
     assert seen == {"ours": 1, "released": 6}
 
 
+@pytest.mark.slow
 def test_a_contestant_that_is_to_be_compiled_is(bench):
     graphs = []
 

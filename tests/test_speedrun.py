@@ -76,6 +76,7 @@ def test_no_label_reaches_a_stage(tmp_path):
     assert trained(course.Course(data(), tmp_path, seed=0)).labels == {-1}
 
 
+@pytest.mark.slow
 def test_a_run_out_of_time_ends_at_the_same_weights(tmp_path):
     whole = trained(course.Course(data(), tmp_path / "whole", seed=0)).state_dict()
     begun = course.Course(data(), tmp_path / "cut", seed=0, deadline=time.monotonic())
@@ -115,6 +116,7 @@ def test_what_was_made_once_is_read_back_with_its_time(tmp_path):
     assert len(made) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("record", [half_hour, two_hours])
 def test_a_record_learns_its_teachers_clusters(record, tmp_path, monkeypatch):
     train = record.half_hour if record is half_hour else record.two_hours

@@ -326,6 +326,7 @@ class TestModule:
         assert repr(view) in repr(AugmentationSequential(view))
 
     # Dynamo's own, where old kornia breaks the graph.
+    @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
     @pytest.mark.parametrize("size", [(32, 32), (9, 14)])
     def test_compiles(self, make, size):

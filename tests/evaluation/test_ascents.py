@@ -38,6 +38,7 @@ class TestAscents:
     def checks(cls, learnt):
         return named(doubts(*learnt))
 
+    @pytest.mark.slow
     def test_radii_end_where_all_images_can_be_made_grey(self, checks, learnt):
         numbers = checks[RADIUS].numbers
         assert numbers["radii"][-1] == 0.5
@@ -137,6 +138,7 @@ class TestBranches:
         model = trained(conv_bn, data, seed=5, epochs=3)
         return branch_batchnorm(model), split(data, 32)
 
+    @pytest.mark.slow
     def test_each_is_measured(self, branched):
         model, batches = branched
         check = named(doubts(model, batches))[BRANCHES]

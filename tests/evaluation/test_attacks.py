@@ -254,6 +254,7 @@ class TestWrongInput:
 class TestBatches:
     """The same images give each image the same answer, however they are batched and ordered."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("classes", [4, 3])
     @pytest.mark.parametrize("ball", [Linf(0.02), L2(0.2)])
     @pytest.mark.parametrize("word", ["clean", "pgd", "pgd-l2", "mpgd", "aa"])  # of each kind

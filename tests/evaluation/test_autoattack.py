@@ -38,6 +38,7 @@ def standard(request, net):
 
 
 class TestAutoAttack:
+    @pytest.mark.slow
     def test_flags_are_the_librarys_own(self, net, standard):
         found, x, y, ball, *_, budget = standard
         library = pytest.importorskip("pyautoattack")
@@ -50,6 +51,7 @@ class TestAutoAttack:
         assert torch.equal(found.correct, seen_as == y)
         assert 0 < found.correct.sum() < 16
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("classes", [4, 3])
     @pytest.mark.parametrize("ball", [Linf(0.02), L2(0.2)])
     def test_images_are_the_librarys_own_one_by_one(self, short_autoattack, ball, classes):
@@ -132,6 +134,7 @@ class TestAutoAttack:
         assert torch.equal(one.correct, other.correct)
         torch.testing.assert_close(one.images, other.images)
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("few_queries")
     def test_three_classes(self):
         model, (x, y), ticks = trained(3), blobs(4, 3), []

@@ -90,6 +90,7 @@ def evaluated(data, tmp_path_factory):
     return found, folder, said
 
 
+@pytest.mark.slow
 def test_divergence_is_what_its_parts_give(data, evaluated):
     (last, best), folder = evaluated[0].sections, evaluated[1]
     assert not best.findings
@@ -167,6 +168,7 @@ def test_a_budget_without_time_for_it_says_so(data, monkeypatch):
     assert "divergence" in table.note
 
 
+@pytest.mark.slow
 def test_within_a_budget_there_are_two_images_of_each_class(data, monkeypatch):
     module = importlib.import_module("advssl.evaluation.running")
     monkeypatch.setattr(module, "FIRST", 5)
@@ -371,6 +373,7 @@ def test_the_theorem_is_what_its_parts_give(branch, adversarial, tmp_path, monke
     assert beyond.theorem(one) == found
 
 
+@pytest.mark.slow
 def test_pictures_are_what_their_parts_give(tmp_path, monkeypatch):
     for name, value in (("_POINTS", 3), ("_STEPS", 1), ("_RISE", 2), ("_HARD", 4)):
         monkeypatch.setattr(beyond, name, value)

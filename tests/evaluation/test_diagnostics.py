@@ -89,6 +89,7 @@ ILLS = {
 
 
 class TestIlls:
+    @pytest.mark.slow
     @pytest.mark.parametrize(("ill", "caught_by"), ILLS.values(), ids=list(ILLS))
     def test_each_raises_its_doubts(self, learnt, ill, caught_by):
         model, batches = learnt
@@ -110,6 +111,7 @@ class TestIlls:
         checks = doubts(model, [(x * scale, y) for x, y in batches], ball=ball)
         assert any(advice in check.evidence for check in checks if check.verdict == "fail")
 
+    @pytest.mark.slow
     def test_a_smooth_leak_is_no_mask(self, learnt):
         """Nothing but the training images tells it: it is as robust as it seems, on these."""
         model, _ = learnt
@@ -126,6 +128,7 @@ class TestIlls:
         assert failing(doubts(model, [(x, y)], which=which, **known)) == set()
         assert checks[TRAINING].numbers["test"]["under PGD"] > 0.9
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("mask", [Saturated, Quantised, Randomised])
     @pytest.mark.parametrize(
         ("ball", "make"),
@@ -191,6 +194,7 @@ def networks():
 
 
 class TestHealthy:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("make", "data", "seed", "radius"),
         # All where time does not matter; else of each network, data and kind of training one.
@@ -213,6 +217,7 @@ class TestHealthy:
             assert [c for c in checks if c.verdict == "fail"] == []
             assert [c.name for c in checks if c.verdict == "not run"] == [BRANCHES]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "ball"),
         [
@@ -236,6 +241,7 @@ class TestHealthy:
         known = {"training": split((x, y), 24)}
         assert failing(doubts(networks[name], split((x[1200:], y[1200:]), 24), **known)) == set()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["nothing is right", "one class", "linear", "GroupNorm"])
     def test_odd_ones_are_not_doubted(self, learnt, kind):
         (model, ((x, y),)) = learnt
@@ -322,6 +328,7 @@ class TestChecks:
 
 
 class TestTheWhole:
+    @pytest.mark.slow
     def test_leaves_no_trace(self):
         data = blobs()
         model = trained(conv_bn, data, seed=5, epochs=1).train()
@@ -343,6 +350,7 @@ class TestTheWhole:
         doubts(model, split(data, 16))
         torch.testing.assert_close(state(), before, rtol=0, atol=0)
 
+    @pytest.mark.slow
     def test_seeded(self, learnt):
         model, batches = learnt
         torch.rand(5)
@@ -350,6 +358,7 @@ class TestTheWhole:
             one, again = (doubts(classifier, batches, seed=3, max_images=8) for _ in range(2))
             assert one == again
 
+    @pytest.mark.slow
     def test_looks_at_no_more_images_than_asked(self, learnt):
         model, batches = learnt[0], split(learnt[1][0], size=20)
         seen = set()
@@ -367,6 +376,7 @@ class TestTheWhole:
         assert batches[0][0][2].numpy().tobytes() not in seen
         assert batches[0][0][1].numpy().tobytes() in seen
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", [*ALL, TRAINING, None])
     def test_costs_what_is_said(self, learnt, name):
         (model, batches), spent = learnt, []
@@ -503,6 +513,7 @@ class TestTheWhole:
             warnings.simplefilter("error")
             doubts(*learnt, ball=L2(0.01), max_images=4)
 
+    @pytest.mark.slow
     def test_thresholds_leave_the_healthy_room(self, learnt):
         """The healthy values in the comments beside the thresholds, on this classifier."""
         checks = named(doubts(*learnt))

@@ -57,6 +57,7 @@ def shown(found: report.Report) -> list[tuple[str, list[str]]]:
     return [(s.label, [m.name for m in s.measurements]) for s in found.sections]
 
 
+@pytest.mark.slow
 def test_imports_are_light_and_the_package_has_the_function_whoever_imported_the_module():
     code = (
         "import sys, advssl.evaluation.attacks, advssl.evaluation.diagnostics; "
@@ -69,6 +70,7 @@ def test_imports_are_light_and_the_package_has_the_function_whoever_imported_the
     assert callable(advssl.evaluation.evaluate)
 
 
+@pytest.mark.slow
 def test_a_number_carries_what_it_is_of(data):
     found = evaluate(
         encoder(),
@@ -113,6 +115,7 @@ def test_a_number_carries_what_it_is_of(data):
     assert '"preset":"custom"' in text.replace(" ", "")
 
 
+@pytest.mark.slow
 def test_it_is_what_its_parts_give(data):
     found = evaluate(encoder(), data, ball=BALL, attacks=["pgd"], probe=SLF, images=30)
     made = probes.finetune(encoder(), data, SLF, ball=BALL)
@@ -168,6 +171,7 @@ def test_doubts_look_at_every_class_of_a_folder_sorted_by_class(data, monkeypatc
         assert counts.max() <= 13
 
 
+@pytest.mark.slow
 def test_the_other_probe_stands_beside_where_its_features_are_made_once(data):
     quick = {"ball": BALL, "attacks": ["pgd"], "images": 20, "doubts": False, "curves": False}
     by_default = evaluate(encoder(), data, **quick)
@@ -313,6 +317,7 @@ def test_what_is_read_is_what_is_used(data):
         assert census.repeats["test"].of == (20 if probe == "advcl" else 500)
 
 
+@pytest.mark.slow
 def test_the_first_answer_comes_first_and_is_a_part_of_the_rest(data, monkeypatch):
     module = importlib.import_module("advssl.evaluation.evaluate")
     monkeypatch.setattr(module, "FIRST", 20)
@@ -339,6 +344,7 @@ def test_the_first_answer_comes_first_and_is_a_part_of_the_rest(data, monkeypatc
     ]
 
 
+@pytest.mark.slow
 def test_a_second_call_in_a_folder_does_nothing_again(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # no repository, whose commit may change
     asked = {"ball": BALL, "attacks": ["pgd"], "probe": SLF, "images": 20, "folder": tmp_path}
@@ -374,6 +380,7 @@ def time_goes(monkeypatch):
     return now
 
 
+@pytest.mark.slow
 def test_a_budget_gives_as_many_images_as_fit_and_says_what_it_left_out(data, time_goes):
     said = []
     found = evaluate(

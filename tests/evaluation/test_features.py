@@ -250,6 +250,7 @@ def on_a_rank(r: int, folder: str) -> dict:
     return found
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_features_and_the_classifier_of_one(tmp_path):
     ranks = on_two_ranks(on_a_rank, tmp_path, str(tmp_path))
     alone = fingerprint_of(everything(tmp_path / "alone"))

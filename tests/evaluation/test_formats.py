@@ -152,6 +152,7 @@ def averaged(net: nn.Module) -> nn.Module:
     return torch.optim.swa_utils.AveragedModel(net)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, checkpointed])
 def test_the_encoder_may_be_wrapped(wrap, path):
     theirs, encoder = small(), small(seed=1)

@@ -63,6 +63,7 @@ def normalised(images, mean, std):
     return torch.stack([(images[:, c] - mean[c]) / std[c] for c in range(3)], dim=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "bin"])
 def test_a_vit_of_transformers(safe, tmp_path):
     net = vit(tmp_path, safe)

@@ -175,6 +175,7 @@ def written(path: Path) -> None:
     path.write_text(f"{of_branches()} {hash('a')}", encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_it_is_the_same_in_another_process(tmp_path):
     process = PROCESSES.Process(target=written, args=(tmp_path / "there",))
     process.start()

@@ -172,6 +172,7 @@ def test_one_set_fills_every_branch(path):
         assert same(keep_branch(encoder, name), theirs.state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [acl, dynacl, advcl, gsa], ids=lambda f: f.__name__)
 def test_the_papers_branches_fill_ours(make, path):
     theirs, encoder = network(make), branch_batchnorm(network(make, seed=1))
@@ -241,6 +242,7 @@ def test_several_branches_must_be_chosen_from(make, path):
     refuse(ours, path, f"no BatchNorm branch 'pdg', it has {words}", bn_branch="pdg")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", LAYOUTS, ids=lambda f: f.__name__)
 def test_the_branches_to_choose_from(make, path):
     theirs, ours = network(make), network(make, seed=1)

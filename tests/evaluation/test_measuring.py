@@ -221,6 +221,7 @@ class TestResume:
         with net.register_forward_hook(lambda *_: pytest.fail("it is known")):
             assert measure(net, self.attack, batches[::-1], seed=3, folder=tmp_path) == turned
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "damage",
         [

@@ -63,6 +63,7 @@ def numbers(found) -> list:
 
 @pytest.mark.parametrize("picture", PICTURES)
 class TestPictures:
+    @pytest.mark.slow
     def test_leaves_no_trace(self, picture):
         model, given = odd_classifier(), batches()
         before = [x.clone() for x, _ in given]
@@ -76,6 +77,7 @@ class TestPictures:
         with without_a_trace(model), pytest.raises(RuntimeError, match="broke down"):
             picture(model, batches())
 
+    @pytest.mark.slow
     def test_is_the_same_for_the_same_seed_whatever_the_caller_draws(self, picture):
         model, given = odd_classifier(), batches()
         found = []
@@ -84,6 +86,7 @@ class TestPictures:
             found.append(numbers(picture(model, given)))
         assert found[0] == found[1]
 
+    @pytest.mark.slow
     def test_does_not_follow_the_callers_settings(self, picture):
         model, given = odd_classifier(), batches()
         expected = numbers(picture(model, given))
@@ -95,6 +98,7 @@ class TestPictures:
             torch.set_default_dtype(torch.float32)
         assert numbers(found) == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
+    @pytest.mark.slow
     def test_a_mode_of_training_does_not_count(self, picture):
         model, given = odd_classifier(), batches()
         expected = numbers(picture(model, given))

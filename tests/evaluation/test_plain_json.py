@@ -21,6 +21,7 @@ values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(value=values)
 def test_what_is_plain_comes_back_equal(value):
     assert plain(value, "x") == value

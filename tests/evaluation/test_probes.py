@@ -49,6 +49,7 @@ def test_photographs_without_augmentation_are_forwarded_once(data, bars_encoder)
     assert [p.augments for p in PRESETS["standardised"].values()] == [False, True, True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["ce", "pgd", "trades"])
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("natural", [False, True])
@@ -88,6 +89,7 @@ def test_features_made_once_train_as_images_do(data, bars_encoder, monkeypatch):
     torch.testing.assert_close(fast.linear.weight, slow.linear.weight, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_classifier(data, bars_encoder):
     def weights(seed):
         found = finetune(bars_encoder, data, replace(SHORT, loss="pgd"), seed=seed)
@@ -97,6 +99,7 @@ def test_the_same_seed_gives_the_same_classifier(data, bars_encoder):
     assert not torch.equal(weights(1), weights(2))
 
 
+@pytest.mark.slow
 def test_adversarial_finetuning_is_more_robust(data, bars_encoder):
     ball = Linf(0.25)
     whole = replace(SHORT, epochs=15, trains_encoder=True, learning_rate=0.05)
@@ -108,6 +111,7 @@ def test_adversarial_finetuning_is_more_robust(data, bars_encoder):
 
 
 class TestBest:
+    @pytest.mark.slow
     @pytest.mark.parametrize("loss", ["ce", "pgd", "trades"])
     @pytest.mark.parametrize("whole", [False, True])
     def test_has_the_highest_score_and_its_epochs_weights(self, data, bars_encoder, loss, whole):
@@ -265,6 +269,7 @@ WRAPPED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # of dynamo's own
 @pytest.mark.parametrize("wrapped", WRAPPED)
 @pytest.mark.parametrize("loss", ["ce", "pgd"])
@@ -280,6 +285,7 @@ def test_a_wrapped_encoder_is_probed_as_itself(data, bars_encoder, tmp_path, wra
     assert len(list(tmp_path.glob("probe-*"))) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "around",
     [
@@ -350,6 +356,7 @@ class TestParts:
         with pytest.raises(ValueError, match=f"data.{part} holds no image"):
             finetune(bars_encoder, data, replace(SHORT, selects=selects))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("loss", ["ce", "pgd"])
     def test_without_validation_images_the_last_epoch_is_the_best(
         self, data, bars_encoder, tmp_path, loss

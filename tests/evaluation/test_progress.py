@@ -123,6 +123,7 @@ class TestProgressBars:
         with progress_bars() as show:
             assert show is progress.ignored
 
+    @pytest.mark.slow
     def test_does_not_hold_up_a_process_that_ends(self):
         code = "from advssl.evaluation.progress import progress_bars; import sys\n"
         code += "c = progress_bars(); c.__enter__()('a', 1, 2); sys.exit(3)"

@@ -358,6 +358,7 @@ class TestSave:
         assert Measurement.load(path) == FULL
         assert os.listdir(tmp_path) == ["record.json"]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("killed_in", ["fsync", "replace"])
     def test_killed_between_writing_and_replacing(self, killed_in, tmp_path):
         """SIGKILL runs no finally: the old record is whole nevertheless, and saving goes on."""

@@ -86,6 +86,7 @@ class TestNoTrace:
         assert torch.equal(flags, dropped.eval()(batch[0]).argmax(1) == batch[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("around", [default_dtype, low_precision, lambda: torch.device("meta")])
 @pytest.mark.parametrize("attack", EVERY, ids=lambda a: a.name)
 def test_what_torch_is_set_to_changes_nothing(net, batch, attack, around):

@@ -125,6 +125,7 @@ def found(tmp_path_factory):
     return on_two_ranks(a_rank, tmp_path_factory.mktemp("ranks"), str(kept)), kept
 
 
+@pytest.mark.slow
 def test_every_rank_has_the_record_of_one_process(found):
     model, batches = case()
     for rank in found[0]:

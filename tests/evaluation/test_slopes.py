@@ -23,6 +23,7 @@ from advssl.evaluation.checks import Case
 from advssl.evaluation.diagnostics import doubts
 
 
+@pytest.mark.slow
 def test_a_clamp_is_seen_at_the_edges_alone(learnt):
     model, batches = learnt
     found = named(doubts(Clamping(model), batches))[INPUTS]
@@ -35,6 +36,7 @@ def test_a_clamp_is_seen_at_the_edges_alone(learnt):
     assert numbers["disagreement"] < numbers["at_edges"] or not hidden
 
 
+@pytest.mark.slow
 def test_a_smaller_factor_is_caught_before_it_hides_all(learnt):
     model, batches = learnt
 

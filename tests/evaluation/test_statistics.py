@@ -61,6 +61,7 @@ class TestWilson:
             score = abs(correct / n - end) / math.sqrt(end * (1 - end) / n)
             assert score == pytest.approx(1.959964, abs=1e-5)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("n", [1, 2, 3, 10, 997])
     def test_stays_in_the_unit_interval_around_the_share(self, n):
         for correct in range(n + 1):
@@ -68,6 +69,7 @@ class TestWilson:
             assert 0 <= low <= correct / n <= high <= 1
             assert low < high
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("n", [1, 2, 9, 500])
     def test_wrong_is_the_mirror_of_right(self, n):
         for correct in range(n + 1):
@@ -331,6 +333,7 @@ class TestCoverage:
         if n == 1000 and cells[0] in (0.4, 0.3):
             assert covered / 2000 <= 0.97  # not by being too wide
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("n", "most"), [(10, 0.05), (200, 0.05)])
     def test_equal_models_differ_at_most_so_often(self, n, most):
         """The exact test errs on the safe side at every n."""

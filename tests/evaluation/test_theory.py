@@ -88,6 +88,7 @@ def test_the_worst_weights_of_a_bowl():
 
 
 class TestToldApart:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("divergence", "truth"),
         [

@@ -32,6 +32,7 @@ def bars_encoder() -> nn.Module:
 
 
 class TestResume:
+    @pytest.mark.slow
     @pytest.mark.parametrize("loss", ["ce", "pgd", "trades"])
     @pytest.mark.parametrize("whole", [False, True])
     @pytest.mark.parametrize("natural", [False, True])
@@ -58,6 +59,7 @@ class TestResume:
         assert equal_states(first.best, again.best)
         assert first.history == again.history
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "other",
         [
@@ -74,6 +76,7 @@ class TestResume:
         assert equal_states(found.last, finetune(bars_encoder, data, **asked).last)
         assert len(list(tmp_path.glob(PROBES))) == 2
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("part", ["train", "validation", "test"])
     @pytest.mark.parametrize("of", ["image", "label"])
     def test_any_image_and_any_label_counts(self, data, bars_encoder, tmp_path, part, of):
@@ -136,6 +139,7 @@ def killed(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KEPT)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_whatever_happens_to_a_file_the_result_is_that_of_a_fresh_run(

@@ -32,6 +32,7 @@ def test_plain_loop_marks_the_three_lines():
 lightly = load("lightly_simclr")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("add", [(), *((name,) for name in lightly.COMPONENTS), lightly.COMPONENTS])
 def test_lightly_simclr_runs_with_each_component(add):
     history = lightly.train(add, max_steps=2, batch_size=16)

@@ -28,6 +28,7 @@ def falls(losses: list[float]) -> bool:
     return len(losses) == 16 and sum(losses[-4:]) < sum(losses[:4])
 
 
+@pytest.mark.slow
 @quiet
 @pytest.mark.parametrize("every", [False, True])
 def test_lightning_callback(every):
@@ -38,6 +39,7 @@ def test_lightning_callback(every):
     assert all(math.isfinite(value) for value in metrics.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "patch"), [("test_byobnet", 0), ("test_vit", 8)])
 def test_timm_backbone(name, patch):
     history = load("timm_backbone").train(name, patch, max_steps=3, batch_size=32)
@@ -45,17 +47,20 @@ def test_timm_backbone(name, patch):
     assert all(clean < robust for clean, robust in history)
 
 
+@pytest.mark.slow
 def test_kornia_pipeline():
     history = load("kornia_pipeline").train(max_steps=16, batch_size=32)
     assert all(clean < hard for clean, hard in history)
     assert falls([hard for _, hard in history])
 
 
+@pytest.mark.slow
 def test_torchvision_transforms():
     losses = load("torchvision_transforms").train(max_steps=16, batch_size=32)
     assert falls(losses)
 
 
+@pytest.mark.slow
 @quiet
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_fabric_loop(precision):

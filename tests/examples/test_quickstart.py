@@ -58,6 +58,7 @@ def record(out):
     return json.loads((out / "record.json").read_text())
 
 
+@pytest.mark.slow
 def test_writes_three_files(out):
     assert {path.name for path in out.iterdir()} == {"record.json", "table.md", "quickstart.png"}
     height, width, _ = imread(out / "quickstart.png").shape

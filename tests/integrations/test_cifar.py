@@ -63,6 +63,7 @@ def test_the_memory_format_changes_nothing(make):
     torch.testing.assert_close(last, ours, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", SMALL)
 def test_one_graph(make):
     torch._dynamo.reset()

@@ -292,6 +292,7 @@ class TestAdversarialViews:
         (first, *_), (second, *_) = TOLD
         assert not torch.equal(first, second)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "settings", [{"accumulate_grad_batches": 2}, {"precision": "bf16-mixed"}]
     )
@@ -673,6 +674,7 @@ class TestOverfittingGuard:
         guard = CatastrophicOverfittingGuard(adversary, every=every, least=0.1)
         return [AdversarialViews(adversary), OverfittingGuard(guard)]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("method", [BYOL, SwAV, Metered])
     def test_a_healthy_run_is_the_run_without_it(self, method):
         plain, module = made(method), made(method)
@@ -751,6 +753,7 @@ class TestSharpnessAware:
             torch.testing.assert_close(weight, by_hand.get_parameter(name), msg=name)
         assert not torch.allclose(module.backbone[1].weight, plain.backbone[1].weight)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("method", [MoCo, BYOL, SwAV, MAE])
     def test_at_radius_zero_it_is_the_module_alone(self, method):
         """The second pass meets the queue, the teacher and the mask that the first one met."""
@@ -819,6 +822,7 @@ class TestGlobalDivergence:
         assert found[1]["global_divergence"] > found[0]["global_divergence"] + 1e-3
         assert found[1]["train_loss"] < found[0]["train_loss"]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("others", [[], [SharpnessAware(rho=0.05)]])
     def test_reads_prototypes_that_each_step_normalises(self, others):
         """With no weight it trains as without it: the clean graph is valid after later passes."""

@@ -25,6 +25,7 @@ def still(steps: int) -> AdversarialViews:
 
 @pytest.mark.parametrize("method", METHODS)
 class TestMethods:
+    @pytest.mark.slow
     def test_an_attack_leaves_no_trace(self, method):
         """Weights, teacher, center, queue, prototypes and logs: those of the module alone."""
         plain = made(method)
@@ -37,6 +38,7 @@ class TestMethods:
             logged = [{k: m[k] for k in m.keys() - own} for m in trainer.logger.metrics]
             assert logged == alone.logger.metrics
 
+    @pytest.mark.slow
     def test_adversarial_views_raise_the_modules_own_loss(self, method):
         def first_loss(*callbacks) -> float:
             trainer = fit(made(method), callbacks, steps=1)
@@ -46,6 +48,7 @@ class TestMethods:
         assert clean < first_loss(AdversarialViews(PATIENT))
         assert clean < first_loss(AdversarialViews(PATIENT, "all"))
 
+    @pytest.mark.slow
     def test_trains_and_is_given_back(self, method):
         module = made(method)
         trainer = fit(module, [AdversarialViews(ADVERSARY, "all")], steps=3)
@@ -55,6 +58,7 @@ class TestMethods:
         assert "training_step" not in vars(module)
         assert "log" not in vars(module)
 
+    @pytest.mark.slow
     def test_trains_afterwards_as_before(self, method):
         before, after = made(method), made(method)
         fit(before)

@@ -118,6 +118,7 @@ def without_memory(name):
     return backbone(f"timm:{name}").to("meta")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*DYNAMIC, *FIXED, *OTHERS])
 def test_images_of_any_size_are_answered_or_refused_with_the_size(name):
     if not timm.is_model(name):
@@ -141,6 +142,7 @@ def test_images_of_any_size_are_answered_or_refused_with_the_size(name):
         assert {28 if "14" in name else 32, 224} <= set(answered)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [DYNAMIC[0], "cait_xxs24_224"])
 @pytest.mark.parametrize(
     "images",

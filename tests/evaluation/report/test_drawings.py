@@ -186,6 +186,7 @@ class TestInformation:
         assert figure.axes[0].get_lines()[0].get_color() == looks["plain"]["color"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "draw",
     [

@@ -37,6 +37,7 @@ from evaluation.report.samples import (
 
 
 class TestPage:
+    @pytest.mark.slow
     def test_is_one_whole_document(self, page):
         assert page.source.startswith("<!DOCTYPE html>")
         tags = [tag for tag, _ in page.tags]
@@ -204,6 +205,7 @@ class TestPage:
 
 
 class TestEscaping:
+    @pytest.mark.slow
     def test_no_text_becomes_a_tag(self, nasty_page):
         names = {tag for tag, _ in nasty_page.tags}
         assert not names & {"script", "wrong", "b"}
@@ -222,6 +224,7 @@ class TestEscaping:
         assert {"<wrong>", "a<b & c>d", '"q"'} <= set(drawn)
         assert any(t.startswith("<script>") and t.endswith("…") for t in drawn)
 
+    @pytest.mark.slow
     def test_dollars_are_no_formulas(self, folder):
         names = ("$a$ $b", "$", r"$\frac{1}{2}$")
         drawn = dataclasses.replace(strip(), labels=names, predicted_clean=names, predicted=names)
@@ -230,6 +233,7 @@ class TestEscaping:
         texts = [t for where, t in page.pieces if "svg" in where and "text" in where]
         assert {*names, "$x", "$y^2$"} <= set(texts)
 
+    @pytest.mark.slow
     def test_markdown_keeps_its_tables_and_has_no_html(self, folder):
         text = markdown_of(nasty(), folder)
         assert "<script>" not in text
@@ -242,6 +246,7 @@ class TestEscaping:
         text = markdown_of(report(bare(), command="first\n\n# second\n| third"), folder)
         assert "| command | first \\# second \\| third |" in text
 
+    @pytest.mark.slow
     def test_survives_the_record(self, folder):
         whole = nasty()
         assert read(write(whole, folder)["record"]) == without_pixels(whole)

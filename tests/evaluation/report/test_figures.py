@@ -45,9 +45,11 @@ def drawn():
 
 
 class TestFigures:
+    @pytest.mark.slow
     def test_are_those_of_the_page(self, drawn):
         assert tuple(drawn) == ALL_FIGURES
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ALL_FIGURES)
     def test_can_be_saved_apart(self, drawn, name, tmp_path):
         figure = drawn[name]
@@ -55,6 +57,7 @@ class TestFigures:
             figure.savefig(tmp_path / f"figure.{kind}")
             assert (tmp_path / f"figure.{kind}").stat().st_size > 1000
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("fields", "missing"),
         [
@@ -74,6 +77,7 @@ class TestFigures:
         assert set(made[0]) == set(ALL_FIGURES) - missing
         assert {a["id"] for tag, a in page.tags if tag == "figure"} == set(ALL_FIGURES) - missing
 
+    @pytest.mark.slow
     def test_one_section_is_no_scatter(self, folder):
         whole = report(curved(strip=strip()))
         assert tuple(figures(whole)) == (*CURVES, "strip")
@@ -124,6 +128,7 @@ class TestFigures:
         assert len(boxes) > 4
         assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("count", [1, 2, 3, 6, 14])
     def test_the_legend_stays_clear_of_the_axes(self, count):
         sections = [curved("slf", branch=f"adversarial {i}") for i in range(count)]
@@ -145,6 +150,7 @@ class TestFigures:
             assert set(line.get_ydata()) == {chance}
             assert drawn[name].legends[0].get_texts()[-1].get_text() == "chance"
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("data", [{}, {"classes": None}, {"classes": 0}, {"classes": []}])
     def test_without_classes_there_is_no_chance_level(self, data):
         figure = figures(report(curved(), data=data))["accuracy-against-steps"]
@@ -200,6 +206,7 @@ class TestFigures:
         legend = figures(report(curved("_slf"), curved("_")))["accuracy-against-steps"].legends[0]
         assert [t.get_text() for t in legend.get_texts()] == ["slf", "-", "chance"]
 
+    @pytest.mark.slow
     def test_leave_matplotlibs_settings_alone_and_do_not_follow_them(self, page, folder):
         import matplotlib
 
@@ -323,6 +330,7 @@ class TestStrip:
         assert image.get_clim() == (0, 1)
         torch.testing.assert_close(torch.tensor(image.get_array().tolist()), shown.clean[0].mean(0))
 
+    @pytest.mark.slow
     def test_images_need_not_be_square(self, folder):
         clean = torch.rand(2, 3, 16, 8)
         shown = Strip(clean, clean.flip(3), ("a", "b"), ("a", "b"), ("b", "a"), 0.5)

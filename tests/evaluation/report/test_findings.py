@@ -28,6 +28,7 @@ def test_there_is_a_sample_of_each():
     assert all(isinstance(FINDINGS[name], face.kind) for name, face in FACES.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_finding_is_in_every_face(name, folder):
     whole = found(name, "clean", "adversarial")
@@ -49,6 +50,7 @@ def test_a_finding_is_in_every_face(name, folder):
         assert picture.caption in page.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_finding_is_read_back_equal(name, folder):
     whole = found(name)

@@ -75,6 +75,7 @@ def heading(figure: Figure) -> Text:
 
 @each_drawing
 class TestEveryDrawing:
+    @pytest.mark.slow
     def test_a_sentence_stands_above_it_within_the_figure(self, name):
         figure = drawn(name)
         where = heading(figure).get_window_extent()
@@ -103,6 +104,7 @@ class TestEveryDrawing:
         told = {t.get_text() for t in texts(drawn(name))}
         assert {*NAMES} <= told
 
+    @pytest.mark.slow
     def test_its_ink_is_the_readers(self, name):
         """Black on black would be nothing: what is drawn as ink follows the page."""
         text = on_the_page(name)

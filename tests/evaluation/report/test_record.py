@@ -78,6 +78,7 @@ class TestRecord:
         assert "strip" not in paths["record"].read_text(encoding="utf-8")
         assert paths["record"].stat().st_size < 20_000
 
+    @pytest.mark.slow
     def test_the_same_report_gives_the_same_bytes(self, written, folder):
         for path in write(report(), folder).values():
             assert path.read_bytes() == (written / path.name).read_bytes()
@@ -207,6 +208,7 @@ class TestDamage:
             read(record)
 
     # Thirteen values in strides of three: each field meets some of them, and each of them some.
+    @pytest.mark.slow
     @pytest.mark.parametrize("stride", [3, pytest.param(1, marks=pytest.mark.heavy)])
     def test_every_field_is_read_as_it_is_or_refused_by_its_name(self, stride, tmp_path):
         """Each field of a record, at every depth, with each of what does not belong there."""

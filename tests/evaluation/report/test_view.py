@@ -450,6 +450,7 @@ class TestTables:
         found = markdown_tables(markdown_of(whole, folder))[1]
         assert [[html.unescape(cell) for cell in row] for row in found] == [header, *rows]
 
+    @pytest.mark.slow
     def test_stand_after_the_doubts_and_before_the_figures(self, folder):
         whole = report(*realistic_sections(), tables=(self.MORE,))
         text = page_of(whole, folder).source

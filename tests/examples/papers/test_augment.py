@@ -146,6 +146,7 @@ def test_jitter_is_torchvisions_in_one_of_24_orders(monkeypatch):
 # --- laws of the draws ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [(0.08, 1.0), (0.2, 1.0), (0.55, 1.0)])
 @pytest.mark.parametrize("shape", [(32, 32), (24, 40), (10, 40)])
 def test_boxes_are_distributed_as_torchvisions(shape, scale):

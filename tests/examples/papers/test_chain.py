@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import nn
 
@@ -45,6 +46,7 @@ def places(plan, tmp_path) -> list[Place]:
 PGD = ["PGD-20 l_inf 0.1, step 0.025", "PGD-20 l_inf 0.1, step 0.01"]
 
 
+@pytest.mark.slow
 def test_every_branch_is_measured_after_its_last_and_its_best_epoch(tmp_path):
     found = places(tiny.plan("gsa_rsl", "--attacks", "pgd,pgd-l2"), tmp_path)
     by_label = {of.label: [p.attack for p in found if p.label == of.label] for of in found}
@@ -59,6 +61,7 @@ def test_every_branch_is_measured_after_its_last_and_its_best_epoch(tmp_path):
         assert attacks == (["clean", PGD[0]] if label in best else whole)
 
 
+@pytest.mark.slow
 def test_a_best_epoch_is_named_after_what_it_was_best_on(tmp_path, monkeypatch):
     released = probes.PRESETS["released"]["slf"]
     monkeypatch.setitem(probes.PRESETS, "released", {"slf": replace(released, epochs=1)})
@@ -67,6 +70,7 @@ def test_a_best_epoch_is_named_after_what_it_was_best_on(tmp_path, monkeypatch):
     assert list(found) == ["slf", "slf, selected on test, epoch 1 of 1"]
 
 
+@pytest.mark.slow
 def test_a_classifier_is_measured_with_its_own_head_too(tmp_path):
     plan = replace(tiny.plan("at"), protocols=())
     found = places(plan, tmp_path)

@@ -86,6 +86,7 @@ COMPOSED |= {"gsa_advcl", "gsa_on_advcl", "rocl_gsa", "clae_gsa"}
 FIRST = {name: flags for name, flags, _ in reversed(MORE)}  # the others where time does not matter
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.heavy if n in COMPOSED else ()) for n in METHODS]
 )
@@ -93,6 +94,7 @@ def test_a_step_costs_the_least(name):
     assert forwards_per_image(*prepared(name)) == pytest.approx(LEAST[name], rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "flags", "cost"),
     [
@@ -127,6 +129,7 @@ def test_the_page_of_costs_has_these():
     }
 
 
+@pytest.mark.slow
 def test_measuring_leaves_no_trace():
     method, batch = prepared("gsa_rsl")
     before = copy.deepcopy(method.state_dict())

@@ -202,6 +202,7 @@ def fit(model, place, resume=None, **when):
     ).fit(model, ckpt_path=resume)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:.*LeafSpec:FutureWarning",
     "ignore:Checkpoint directory",

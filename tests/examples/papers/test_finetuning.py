@@ -32,6 +32,7 @@ def train(method, folder, **more):
     return finetune(method, IMAGES, folder, **how)
 
 
+@pytest.mark.slow
 def test_killed_after_a_step_it_ends_with_the_same_weights_and_is_then_read(tmp_path, monkeypatch):
     whole, parts = given(), given()
     assert train(whole, tmp_path / "whole") > 0
@@ -50,6 +51,7 @@ def test_killed_after_a_step_it_ends_with_the_same_weights_and_is_then_read(tmp_
         train(other, tmp_path)
 
 
+@pytest.mark.slow
 def test_it_lowers_the_distance_under_attack(tmp_path):
     method = given()
     batch = torch.stack([IMAGES[i][0] for i in range(20)]), torch.zeros(20), torch.arange(20)

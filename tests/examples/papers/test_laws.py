@@ -19,6 +19,7 @@ TWO_STEPS = ("--limit", "40")
 LIGHT = ("simclr", "acl", "dyn_air", "gsa_rsl", "deacl")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n in LIGHT else pytest.mark.heavy) for n in METHODS]
 )

@@ -228,6 +228,7 @@ def supcon(z, labels, tau):
 # --- laws of every step ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @EVERY_STEP
 def test_a_step_s_terms_are_finite_and_reach_every_parameter(step):
     of, flags = STEPS[step]
@@ -249,6 +250,7 @@ def test_a_step_s_terms_are_finite_and_reach_every_parameter(step):
     assert [m.training for m in method.modules()] == modes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ATTACKED)
 def test_an_attack_gives_back_all_it_borrowed_and_finds_higher_views_in_ball_and_box(step):
     of, flags = STEPS[step]
@@ -277,6 +279,7 @@ def test_an_attack_gives_back_all_it_borrowed_and_finds_higher_views_in_ball_and
     assert modes == [{in_train_mode}] * len(modes) != []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ATTACKED)
 def test_after_an_exception_the_next_step_is_as_if_it_had_not_been(step):
     """In the last of the attacks, after the first gradient."""
@@ -449,6 +452,7 @@ def test_fixed_views_may_be_reused(step):
     )
 
 
+@pytest.mark.slow
 @EVERY_STEP
 def test_a_checkpoint_holds_all(step):
     of, flags = STEPS[step]
@@ -1028,6 +1032,7 @@ def test_before_training_a_student_is_its_teacher_unless_it_starts_from_scratch(
 # --- GSA's terms on other methods -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("of", "host", "flags"),
     [

@@ -81,6 +81,7 @@ def done(tmp_path_factory):
     return out, tiny.train(tiny.plan("gsa_rsl"), out)
 
 
+@pytest.mark.slow
 def test_what_was_trained_is_read_back(done, monkeypatch):
     out, first = done
     monkeypatch.setattr(pretraining, "pretrain", never)
@@ -147,6 +148,7 @@ def given(monkeypatch):
     return found
 
 
+@pytest.mark.slow
 def test_the_method_of_the_clusters_is_trained_first_and_once(tmp_path, monkeypatch, given):
     trained, pretrain = [], pretraining.pretrain
 

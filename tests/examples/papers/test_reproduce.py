@@ -67,6 +67,7 @@ def _brief():
 FAMILIES = ("simclr", "at", "rocl", "acl", "dyn_air", "advcl", "gsa_rsl", "ascl_local", "deacl")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n in FAMILIES else pytest.mark.heavy) for n in METHODS]
 )
@@ -101,6 +102,7 @@ def chains(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",  # acl has the branches of gsa_rsl
     [pytest.param(n, marks=pytest.mark.heavy if n == "acl" else ()) for n in CHAINS],
@@ -132,6 +134,7 @@ def test_a_chain_leaves_a_record_and_its_encoders(name, chains):
 BENCHMARKS = REPRODUCE.parents[2] / "benchmarks"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "refusal"),
     [
@@ -231,6 +234,7 @@ def test_advssl_evaluates_an_exported_encoder(chains, tmp_path, capsys):
 # --- the record -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_record_has_no_place_of_this_machine(tmp_path):
     photos = tmp_path / "my photos"
     draw = np.random.default_rng(0)
@@ -269,6 +273,7 @@ def test_the_list_has_every_method_with_its_tables_and_every_preset(capsys):
         assert f"--preset {preset}: " in said
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_it_would_do_and_does_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pretraining, "pretrain", never)
@@ -311,6 +316,7 @@ def test_a_table_is_planned_row_by_row(monkeypatch, capsys):
         assert f"{row.label}\n{row.run[0]} {row.run[2]}" in said
 
 
+@pytest.mark.slow
 def test_a_table_shows_ours_beside_the_papers_and_what_cannot_be_had(tmp_path, capsys, monkeypatch):
     table = tables.lookup("advcl-5")
     kept = [r for r in table.rows if r.label == "CIFAR-10 SimCLR, 10"]
@@ -547,6 +553,7 @@ def check_terminal(done: Ended, place: Path) -> None:
     assert rows[2:] == ["", there]
 
 
+@pytest.mark.slow
 def test_a_run_says_little(tmp_path):
     check_terminal(as_script(REPRODUCE, tiny.words("simclr"), tmp_path), tmp_path)
 

@@ -64,6 +64,7 @@ def test_a_dry_run_says_what_training_takes_and_does_nothing(words, tmp_path, ca
     assert not [p for p in (tmp_path / "robust").rglob("*") if p.is_file()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "said"),
     [

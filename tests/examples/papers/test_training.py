@@ -71,6 +71,7 @@ def killed_after(step: int, name: str, out: Path) -> None:
     tiny.train(tiny.plan(name, "--epochs", "2"), out, save_every=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gsa_rsl", pytest.param("simclr", marks=pytest.mark.heavy)])
 def test_a_killed_run_ends_with_the_same_weights(name, whole, tmp_path):
     # After the optimizer's fifth step, the second of the second epoch, and before its checkpoint.
@@ -100,6 +101,7 @@ class Momentum(SimCLR):
             slow.lerp_(fast.detach(), 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["gsa_rsl", "momentum", pytest.param("advcl", marks=pytest.mark.heavy)]
 )
@@ -120,6 +122,7 @@ def test_a_run_of_many_starts_ends_with_the_same_weights(name, tmp_path):
     assert tiny.same(tiny.weights(resumed), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_after_its_step_with_a_checkpoint(number, whole, tmp_path, monkeypatch):
     plan, steps = tiny.plan("simclr", "--epochs", "2"), []
@@ -138,6 +141,7 @@ def test_a_signal_ends_it_after_its_step_with_a_checkpoint(number, whole, tmp_pa
     assert tiny.same(tiny.weights(tiny.train(plan, tmp_path)), whole("simclr"))
 
 
+@pytest.mark.slow
 def test_hooks_are_called_once_per_step_and_before_the_first_of_each_start(tmp_path):
     plan, made = tiny.plan("simclr", "--epochs", "2"), []
 
@@ -175,6 +179,7 @@ def test_seconds_are_those_of_all_starts(tmp_path):
     assert 1000 < tiny.train(plan, tmp_path).told["seconds"] < 1060
 
 
+@pytest.mark.slow
 def test_a_run_killed_after_its_last_step_trains_nothing_more(tmp_path, monkeypatch):
     plan = tiny.plan("gsa_rsl")
     expected = tiny.weights(tiny.train(plan, tmp_path))
@@ -201,6 +206,7 @@ def test_a_kill_while_the_checkpoint_is_written_leaves_the_one_before(tmp_path, 
     assert tiny.same(tiny.weights(tiny.train(plan, tmp_path)), whole)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_computed_again(tmp_path):
     plan = tiny.plan("simclr", "--limit", "20")  # one step
     expected = tiny.weights(tiny.train(plan, tmp_path))
@@ -220,6 +226,7 @@ def test_a_damaged_checkpoint_is_computed_again(tmp_path):
 # --- what else it can do --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_half_precision_keeps_whole_weights(whole, tmp_path):
     trained = tiny.train(
         tiny.plan("gsa_rsl", "--epochs", "2", "--precision", "bf16-mixed"), tmp_path
@@ -244,6 +251,7 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
+@pytest.mark.slow
 def test_streamed_images_train_the_same_weights(photos, tmp_path):
     plan = tiny.plan("gsa_rsl", "--data", f"folder:{photos}", "--limit", "0", "--epochs", "2")
     plan = replace(plan, recipe=replace(plan.recipe, batch_size=8))
@@ -258,6 +266,7 @@ def logged(place: Path, start: int = 0) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_the_critics_rate_follows_the_encoders(tmp_path):
     plan = tiny.plan("gsa_rsl", "--epochs", "2")
     trained = tiny.train(plan, tmp_path)
@@ -270,6 +279,7 @@ def test_the_critics_rate_follows_the_encoders(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_every_start_logs_its_terms_beside_those_before(tmp_path):
     plan = tiny.plan("gsa_rsl", "--limit", "20", "--epochs", "3")
     assert tiny.train(plan, tmp_path, deadline=time.monotonic()) is None

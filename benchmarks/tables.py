@@ -657,7 +657,9 @@ def speedrun() -> str:
         lines.append(f"| {' | '.join([f'`{name}`, {several}', *cells])} |")
     for label, row in sorted(_read("speedrun_published")["rows"].items()):
         cells = [f"{row[key]:.2f}" if key in row else "" for key in _MEASURED.values()]
-        lines.append(f"| {label}, its paper's | {' | '.join(cells)} | | | {_power(row['flops'])} |")
+        of = row["from"]  # a table and its row, or another place
+        printed = of if of.startswith("its ") else f"`{of.split()[0]}`"
+        lines.append(f"| {label}, {printed} | {' | '.join(cells)} | | | {_power(row['flops'])} |")
     said = []
     for name, record in records.items():
         n = {what: found[0].n for what, found in speedrun_measured(record).items()}

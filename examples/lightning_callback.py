@@ -82,10 +82,9 @@ class SimCLR(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.06, momentum=0.9, weight_decay=5e-4)
 
 
-def all_callbacks(adversary: AdversarialViewGenerator, pixels: torch.Tensor) -> list[pl.Callback]:
+def other_callbacks(pixels: torch.Tensor) -> list[pl.Callback]:
     """One line each; ``pixels`` stand for the features of a pretrained network."""
     return [
-        AdversarialViews(adversary),
         SharpnessAware(rho=0.05),
         GlobalDivergence(GlobalDivergenceCritic(128), on="projection_head"),
         ClusterFit(ClusterFitHead(512, (2, 10, 50)), nn.Identity(), pixels[None], on="backbone"),
@@ -96,16 +95,14 @@ def train(every: bool, epochs: int = 1, max_steps: int = -1, batch_size: int = 1
     pl.seed_everything(0)
     loader = digits(batch_size=batch_size, indexed=every)  # ClusterFit needs the index
     adversary = AdversarialViewGenerator(Linf(0.1), steps=5)  # +
-    callbacks = [AdversarialViews(adversary)]  # +
-    if every:
-        pixels = torch.tensor(loader.dataset.images, dtype=torch.float32)
-        callbacks = all_callbacks(adversary, pixels)
+    pixels = torch.tensor(loader.dataset.images, dtype=torch.float32)
+    others = other_callbacks(pixels) if every else []
     trainer = pl.Trainer(
         max_epochs=epochs,
         max_steps=max_steps,
         logger=False,
         enable_checkpointing=False,
-        callbacks=callbacks,  # +
+        callbacks=[AdversarialViews(adversary), *others],  # +
     )
     trainer.fit(SimCLR(), loader)
     return trainer

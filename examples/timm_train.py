@@ -3,7 +3,8 @@
     python examples/timm_train.py
 
 timm's train.py makes a ``ClassificationTask`` and calls ``task(input, target)["loss"]``; in your
-copy of it this one stands there. The loop, EMA, distillation aside, optimizers and mixup stay.
+copy of it this one stands there. Loop, EMA, optimizers and mixup stay; distillation has a task of
+its own.
 Needs timm 1.0.25 or later, with ``timm.task``. Data: scikit-learn's digits.
 """
 

@@ -3,8 +3,9 @@
     python benchmarks/speedrun/published.py
 
 Operations of a step are counted on the method's own network, and multiplied by the steps of the
-schedule on CIFAR-10's 50,000 training images; accuracies are the papers' own, under their linear
-finetuning. A network of other images (AdvCL's clusters) and the finetuning are not counted.
+schedule on CIFAR-10's 50,000 training images; accuracies are those that the named table prints,
+under linear finetuning. A network of other images (AdvCL's clusters) and the finetuning are not
+counted.
 """
 
 from __future__ import annotations

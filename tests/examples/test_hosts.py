@@ -87,7 +87,7 @@ def test_lightly_train_pretrain(monkeypatch):
 
 HOSTS = [
     *("kornia_lightning", "fabric_loop", "accelerate_loop", "hf_trainer", "timm_train"),
-    *("metric_learning", "lightly_train_pretrain"),
+    *("metric_learning", "lightly_train_pretrain", "lightning_callback", "timm_backbone"),
 ]
 
 

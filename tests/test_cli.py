@@ -293,6 +293,7 @@ def test_reports_are_compared_image_by_image(earlier, tmp_path, capsys):
     assert 'id="clean-against-robust"' in page
 
 
+@pytest.mark.slow
 def test_the_diagonal_of_the_transfer_is_what_was_measured(earlier, tmp_path):
     found = compared(earlier, tmp_path, "first", "other")
     transfer = found.tables[1]
@@ -309,6 +310,7 @@ def test_the_diagonal_of_the_transfer_is_what_was_measured(earlier, tmp_path):
         assert shares[1 - i] >= shares[i]
 
 
+@pytest.mark.slow
 def test_seeds_of_one_encoder_are_replicates(earlier, tmp_path):
     found = compared(earlier, tmp_path, "first,second", "other,further")
     row = found.tables[0].rows[0]
@@ -325,6 +327,7 @@ def test_seeds_of_one_encoder_are_replicates(earlier, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_a_record_alone_is_compared_without_transfer(earlier, tmp_path):
     for name in ("first", "other"):
         (tmp_path / name).mkdir()
@@ -338,6 +341,7 @@ def test_a_record_alone_is_compared_without_transfer(earlier, tmp_path):
     assert "is not there; run again: advssl evaluate --backbone" in transfer.note
 
 
+@pytest.mark.slow
 def test_weights_that_were_not_measured_are_not_transferred(earlier, tmp_path):
     section = report.read(earlier / "first" / "record.json").sections[0]
     (tmp_path / "first" / "work").mkdir(parents=True)
@@ -353,6 +357,7 @@ def test_weights_that_were_not_measured_are_not_transferred(earlier, tmp_path):
     assert "is not what was measured" in found.tables[1].note
 
 
+@pytest.mark.slow
 def test_folders_of_one_name_are_told_apart_by_their_paths(earlier, tmp_path):
     (tmp_path / "other").mkdir()
     text = (earlier / "first" / "record.json").read_text(encoding="utf-8")

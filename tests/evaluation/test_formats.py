@@ -163,6 +163,7 @@ def test_the_encoder_may_be_wrapped(wrap, path):
     assert all(torch.equal(value, found[name]) for name, value in theirs.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, checkpointed, averaged])
 def test_the_saved_model_may_be_wrapped(wrap, path):
     theirs, encoder = small(), small(seed=1)

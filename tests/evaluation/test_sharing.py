@@ -134,6 +134,7 @@ def test_every_rank_has_the_record_of_one_process(found):
         assert rank["again"] == rank["record"]
 
 
+@pytest.mark.slow
 def test_each_batch_is_computed_once_and_kept(found):
     ranks_of, kept = found
     model, batches = case()
@@ -149,12 +150,14 @@ def test_each_batch_is_computed_once_and_kept(found):
     assert seen == []
 
 
+@pytest.mark.slow
 def test_transfer_too(found):
     model, batches = case()
     table = transfer({"a": model, "b": Alone()}, batches, ATTACK, seed=2).to_numpy().tolist()
     assert [rank["transfer"] for rank in found[0]] == [table, table]
 
 
+@pytest.mark.slow
 def test_a_deadline_ends_all_ranks_at_one_batch(found):
     model, batches = case()
     first = measure(model, Clean(), batches[:1]).to_json()
@@ -174,12 +177,14 @@ WORDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(WORDS)))
 def test_what_is_wrong_is_said_on_every_rank(found, number):
     for rank in found[0]:
         assert all(words in rank["said"][number] for words in WORDS[number]), rank["said"][number]
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_raises_its_own_error_and_the_others_name_it(found):
     failed, others = found[0][1]["said"][6], found[0][0]["said"][6]
     assert failed == "ValueError: it broke"

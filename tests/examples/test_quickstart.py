@@ -65,6 +65,7 @@ def test_writes_three_files(out):
     assert height > width > 600  # a phone is held upright
 
 
+@pytest.mark.slow
 def test_record_says_what_it_takes_to_get_it_again(record, out):
     assert set(record) == {
         *("name", "methods", "seeds", "dataset", "schedule", "attack"),
@@ -84,6 +85,7 @@ def test_record_says_what_it_takes_to_get_it_again(record, out):
     assert str(SCRIPT.parent) not in written
 
 
+@pytest.mark.slow
 def test_record_has_every_accuracy_of_every_method(record):
     assert [m["name"] for m in record["methods"]] == [
         "SimCLR",
@@ -128,6 +130,7 @@ def test_every_point_of_a_curve_is_of_its_radius(quickstart):
     assert reached["clean"] == 1.0
 
 
+@pytest.mark.slow
 def test_table_has_the_numbers_of_the_record(record, out):
     lines = (out / "table.md").read_text().splitlines()
     assert "PGD-1 | PGD-1, n = 10 |" in lines[0]
@@ -138,6 +141,7 @@ def test_table_has_the_numbers_of_the_record(record, out):
         assert cells == [f"{100 * method[kind]['mean']:.1f}" for kind in ACCURACIES]
 
 
+@pytest.mark.slow
 def test_several_seeds_and_no_autoattack_are_said(quickstart, record):
     runs = [
         {"clean": c, "pgd": 0.5, "curve": [0.5] * 6, "seconds": {"pretraining": 1.0}}

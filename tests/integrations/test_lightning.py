@@ -1344,6 +1344,7 @@ def _zeroed(module: nn.Module) -> None:
         p.data.zero_()
 
 
+@pytest.mark.slow
 def test_two_ranks_are_one_process_on_the_whole_batch(tmp_path):
     expected = trained(1, str(tmp_path))
     for found in on_two_ranks(on_rank, tmp_path, str(tmp_path)):

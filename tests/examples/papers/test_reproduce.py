@@ -151,6 +151,7 @@ def test_the_benchmarks_scripts_refuse_under_their_own_names(words, refusal, tmp
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_command_that_is_repeated_reads_all_of_it_back(chains, monkeypatch, capsys):
     out = chains("advcl")
     capsys.readouterr()
@@ -166,6 +167,7 @@ def test_a_command_that_is_repeated_reads_all_of_it_back(chains, monkeypatch, ca
     assert said.endswith(f"record.json and the encoders are in {folder}\n")
 
 
+@pytest.mark.slow
 def test_a_record_of_other_results_is_replaced(chains):
     folder, record = record_in(chains("simclr"), "simclr")
     path = folder / "record.json"
@@ -188,6 +190,7 @@ def test_a_damaged_record_is_written_again(damage, tmp_path):
     assert kept(path, record) == later
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["simclr", "gsa_rsl"])
 def test_exported_encoders_are_read_with_their_normalisation(name, chains):
     method = tiny.train(tiny.plan(name), chains(name)).method
@@ -221,6 +224,7 @@ def test_an_exported_classifier_answers_what_the_method_does(name, tmp_path):
         torch.testing.assert_close(found.classifier(images), expected)
 
 
+@pytest.mark.slow
 def test_advssl_evaluates_an_exported_encoder(chains, tmp_path, capsys):
     folder, _ = record_in(chains("gsa_rsl"), "gsa_rsl")
     own = tiny.plan("gsa_rsl").backbone
@@ -387,6 +391,7 @@ def test_the_page_has_all_that_is_ours():
         assert whose[line] == [name for name, of in METHODS.items() if line in of.ours]
 
 
+@pytest.mark.slow
 def test_the_page_names_all_of_a_record(chains):
     _, record = record_in(chains("simclr"), "simclr")
     for key in {*record} - {"kind"}:

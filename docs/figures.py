@@ -410,7 +410,7 @@ def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> 
 def speedrun() -> Figure:
     """Robust accuracy against operations: our records and the published schedules."""
     tables = runpy.run_path(str(FOLDER.parents[1] / "benchmarks" / "tables.py"))
-    figure, axes = _new((6.2, 4.2))
+    figure, axes = _new((5.4, 4.0))
     published = json.loads((tables["RESULTS"] / "speedrun_published.json").read_text("utf-8"))
     level, left = 0.0, min(row["flops"] for row in published["rows"].values()) / 3
     for label, row in sorted(published["rows"].items(), key=lambda item: item[1]["pgd"]):
@@ -429,7 +429,7 @@ def speedrun() -> Figure:
     axes.set_ylabel("accuracy under PGD-20, ℓ∞ 8/255 (%)")
     axes.set_ylim(0, 60)
     axes.margins(x=0.12)
-    look.titled(axes, "Robust accuracy against what pretraining costs", 6)
+    look.titled(axes, "Robust accuracy against what pretraining costs", 5.4)
     return figure
 
 

@@ -103,9 +103,9 @@ def evidence() -> str:
     runs = _read("papers_cifar")["runs"]
     spent = sorted(run["seconds"]["pretraining"] / 60 for run in runs)
     return "\n".join(lines) + (
-        "\n\nLinear probes on frozen encoders, the last two rows by the network's own head. "
-        "Encoders of photographs are a quarter as wide as the papers'; those of the papers' "
-        f"methods had {runs[0]['presentations']:,} presentations, {spent[0]:.0f} to "
+        "\n\nLinear probes on frozen encoders, of photographs a quarter as wide as the papers'; "
+        "the last two rows by the own head of a full-width network. The papers' methods had "
+        f"{runs[0]['presentations']:,} presentations, {spent[0]:.0f} to "
         f"{spent[-1]:.0f} minutes of a CPU core; GSA-RSL's network is its release's, another than "
         f"the others'. FARE took {record['seconds']['training'] / 60:.0f} minutes; what the "
         "[speedrun](docs/speedrun.md) took stands there. "

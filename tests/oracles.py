@@ -40,7 +40,8 @@ class Row(NamedTuple):
     p: int
 
 
-# Table 1 of the paper: X+ and X-, for an anchor i and another row j, image or twin.
+# Table 1 of the paper: X+ and X-, each for x_j and for x_j^a with p_j^a in place of p_j; an
+# adversarial anchor has its own p_i^a in place of p_i. Row i is the anchor, row j another.
 TABLE_1 = {
     "global": (lambda i, j: j.y == i.y, lambda i, j: j.y != i.y),
     "hard": (lambda i, j: j.y == i.y, lambda i, j: j.y != i.y and j.p == i.y),

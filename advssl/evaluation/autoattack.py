@@ -46,8 +46,8 @@ class AutoAttack(Search):
         The library draws for a batch at once. Here each image gets what it draws for one that is
         alone, so that its answer does not depend on the batch: it is the library's own with
         ``batch_size=1``, at the speed of a batch.
-        Costs 1000 forwards and backwards for APGD, 900 for FAB and 5000 forwards for Square per
-        image that stands, about 25 times multi-targeted PGD-20.
+        Costs 1000 forwards and backwards for APGD, as much as 3600 forwards for FAB
+        and 5000 forwards for Square per image that stands, about 30 times multi-targeted PGD-20.
 
     Args:
         ball: ``Linf`` or ``L2``.

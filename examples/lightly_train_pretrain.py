@@ -1,4 +1,4 @@
-"""lightly-train, made robust by one argument that it documents (marked `# +`).
+"""lightly-train, made robust by one argument of its own (marked `# +`).
 
     pip install lightly-train && python examples/lightly_train_pretrain.py
 

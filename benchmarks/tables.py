@@ -665,7 +665,8 @@ def speedrun() -> str:
         n = {what: found[0].n for what, found in speedrun_measured(record).items()}
         of = ", ".join(f"{what} on {count:,}" for what, count in n.items())
         said.append(
-            f"`{name}`: {record['backbone']}, linear probe `advcl`, ℓ∞ 8/255, {of} test images; "
+            f"`{name}`: {record['backbone']}, {record['precision']}, linear probe `advcl`, "
+            f"ℓ∞ 8/255, {of} test images; "
             f"`{record['command']}`, commit {record['commit'][:10]}, "
             f"{record['machine']['cpu']}, {counted(record['machine']['threads'], 'thread')}, "
             f"torch {record['machine']['torch']}; `benchmarks/results/speedrun_{name}.json`."

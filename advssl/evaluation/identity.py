@@ -37,7 +37,7 @@ _BOOKKEEPING = {*vars(nn.Module()), *_COMPILED}
 _NO_CODE = {
     *("__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__annotations__"),
     *("__annotate__", "__annotate_func__", "__annotations_cache__", "__firstlineno__"),
-    *("__static_attributes__", "__match_args__", "_abc_impl"),
+    *("__static_attributes__", "__match_args__", "_abc_impl", "__slotnames__"),
 }
 _WRAPPERS = {
     "OptimizedModule": "_orig_mod",  # torch.compile's

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import json
 import os
+import pickle
 import warnings
+from collections.abc import Hashable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -115,6 +120,33 @@ def test_made_again_it_is_the_same(name):
     one = DIFFERENT[name]()
     again = DIFFERENT[name]().train(False).requires_grad_(False)
     assert fingerprint_of(again) == fingerprint_of(one)
+
+
+@dataclass(frozen=True)
+class Asked(Hashable):
+    """What Python keeps notes on: a frozen dataclass's methods close over their class."""
+
+    size: int = 3
+
+
+NOTES = {
+    "copied": lambda one: (copy.copy(one), copy.deepcopy(one)),
+    "pickled": lambda one: pickle.loads(pickle.dumps(one)),
+    "asked what it is": lambda one: (isinstance(one, Asked), issubclass(type(one), nn.Module)),
+    "its hints read": lambda one: get_type_hints(type(one)),
+    "inspected": lambda one: (inspect.signature(type(one)), dir(one), inspect.getdoc(type(one))),
+    "hashed": lambda one: (hash(one), one == one),
+    "inherited": lambda one: type("Heir", (type(one),), {}),
+}
+
+
+@pytest.mark.parametrize("kind", [Asked, Config, Own])
+def test_what_python_notes_on_a_class_does_not_count(kind):
+    one = Config(0.5) if kind is Config else kind()
+    before = fingerprint_of(kind), fingerprint_of(one)
+    for what, look in NOTES.items():
+        look(one)
+        assert (fingerprint_of(kind), fingerprint_of(one)) == before, what
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ PRELOADED += ["sklearn.cluster", "sklearn.linear_model", "scipy.stats", "torch.u
 # In this order; what has one file of tests for many modules is collected once.
 PLACES = [
     ("integrations", "advssl/integrations/lightning", ["tests/integrations/test_lightning.py"]),
-    ("cli", "advssl/cli.py", ["tests/test_cli*.py"]),
+    ("cli", "advssl/cli.py", ["tests/test_cli*.py", "tests/test_gallery.py"]),
     ("cli", "advssl/options.py", ["tests/test_options.py", "tests/test_cli.py"]),
     ("integrations", "advssl/integrations", ["tests/integrations/test_{}.py"]),
     ("evaluation", "advssl/evaluation/report", ["tests/evaluation/report/test_*.py"]),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from dataclasses import fields
 
 import pytest
 
+from advssl import options
 from advssl.balls import BALLS
 from advssl.evaluation.attacks import ATTACKS
 from advssl.evaluation.protocols import PRESETS
@@ -31,6 +33,35 @@ def test_defaults_are_those_that_help_names():
     assert parse([*FEWEST, "--no-figures"]).figures is False
     assert asked.measures == []
     assert parse([*FEWEST, "--with", "divergence"]).measures == ["divergence"]
+
+
+def actions(parser):
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from actions(command)
+        else:
+            yield action
+
+
+ELSEWHERE = {"--format": "found out", "--attacks": "clean, pgd, pgd-l2, mpgd, aa: these"}
+
+
+def test_every_option_is_explained_and_its_default_is_its_last_word():
+    met = set()
+    for action in actions(options._parser()):
+        assert action.help
+        if not action.default or action.default == argparse.SUPPRESS:
+            continue
+        (word,) = action.option_strings
+        if word in ELSEWHERE:
+            assert ELSEWHERE[word] in action.help
+        else:
+            said, read = action.help.rsplit("; ")[-1], action.type or str
+            default = read(action.default) if isinstance(action.default, str) else action.default
+            assert read(said) == default, word
+        met.add(word)
+    assert met > {"--data", "--eps", "--images", *ELSEWHERE}
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("20min", 1200), ("1.5h", 5400)])

@@ -197,6 +197,19 @@ def test_times_as_people_say_them(seconds, said):
     assert plan.duration(seconds) == said
 
 
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        ((7, 7), "7 F"),
+        ((999, 1234), "999 to 1.23 thousand F"),
+        ((2_500_000, 10**9), "2.5 million to 1 billion F"),
+        (None, "as many forwards as it takes"),
+    ],
+)
+def test_forwards_as_people_say_them(count, said):
+    assert plan._forwards(count) == said
+
+
 def test_a_budget_that_the_default_probe_would_eat_takes_the_other(monkeypatch):
     said = []
     photographs = open_data("digits", image_size=8)

@@ -900,6 +900,24 @@ class TestClusterFit:
         assert torch.equal(head.pseudo_labels, wanted.pseudo_labels)
         fit(OnIndexed(), [ClusterFit(head, nn.Flatten(), images, on="net")], steps=1)
 
+    def test_looking_whether_a_fitted_heads_labels_are_theirs_draws_nothing(self):
+        class Noisy(Dataset):
+            def __len__(self):
+                return len(IMAGES)
+
+            def __getitem__(self, i):
+                return IMAGES[i] + 1e-4 * torch.rand(())
+
+        class Drawn(pl.Callback):
+            def on_fit_start(self, *_):
+                states.append(torch.get_rng_state())
+
+        states, head = [], ClusterFitHead(OUT, (8,))
+        head.fit(IMAGES.flatten(1))
+        looked = ClusterFit(head, nn.Flatten(), Noisy(), on="net")
+        fit(OnIndexed(), [Drawn(), looked, Drawn()], steps=1)
+        assert torch.equal(*states)
+
     @pytest.mark.parametrize("source", IN_NO_ORDER)
     def test_refuses_images_of_which_nobody_knows_the_order(self, source):
         images, complaint = IN_NO_ORDER[source]

@@ -340,11 +340,10 @@ def test_whatever_happens_to_a_file_it_is_none_and_is_kept_anew(tmp_path, name, 
     keep(path, "one", STATES[name])
     keep(path.with_stem("b"), "other", STATES[name])
     DAMAGES[damage](path)
-    there = kept(path, "one")  # an archive ends where it says, not where the file does
-    assert there is None or (damage, fingerprint_of(there)) == (
-        "longer",
-        fingerprint_of(STATES[name]),
-    )
+    there = kept(path, "one")
+    if there is not None:  # an archive ends where it says, and torch 2.5 fills its middle up
+        assert damage in ("longer", "a bit flipped in its middle")
+        assert fingerprint_of(there) == fingerprint_of(STATES[name])
     keep(path, "one", STATES[name])
     assert fingerprint_of(kept(path, "one")) == fingerprint_of(STATES[name])
     assert len(list(tmp_path.rglob("mine.txt"))) == (damage == "a folder")

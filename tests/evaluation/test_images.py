@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from pictures import RAMP, SHORTS, as_float, cut, grey, lab, saved, with_alpha
@@ -41,6 +42,8 @@ RAMPS = {
 def test_what_is_read_is_what_was_stored(name, folder):
     """A ramp from black to white, in every form in which people keep images."""
     image, settings = RAMPS[name]
+    if name == "luma.tif" and int(PIL.__version__.split(".")[0]) < 13:
+        pytest.skip("pillow before 13 says of such a file that it is cut off")
     image.save(folder / "test" / "cat" / name, **settings)
     test = open_data(f"folder:{folder}", image_size=32).test
     (place,) = [i for i, (path, _) in enumerate(test.samples) if path.endswith(name)]

@@ -54,7 +54,7 @@ def look() -> Iterator[None]:
     }
     with style.context(["default", settings]), warnings.catch_warnings():
         # A class in another script: the browser has the glyphs that matplotlib's font lacks.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
 

@@ -102,3 +102,14 @@ def test_a_copy_of_a_wrapped_module_has_weights_of_its_own(wrap):
         for p in twin.parameters():
             p.zero_()
     assert all(p.abs().sum() > 0 for p in module.parameters())
+
+
+def test_a_copied_function_has_its_defaults():
+    module = nn.Linear(3, 3, bias=False)
+    module.step = lambda x, y=1.0, *, scale=2.0: scale * module(x) + y
+    twin = copied(module)
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(twin.step(x), 2 * module(x) + 1)
+    with torch.no_grad():
+        twin.weight.zero_()
+    assert torch.equal(twin.step(x), torch.ones(4, 3))

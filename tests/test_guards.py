@@ -77,6 +77,11 @@ class TestAttackedValues:
         with pytest.raises(ValueError, match=r"must be \(B, C, H, W\)"):
             attacked_values([fgsm()], labels, objective)
 
+    @pytest.mark.parametrize("wrong", [3, [3], fgsm])
+    def test_what_are_no_adversaries(self, wrong, images):
+        with pytest.raises(ValueError, match=r"^(each of )?adversaries must be"):
+            attacked_values(wrong, images, torch.sum)
+
     @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
     def test_where_the_objective_takes_a_gradient_itself(self, images, context):
         def steepness(v):

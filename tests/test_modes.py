@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
-from advssl.modes import evaluating, frozen, weights_recomputed
+from advssl.modes import evaluating, frozen, unlogged, weights_recomputed
 
 
 class Boom(Exception):
@@ -403,3 +403,34 @@ def test_weights_that_torch_remembers_are_the_callers_again():
             raise Boom
         assert layer.weight is weight
     assert layer.weight is not weight
+
+
+class Speaks(nn.Module):
+    """As a LightningModule does."""
+
+    def log(self, name, value):
+        HEARD.append((name, value))
+
+    def log_dict(self, named):
+        HEARD.append(named)
+
+
+HEARD: list = []
+
+
+def test_unlogged_is_silent_and_then_speaks_as_it_did():
+    HEARD.clear()
+    inner, outer = Speaks(), Speaks()
+    outer.inner = inner
+    outer.log = own = lambda *told: HEARD.append(("own", *told))
+    with pytest.raises(Boom), unlogged(outer):
+        outer.log("a", 1)
+        inner.log_dict({"b": 2})
+        assert inner.log.experiment["c"](3) is inner.log
+        raise Boom
+    assert HEARD == []
+    assert vars(outer)["log"] is own
+    assert not {"log", "log_dict", "print"} & {*vars(inner)}
+    outer.log("a", 1)
+    inner.log("b", 2)
+    assert HEARD == [("own", "a", 1), ("b", 2)]

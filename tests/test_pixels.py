@@ -99,3 +99,9 @@ def test_images_with_other_channels(method):
     assert Pixels().fits(grey)
     with pytest.raises(ValueError, match="mean and std have 3 channels, the images 1"):
         getattr(IMAGENET, method)(grey)
+
+
+def test_constants_are_those_of_the_data_sets():
+    """Of CIFAR-10's training images the mean and the deviation over all pixels of a channel."""
+    assert Pixels((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)) == CIFAR10
+    assert Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)) == IMAGENET

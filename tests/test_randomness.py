@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from advssl.randomness import random_state, random_state_kept, seeded_state
@@ -25,3 +26,14 @@ def test_seeded_state_depends_on_the_generator_alone(device):
     first = draw()
     torch.manual_seed(99)
     assert torch.equal(first, draw())
+
+
+@pytest.mark.parametrize("replayed", [False, True])
+def test_draws_inside_are_never_made_outside(device, replayed):
+    replay = seeded_state(device, torch.Generator().manual_seed(5)) if replayed else None
+    before = random_state(device)
+    with pytest.raises(KeyError), random_state_kept(device, replay):
+        torch.rand(3, device=device)
+        torch.rand(3)
+        raise KeyError
+    assert all(torch.equal(a, b) for a, b in zip(before, random_state(device), strict=True))

@@ -8,9 +8,10 @@ import types
 import weakref
 
 import pytest
+import torch
 from torch import nn
 
-from advssl.reaching import reached
+from advssl.reaching import moved_since, reached, state_marks
 
 NET = nn.Linear(3, 2)
 HOLDER = types.SimpleNamespace(nets={"teacher": [NET]})
@@ -63,6 +64,7 @@ def test_who_finds_modules_is_not_reached_by_what_imports_one():
     [
         lambda v: NET(v),
         lambda v: [net(v) for net in HOLDER.nets["teacher"]],
+        lambda v: (lambda: NET(v))(),
         lambda v, net=NET: net(v),
         (lambda net: lambda v: (lambda: net(v))())(NET),
         functools.partial(lambda net, v: net(v), NET),
@@ -78,3 +80,39 @@ def test_who_finds_modules_is_not_reached_by_what_imports_one():
 def test_modules_that_a_function_reaches(function):
     assert NET in reached(function).modules
     assert reached(lambda v: v.sum()) == ([], [])
+
+
+def test_objects_that_hold_are_reached_too():
+    calling = Calling()
+    assert any(one is calling for one in reached(lambda v: calling(v)).others)
+
+
+class Holding(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(2))
+        self.pointer, self.rate, self.on = 0, 0.5, True
+        self.last, self.queue = torch.zeros(2), torch.zeros(2)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda m: m.mean.add_(1), "mean"),
+        (lambda m: setattr(m, "mean", torch.ones(2)), "mean"),
+        (lambda m: setattr(m, "pointer", 1), "pointer"),
+        (lambda m: setattr(m, "pointer", 0.0), "pointer"),
+        (lambda m: setattr(m, "rate", torch.zeros(2)), "rate"),
+        (lambda m: setattr(m, "queue", 3), "queue"),
+        (lambda m: m.queue.add_(1), "queue"),
+        (lambda m: setattr(m, "last", torch.ones(2)), None),  # an output remembered
+        (lambda m: setattr(m, "on", False), None),  # a mode
+        (lambda m: setattr(m, "new", 1), None),
+        (lambda _: None, None),
+    ],
+)
+def test_state_that_moved_is_named(change, name):
+    module = Holding()
+    marks = state_marks([module])
+    change(module)
+    assert moved_since(marks) == ({"Holding": name} if name else {})

@@ -45,3 +45,9 @@ def test_a_generator_takes_its_values():
 def test_what_is_no_schedule(arguments, message):
     with pytest.raises(ValueError, match=message):
         Ramp(0, 1, **arguments)
+
+
+@pytest.mark.parametrize("epoch", ["1", None, float("nan")])
+def test_what_is_no_epoch(epoch):
+    with pytest.raises(ValueError, match=r"^epoch must be a number"):
+        Ramp(0, 1, epochs=1)(epoch)

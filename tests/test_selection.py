@@ -11,6 +11,7 @@ from oracles import TABLE_1, Row
 from advssl.selection import (
     SELECTIONS,
     Pairs,
+    distinct,
     global_pairs,
     hard_pairs,
     leaked_pairs,
@@ -151,3 +152,30 @@ class TestTwins:
             pairs = select(labels, predictions)
             for mask, other in zip(pairs, with_twins(pairs), strict=True):
                 assert torch.equal(mask, other)
+
+
+class TestDistinct:
+    def test_is_a_copy_in_which_nobody_is_its_own_pair(self):
+        given_ = Pairs(*torch.rand(2, 5, 5).gt(0.5).logical_or(torch.eye(5, dtype=torch.bool)))
+        found = distinct(given_, 5, torch.device("cpu"))
+        apart = ~torch.eye(5, dtype=torch.bool)
+        for mask, before in zip(found, given_, strict=True):
+            assert torch.equal(mask, before & apart)
+            assert before.diagonal().all()
+
+    @pytest.mark.parametrize(
+        "mask",
+        [
+            torch.ones(4, 4, dtype=torch.bool),
+            torch.ones(3, 4, dtype=torch.bool),
+            torch.ones(3, 3),
+            torch.ones(3, 3, dtype=torch.bool, device="meta"),
+            None,
+        ],
+    )
+    @pytest.mark.parametrize("name", ["positives", "denominator"])
+    def test_other_masks_are_refused_by_name(self, name, mask):
+        right = torch.ones(3, 3, dtype=torch.bool)
+        pairs = Pairs(**{"positives": right, "denominator": right, name: mask})
+        with pytest.raises(ValueError, match=rf"3 anchors need a bool mask of {name} of shape"):
+            distinct(pairs, 3, torch.device("cpu"))

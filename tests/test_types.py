@@ -15,6 +15,7 @@ from advssl.types import (
     check_embeddings,
     check_indices,
     check_reduction,
+    described,
     embeddings_of,
     flag,
     height_of,
@@ -22,6 +23,7 @@ from advssl.types import (
     number,
     positive,
     reduce,
+    views_of,
     whole,
 )
 
@@ -238,3 +240,28 @@ def test_a_height_is_one_element_or_one_per_image(size, shape):
 def test_what_is_no_height(answer):
     with pytest.raises(ValueError, match=r"scalar or one value per image \(3,\).* got"):
         height_of("objective", answer, 3)
+
+
+@pytest.mark.parametrize(
+    ("value", "meant"),
+    [
+        ("all", "all"),
+        ((0,), (0,)),
+        ([0, -1], (0, -1)),
+        (range(3), (0, 1, 2)),
+        (np.array([1]), (1,)),
+    ],
+)
+def test_views_are_all_or_numbers(value, meant):
+    assert views_of(value) == meant
+
+
+@pytest.mark.parametrize("value", ["first", "0", 0, None, (), [], 1.5])
+def test_other_views_are_refused(value):
+    with pytest.raises(ValueError, match=r'views must be "all" or numbers such as \(0,\), got'):
+        views_of(value)
+
+
+def test_what_is_long_is_cut():
+    assert described("x" * 58) == repr("x" * 58)
+    assert described("x" * 99) == "'" + "x" * 59

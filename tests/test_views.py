@@ -368,6 +368,11 @@ class TestRefuses:
         with pytest.raises(ValueError, match="p must be a number"):
             make(p=wrong)
 
+    @pytest.mark.parametrize("name", ["same_on_batch", "keepdim"])
+    def test_what_is_no_flag(self, make, name):
+        with pytest.raises(ValueError, match=f"^{name} must be True or False"):
+            make(**{name: "yes"})
+
     def test_numpys_numbers_are_numbers(self, make):
         assert repr(make(np.float64(8), p=torch.tensor(1))) == repr(make())
 

@@ -70,8 +70,7 @@ release:  ## the same of what is committed, under a version that the changelog c
 		{ git status --short; echo "release: commit or remove these first" >&2; exit 1; }
 	@! sed -n '/^## \[Unreleased\]/,/^## \[[0-9]/p' CHANGELOG.md | grep --quiet '^- ' || \
 		{ echo "release: in CHANGELOG.md give what is [Unreleased] its version" >&2; exit 1; }
-	$(MAKE) check wheel
-	$(MAKE) test ARGS=tests
+	$(MAKE) check test wheel ARGS=tests
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -342,7 +342,8 @@ def test_whatever_happens_to_a_file_it_is_none_and_is_kept_anew(tmp_path, name, 
     DAMAGES[damage](path)
     there = kept(path, "one")
     if there is not None:  # an archive ends where it says, and torch 2.5 fills its middle up
-        assert damage in ("longer", "a bit flipped in its middle")
+        old = torch.__version__ < "2.6"
+        assert damage == "longer" or (old and damage == "a bit flipped in its middle")
         assert fingerprint_of(there) == fingerprint_of(STATES[name])
     keep(path, "one", STATES[name])
     assert fingerprint_of(kept(path, "one")) == fingerprint_of(STATES[name])

@@ -650,8 +650,7 @@ def speedrun() -> str:
     for name, record in records.items():
         runs = record["runs"]
         cells = [_cell(found) for found in speedrun_measured(record).values()]
-        seconds = (sum(stage["seconds"] for stage in run["spent"].values()) for run in runs)
-        cells += [_spread([s / 60 for s in seconds])]
+        cells += [", ".join(f"{spent(run, 'seconds') / 60:.0f}" for run in runs)]
         cells += [f"{spent(runs[0], 'presentations'):,.0f}", _power(spent(runs[0], "flops"))]
         several = f"{len(runs)} runs" if len(runs) > 1 else "one run"
         lines.append(f"| {' | '.join([f'`{name}`, {several}', *cells])} |")
@@ -664,12 +663,16 @@ def speedrun() -> str:
     for name, record in records.items():
         n = {what: found[0].n for what, found in speedrun_measured(record).items()}
         of = ", ".join(f"{what} on {count:,}" for what, count in n.items())
+        seeds: dict[str, list[str]] = {}
+        for run in record["runs"]:
+            machine = run["machine"]
+            how = f"{run['precision']}, `{run['command']}`, commit {run['commit'][:10]}, "
+            how += f"{machine['cpu']}, {counted(machine['threads'], 'thread')}, "
+            seeds.setdefault(f"{how}torch {machine['torch']}", []).append(str(run["seed"]))
+        by = (f"Seed{'s' * (len(s) > 1)} {' and '.join(s)}: {how}" for how, s in seeds.items())
         said.append(
-            f"`{name}`: {record['backbone']}, {record['precision']}, linear probe `advcl`, "
-            f"ℓ∞ 8/255, {of} test images; "
-            f"`{record['command']}`, commit {record['commit'][:10]}, "
-            f"{record['machine']['cpu']}, {counted(record['machine']['threads'], 'thread')}, "
-            f"torch {record['machine']['torch']}; `benchmarks/results/speedrun_{name}.json`."
+            f"`{name}`: {record['backbone']}, linear probe `advcl`, ℓ∞ 8/255, {of} test images. "
+            f"{'; '.join(by)}. `benchmarks/results/speedrun_{name}.json`."
         )
     return "\n".join([*lines, "", *said])
 
@@ -684,15 +687,15 @@ def weights() -> str:
         cells = [_with_interval(m) for m in values.values()]
         lines.append(f"| `{name}.safetensors`, accuracy (%) | {' | '.join(cells)} |")
         lines.append(f"| test images | {' | '.join(f'{m.n:,}' for m in values.values())} |")
-        looked, looked_at = run["doubts"], run.get("doubts_commit", record["commit"])
+        looked, looked_at = run["doubts"], run.get("doubts_commit", run["commit"])
         doubts = [f"{c['name']}: {c['verdict']}. {c['evidence']}" for c in looked]
         cards.append(
             "\n".join(
                 [
                     *lines,
                     "",
-                    f"{record['backbone']}, seed {run['seed']}, by `{record['command']}` at commit "
-                    f"{record['commit'][:10]}; linear probe `advcl`, ℓ∞ 8/255, Wilson's 95 % "
+                    f"{record['backbone']}, seed {run['seed']}, by `{run['command']}` at commit "
+                    f"{run['commit'][:10]}; linear probe `advcl`, ℓ∞ 8/255, Wilson's 95 % "
                     f"intervals. What was looked into, at commit {looked_at[:10]}:",
                     "",
                     *(f"- {doubt}" for doubt in doubts),
@@ -735,10 +738,6 @@ def speedrun_measured(record: dict[str, Any]) -> dict[str, list[Measurement]]:
 def spent(run: dict[str, Any], what: str) -> float:
     """The sum over a run's stages."""
     return sum(stage.get(what, 0) for stage in run["spent"].values())
-
-
-def _spread(values: list[float]) -> str:
-    return f"{fmean(values):.0f}" + (f" ± {stdev(values):.0f}" if len(values) > 1 else "")
 
 
 def _power(value: float) -> str:

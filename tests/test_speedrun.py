@@ -161,6 +161,27 @@ def test_a_record_is_written_and_is_a_row_of_the_table(tmp_path, monkeypatch, ca
         assert one["measurements"] == other["measurements"]
 
 
+@pytest.mark.slow
+def test_one_run_is_put_among_the_others_of_its_record(tmp_path, monkeypatch):
+    def measured(at, *_):
+        return {"seed": at.seed, "spent": at.spent, "measurements": [], "doubts": []}
+
+    monkeypatch.setattr(course, "open_data", lambda _: data())
+    monkeypatch.setattr(course, "_run", measured)
+    path = tmp_path / "record.json"
+
+    def runs(*words):
+        given = ["--data", "d", "--out", str(tmp_path / "runs"), "--record", str(path), *words]
+        course.run(lambda at: trained(at).encoder, "half_hour", 30, NETWORK, given)
+        written = json.loads(path.read_text(encoding="utf-8"))["runs"]
+        return {run["seed"]: shlex.split(run["command"])[-2:] for run in written}
+
+    assert runs("--seed", "2") == {2: ["--seed", "2"]}
+    assert runs("--seed", "0") == {0: ["--seed", "0"], 2: ["--seed", "2"]}
+    assert runs("--seed", "2", "--limit", "9")[2] == ["--limit", "9"]
+    assert runs("--seeds", "1") == {0: ["--seeds", "1"]}  # anew, all of it
+
+
 def test_published_numbers_are_the_tables():
     assert published.numbers("advcl-1", "AdvCL") == {"aa": 42.57, "pgd": 50.45, "clean": 80.85}
     assert published.numbers("gsa-1", "GSA-RSL") == {"clean": 85.08, "pgd": 41.69, "aa": 38.6}

@@ -125,6 +125,7 @@ def run(record: Record, name: str, minutes: int, backbone: str, words: Sequence[
     add = parser.add_argument
     add("--data", required=True, help="folder:PATH, with train/CLASS and test/CLASS in it")
     add("--seeds", type=int, default=3, help="runs")
+    add("--seed", type=int, action="append", help="this run alone; the record keeps its others")
     add("--images", type=int, default=1000, help="test images under PGD-20")
     add("--aa-images", type=int, default=256, help="test images under AutoAttack")
     add("--limit", type=int, help="training images; a record takes all")
@@ -137,30 +138,32 @@ def run(record: Record, name: str, minutes: int, backbone: str, words: Sequence[
     started = time.perf_counter()
     data = held(open_data(o.data), o.limit)
     reading = time.perf_counter() - started
-    runs = []
-    try:
-        for seed in range(o.seeds):
-            course = Course(data, o.out / f"{name}-{seed}", seed, deadline)
-            course.spent["reading"] = {"seconds": reading}
-            encoder = record(course)
-            if seed == 0 and o.weights:
-                _publish(encoder, o.weights, {"backbone": backbone, "record": o.record.name})
-            runs.append(_run(course, encoder, backbone, o))
-            print(_line(runs[-1]), flush=True)
-    except Unfinished:
-        print(f"{len(runs)} of {o.seeds} runs; the same command goes on")
-        return
+    seeds = o.seed or range(o.seeds)
     script = f"benchmarks/speedrun/{name}.py"
-    written = {
-        "name": name,
-        "minutes": minutes,
-        "backbone": backbone,
-        "runs": runs,
+    by = {
         "command": shlex.join(["python", script, *map(without_place, words)]),
         "commit": records.commit(),
         "precision": fastest.precision(),
         "machine": {**records.machine(), "threads": torch.get_num_threads()},
     }
+    runs = []
+    try:
+        for seed in seeds:
+            course = Course(data, o.out / f"{name}-{seed}", seed, deadline)
+            course.spent["reading"] = {"seconds": reading}
+            encoder = record(course)
+            if seed == 0 and o.weights:
+                _publish(encoder, o.weights, {"backbone": backbone, "record": o.record.name})
+            runs.append({**_run(course, encoder, backbone, o), **by})
+            print(_line(runs[-1]), flush=True)
+    except Unfinished:
+        print(f"{len(runs)} of {len(seeds)} runs; the same command goes on")
+        return
+    if o.seed and o.record.exists():
+        there = json.loads(o.record.read_text(encoding="utf-8"))["runs"]
+        runs += [run for run in there if run["seed"] not in seeds]
+    runs.sort(key=lambda run: run["seed"])
+    written = {"name": name, "minutes": minutes, "backbone": backbone, "runs": runs}
     with replacing(o.record) as part:
         part.write_text(json.dumps(as_json(written), indent=1) + "\n", encoding="utf-8")
     print(f"wrote {o.record.name}; `make tables` brings it into the docs")

@@ -47,7 +47,6 @@ _PROBES = {
     "aff": "adversarial full finetuning",
     "own": "own head",
 }
-_NOT_ROBUST = "Not robust: no more images stand than guessing would leave."
 _STANDARD = "AutoAttack standard"  # as its settings call the field's standard set
 # What a number is not to be quoted without, and whether a measurement is of it.
 _EXPECTED: Mapping[str, Callable[[Measurement], bool]] = {
@@ -197,10 +196,10 @@ class View:
     def verdict(self) -> tuple[str, str]:
         """Fail, none, pass or not run, for all checks together, and the sentences that say so."""
         state, sentence = self._checked()
-        weak = [headline.state for headline in self.headlines].count("none")
+        weak = [headline.said for headline in self.headlines if headline.state == "none"]
         if state != "fail" and weak:
-            some = f"{weak} of {len(self.headlines)}: " if weak < len(self.headlines) else ""
-            return "none", f"{some}{_NOT_ROBUST} {sentence}"
+            some = f"{len(weak)} of {len(self.headlines)}: " if self.headlines[len(weak) :] else ""
+            return "none", f"{some}{weak[0]} {sentence}"
         last = [s for s in self.report.sections if s.selected is None]
         if state == "pass" and not all(s.under_threat() for s in last):
             return "not run", f"{sentence} No attack was run: nothing here is about robustness."
@@ -307,9 +306,11 @@ def _headline(section: Section, chance: float | None) -> Headline:
         what, state = "are classified right without an attack; no attack was run", "not run"
     elif doubtful:
         state, said = "fail", "Doubtful: a check failed."
-    elif worst.value <= (chance or 0):
+    elif worst.value <= (guessed := chance or 0):
+        # Few images leave room for more than they show.
+        few = "" if ends(worst)[1] <= guessed else f", as far as {counted(worst.n, 'image')} tell"
         state = "none"
-        said = _NOT_ROBUST
+        said = f"Not robust{few}: no more images stand than guessing would leave."
     else:
         state = "stands"
     named = (_threat(section), _probe(section), _epoch(section), f"seed {clean.seed}")

@@ -131,6 +131,21 @@ class TestAnswer:
         assert f'<p class="verdict {state}">{mark} ' in page.source
         assert ("Not robust" in page.text) == (state == "none")
 
+    @pytest.mark.parametrize(
+        ("stand", "n", "told"),
+        [
+            (0, 10, "Not robust, as far as 10 images tell: no more images stand than"),
+            (100, 1000, "Not robust, as far as 1000 images tell: no more images stand than"),
+            (0, 100, "Not robust: no more images stand than"),
+            (70, 1000, "Not robust: no more images stand than"),
+        ],
+    )
+    def test_few_images_say_so_of_what_does_not_stand(self, stand, n, told):
+        """An interval that reaches above guessing leaves open what more images would show."""
+        view = View(report(sure(n // 2, stand, n=n, checks=SOUND)))
+        assert view.headlines[0].said.startswith(told)
+        assert view.verdict[1].startswith(told)
+
     def test_a_tick_after_the_standard_attack(self, folder):
         page = page_of(report(bare(checks=SOUND, measurements=(measurement(), STANDARD))), folder)
         assert '<p class="verdict pass">✓ ' in page.source

@@ -50,6 +50,7 @@ PRELOADED = ["torch", "timm", "pytorch_lightning", "lightly.loss", "kornia.augme
 PRELOADED += ["torchvision", "matplotlib.pyplot", "pandas", "jinja2", "msgspec", "hypothesis"]
 PRELOADED += ["rich.progress", "safetensors", "pyautoattack", "torchmetrics", "sklearn.datasets"]
 PRELOADED += ["sklearn.cluster", "sklearn.linear_model", "scipy.stats", "torch.utils.data"]
+RUNNING = [f"tests/evaluation/test_{name}.py" for name in ("running", "evaluate")]
 # In this order; what has one file of tests for many modules is collected once.
 PLACES = [
     ("integrations", "advssl/integrations/lightning", ["tests/integrations/test_lightning.py"]),
@@ -57,6 +58,7 @@ PLACES = [
     ("cli", "advssl/options.py", ["tests/test_options.py", "tests/test_cli.py"]),
     ("integrations", "advssl/integrations", ["tests/integrations/test_{}.py"]),
     ("evaluation", "advssl/evaluation/report", ["tests/evaluation/report/test_*.py"]),
+    ("evaluation", "advssl/evaluation/running.py", RUNNING),
     ("evaluation", "advssl/evaluation", ["tests/evaluation/test_{}.py"]),
     ("papers", "examples/papers", ["tests/examples/papers/test_*.py"]),
     ("the rest", "advssl/doctor", ["tests/test_doctor.py"]),

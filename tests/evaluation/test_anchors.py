@@ -106,6 +106,8 @@ def test_mistakes_are_refused():
         per_anchor(labels, labels, labels, "all")
     with pytest.raises(ValueError, match="predictions must be 12 integers"):
         per_anchor(labels, labels[1:], labels)
+    with pytest.raises(ValueError, match="labels must be 12 integers"):
+        per_anchor(labels / 2, labels, labels)
     with pytest.raises(ValueError, match="no images"):
         per_anchor(*[labels[:0]] * 3)
     with pytest.raises(ValueError, match="batch_size"):

@@ -196,6 +196,27 @@ class TestValues:
         assert PGD(Linf(0.1), 5, 0.05) != PGD(Linf(0.1), 5, None)
         assert PGD(L2(0.5), 5, None).settings["ball"] == {"norm": "L2", "radius": 0.5}
 
+    def test_settings_say_all_that_the_number_depends_on(self):
+        ascent = {
+            "ball": {"norm": "Linf", "radius": 0.1},
+            "steps": 5,
+            "step_size": 0.02,
+            "start": "uniform",
+        }
+        attack, other = PGD(Linf(0.1), 5, 0.02, 3), MultiTargetedPGD(Linf(0.1), 5, 0.02, 2)
+        assert attack.settings == {
+            **ascent,
+            "attack": "PGD",
+            "loss": "cross-entropy",
+            "restarts": 3,
+        }
+        assert other.settings == {
+            **ascent,
+            "attack": "multi-targeted PGD",
+            "loss": "logit difference",
+            "targets": 2,
+        }
+
     @pytest.mark.parametrize(
         ("make", "complaint"),
         [

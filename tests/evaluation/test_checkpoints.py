@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
 
 from advssl.evaluation.checkpoints import (
     LoadReport,
     load_encoder,
 )
-from evaluation.layouts import gsa, network, saved, tiny
+from evaluation.layouts import gsa, network, refuse, saved, tiny
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,14 @@ def test_the_report_reads_well(path):
     mean, std = report.normalization
     assert mean == pytest.approx((0.1, 0.2, 0.3))
     assert std == pytest.approx((0.4, 0.5, 0.6))
+
+
+def test_a_std_of_zero_is_refused(path):
+    encoder = tiny()
+    encoder.register_buffer("mean", torch.zeros(3, 1, 1))
+    encoder.register_buffer("std", torch.ones(3, 1, 1))
+    own = {**encoder.state_dict(), "std": torch.tensor([1.0, 0.0, 1.0]).view(3, 1, 1)}
+    refuse(encoder, saved(own, path), "std of 0 or less in std")
 
 
 def test_the_report_is_a_value():

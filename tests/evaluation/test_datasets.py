@@ -154,6 +154,8 @@ def test_a_label_of_none_is_no_class_to_split_by():
         stratified(torch.tensor([0, 0, -1, 1, 1]), seed=0)
     with pytest.raises(ValueError, match="got none"):
         stratified([], seed=0)
+    with pytest.raises(ValueError, match="labels must be 4 integers"):
+        stratified([0.0, 0.5, 1.0, 1.5], seed=0)
 
 
 def test_labels_are_found_through_parts_of_datasets():

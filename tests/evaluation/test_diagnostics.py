@@ -400,6 +400,20 @@ class TestTheWhole:
         assert least <= sum(spent) / 32 <= most + (rehearsal + classes) / 32
         assert name is not None or most < 900
 
+    def test_branches_cost_what_is_said(self, learnt):
+        (model, batches), spent = learnt, []
+
+        class Counting(Wrapped):
+            def forward(self, images):
+                spent.append(len(images) * (1 + (images.requires_grad and torch.is_grad_enabled())))
+                return self.inner(images)
+
+        counting = Counting(model)
+        both = {"one": counting, "other": counting}
+        doubts(counting, batches, which=[BRANCHES], branches=both, max_images=8)
+        told = forwards(Linf(8 / 255), (1, 8, 8), 10, which=[BRANCHES], branches=2)
+        assert told == (sum(spent) / 8, sum(spent) / 8)
+
     def test_those_that_are_asked_for_in_the_tables_order(self, learnt):
         model, batches = learnt
         checks = doubts(model, batches, which=(DETERMINISTIC, GRADIENTS), max_images=4)

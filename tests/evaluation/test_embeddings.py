@@ -93,6 +93,11 @@ class TestPlane:
         assert found.at_home == 4 / 5
         assert found.attacked_at_home == 1.0
 
+    def test_one_image_can_be_attacked(self):
+        x, y = blobs(8, 2)
+        found = plane(Linear(2), Clean(), [(x, y)], encoder=nn.Flatten(), attacked=1)
+        assert len(found.attacked) == len(found.chosen) == 1
+
     def test_without_an_attack_attacked_points_are_as_clean_ones(self):
         x, y = blobs(12, 2)
         found = plane(Linear(2), Clean(), [(x, y)], encoder=nn.Flatten())

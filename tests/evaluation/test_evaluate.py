@@ -422,6 +422,15 @@ def test_a_budget_for_everything_leaves_nothing_out(data):
     )
 
 
+@pytest.mark.parametrize("enough", [True, False])
+def test_the_default_probe_gives_way_where_it_would_eat_the_budget(data, monkeypatch, enough):
+    monkeypatch.setattr(Evaluation, "run", lambda asked, *_, **__: asked)
+    photographs, said = replace(data, natural=True), []
+    asked = evaluate(encoder(), photographs, budget=1e9 if enough else 1e-9, say=said.append)
+    assert [way.preset for way in asked.ways] == ["advcl" if enough else "standardised"]
+    assert len(said) == (not enough)
+
+
 # --- mistakes -------------------------------------------------------------------------------------
 
 
@@ -430,6 +439,7 @@ def test_a_budget_for_everything_leaves_nothing_out(data):
     [
         ({"attacks": ["fgsm"]}, "fgsm"),
         ({"attacks": "pgd"}, "list of names"),
+        ({"attacks": 3}, "attacks must be a list of names"),
         ({"probe": "knn"}, "preset must be one of"),
         ({"probe": 3}, "probe must be a preset"),
         ({"probe": []}, "name one at least"),

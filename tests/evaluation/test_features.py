@@ -13,7 +13,7 @@ import torch
 from bars import SHORT, bars, encoder_of_bars, equal_states, images_of
 from ranks import on_two_ranks
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from advssl.evaluation import features
 from advssl.evaluation.features import Mapped, featurised, in_order, parts, read, shuffled
@@ -35,6 +35,15 @@ def encode():
 def test_one_that_is_left_over_joins_the_batch_before():
     sizes = [[len(p) for p in parts(torch.arange(n), 4)] for n in (1, 4, 5, 6, 9)]
     assert sizes == [[1], [4], [5], [4, 2], [4, 5]]
+
+
+def test_torchs_default_device_has_no_say():
+    held = TensorDataset(torch.arange(10.0).view(5, 2), torch.arange(5))
+    with torch.device("meta"):
+        ((ordered, _),) = in_order(held)
+        ((mixed, _),) = shuffled(held, 5, torch.Generator("cpu").manual_seed(0))
+    assert torch.equal(ordered, held.tensors[0])
+    assert sorted(mixed.tolist()) == ordered.tolist()
 
 
 @pytest.mark.parametrize("count", [0, 1, 256, 257, 600])

@@ -137,10 +137,21 @@ def test_a_normalisation_beside_the_weights(place, beside, path):
         {"discriminator.mu": MEAN, "discriminator.sigma": STD},
         {"latent.mean": torch.zeros(128), "latent.std": torch.ones(128)},
         {"loss.mean": torch.tensor([2.5])},
+        {"dictionary": torch.rand(3, 16)},
         {"0.mean": torch.zeros(1).expand(10**9), "0.std": torch.ones(1).expand(10**9)},
         {"0.mean": torch.zeros(1).expand(1, 10**9, 1, 1)},
     ],
-    ids=["BatchNorm", "VAE", "critic", "discriminator", "latent", "number", "large", "larger"],
+    ids=[
+        "BatchNorm",
+        "VAE",
+        "critic",
+        "discriminator",
+        "latent",
+        "number",
+        "matrix",
+        "large",
+        "larger",
+    ],
 )
 def test_what_is_no_input_layer(others, path):
     state = {**prefixed(tiny().state_dict(), "1."), **others}

@@ -247,6 +247,19 @@ def test_another_answer_is_refused_with_what_was_seen(data, answer, complaint):
         finetune(Answers(answer), data, replace(SHORT, trains_encoder=True, reads="raw"))
 
 
+@pytest.mark.parametrize(
+    ("asked", "complaint"),
+    [
+        ({"encoder": torch.flatten}, "encoder must be a torch.nn.Module"),
+        ({"data": "digits"}, "data must be a Data, got 'digits'"),
+        ({"how": "slf"}, "how must be a Protocol, got 'slf'"),
+    ],
+)
+def test_what_is_of_another_kind_is_named(data, bars_encoder, asked, complaint):
+    with pytest.raises(ValueError, match=f"^{complaint}"):
+        finetune(**{"encoder": bars_encoder, "data": data, "how": SHORT, **asked})
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_an_encoder_of_another_precision_is_probed_in_float32(data, bars_encoder, dtype):
     odd = copy.deepcopy(bars_encoder).to(dtype)

@@ -67,8 +67,10 @@ def test_finite_differences_stay_in_range():
     moved = images + slopes._inward(images, draw)
     assert moved.min() >= 0
     assert moved.max() <= 1
-    middle = (moved - images)[..., 2]
-    assert set((middle * 255).round().unique().tolist()) == {-1.0, 1.0}
+    steps = 255 * (moved - images)
+    assert set(steps[..., 2].round().unique().tolist()) == {-1.0, 1.0}
+    torch.testing.assert_close(steps[..., :2], torch.ones(40, 1, 1, 2))
+    torch.testing.assert_close(steps[..., 3:], -torch.ones(40, 1, 1, 2), rtol=1e-4, atol=0)
 
 
 def test_no_image_right_leaves_no_gradient_to_look_at(learnt):

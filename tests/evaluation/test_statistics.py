@@ -378,6 +378,11 @@ class TestWords:
         )
         assert str(compare(*reversed(named))).startswith("SLF is 3.00 points below ALF (95 %")
 
+    def test_less_than_a_point_has_a_side_too(self):
+        a, b = table(100, 0, 1, 99)
+        assert str(compare(a, b)).startswith("b is 0.50 points above a (")
+        assert str(compare(b, a)).startswith("b is 0.50 points below a (")
+
     def test_noise_is_called_noise(self):
         assert str(compare(*table(40, 3, 5, 40))).endswith(": no difference beyond noise.")
 

@@ -11,11 +11,13 @@ import torch
 from bars import SHORT, bars, encoder_of_bars, equal_states, images_of, stopping
 from damage import DAMAGES
 from torch import nn
+from toys import blobs
 
 from advssl.balls import Linf
 from advssl.evaluation import training
 from advssl.evaluation.data import Data
 from advssl.evaluation.identity import fingerprint_of, kept
+from advssl.evaluation.linear import Classifier
 from advssl.evaluation.probes import finetune
 
 PROBES = "probe-*.pt"
@@ -174,3 +176,13 @@ def test_an_impossible_history_counts_as_none_even_if_it_is_whole(
     shutil.copytree(killed, folder)
     monkeypatch.setattr(training, "kept", changed)
     assert outcome(folder) == fresh
+
+
+@pytest.mark.parametrize(("loss", "least", "most"), [("pgd", 0.05, 0.1), ("trades", 1e-4, 0.01)])
+def test_pgd_begins_anywhere_in_the_ball_and_trades_beside_the_image(loss, least, most):
+    classifier, (x, y), seen = Classifier(nn.Flatten(), 64, 4), blobs(8, 4), []
+    step = training._Step(classifier, replace(SHORT, loss=loss), Linf(0.1))
+    with classifier.encoder.register_forward_pre_hook(lambda _, given: seen.append(given[0])):
+        step(x, y)
+    first = next(images for images in seen if not torch.equal(images, x))
+    assert least < (first - x).abs().max() <= most + 1e-6

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from advssl.evaluation import classifiers
 from advssl.evaluation.classifiers import Loaded, OwnHead, load_classifier
+from advssl.evaluation.hub import Folder
 from evaluation.layouts import prefixed, saved, small
 
 CLASSES = ("cat", "dog", "polar bear")
@@ -188,6 +190,16 @@ def test_a_module_of_other_classes_is_refused(theirs):
     found = load_classifier(theirs, classes=["a", "b"], mean=MEAN, std=STD)
     with pytest.raises(ValueError, match="must answer 2 logits, got 3"):
         logits(found)
+
+
+def test_a_folder_is_what_it_says_itself(theirs, tmp_path, monkeypatch):
+    said = {"mean": MEAN, "std": STD, "labels": ["dog", "polar bear", "cat"], "image_size": 16}
+    folder = Folder("a net", theirs, width=3, **said)
+    monkeypatch.setattr(classifiers, "is_folder", lambda place: place == tmp_path)
+    monkeypatch.setattr(classifiers, "open_folder", lambda _: folder)
+    found = load_classifier(None, tmp_path, classes=CLASSES, images=IMAGES)
+    torch.testing.assert_close(logits(found), answer(theirs, mean=MEAN, std=STD)[:, [2, 0, 1]])
+    assert (found.backbone, found.image_size, found.mean) == ("a net", 16, MEAN)
 
 
 @pytest.mark.parametrize("network", [None, "cifar:resnet18", 3])

@@ -422,6 +422,18 @@ def test_a_budget_for_everything_leaves_nothing_out(data):
     )
 
 
+def test_a_few_images_answer_first_where_somebody_listens(data):
+    said, asked = [], {"ball": BALL, "attacks": ["clean"], "probe": "own", "images": 200}
+    heard = evaluate(classifier(), data, curves=False, say=said.append, **asked)
+    assert heard.sections[0].clean.n == 200
+    assert said[0].startswith("own: clean ")
+    assert said[0].endswith(" of 128 images; all of them follow")
+    seen, net = [], classifier()
+    with net.register_forward_hook(lambda _, given, __: seen.append(len(given[0]))):
+        evaluate(net, data, curves=False, **asked)
+    assert 128 not in seen
+
+
 @pytest.mark.parametrize("enough", [True, False])
 def test_the_default_probe_gives_way_where_it_would_eat_the_budget(data, monkeypatch, enough):
     monkeypatch.setattr(Evaluation, "run", lambda asked, *_, **__: asked)

@@ -11,6 +11,7 @@ from torch import nn
 from advssl.evaluation.checkpoints import (
     FORMATS,
     NAMINGS,
+    among,
     load_encoder,
 )
 from advssl.evaluation.classifiers import load_classifier
@@ -110,6 +111,23 @@ def test_a_state_dict_may_lie_anywhere_and_be_wrapped(place, prefix, path):
     report = load_encoder(encoder, saved({place: own} if place else own, path))
     assert same(encoder, theirs.state_dict())
     assert (report.format, report.place, report.prefix) == ("plain", place, prefix)
+
+
+@pytest.mark.parametrize("place", ["", "state_dict", "model_state_dict", "model", "net"])
+@pytest.mark.parametrize("prefix", ["model.", "net.", "network.", "1."])
+def test_a_module_around_the_encoder_may_lie_anywhere(place, prefix, path):
+    theirs, encoder = tiny(), tiny()
+    own = prefixed(theirs.state_dict(), prefix)
+    report = load_encoder(encoder, saved({place: own} if place else own, path))
+    assert same(encoder, theirs.state_dict())
+    assert (report.format, report.place, report.prefix) == ("wrapped", place, prefix)
+
+
+def test_a_branch_has_one_meaning_in_both_ways_to_call_it():
+    for labels in (("clean", "adversarial"), ("normal", "pgd"), ("clean", "pgd")):
+        assert [among(labels, word) for word in ("clean", "normal")] == [labels[0]] * 2
+        assert [among(labels, word) for word in ("adversarial", "pgd")] == [labels[1]] * 2
+        assert among(labels, "ema") is None
 
 
 WRAPPERS = [

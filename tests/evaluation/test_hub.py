@@ -103,6 +103,7 @@ def test_a_transformers_module_is_taken_as_it_is(tmp_path):
         (NORMAL, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]),
         ({**NORMAL, "do_normalize": False}, None, None),
         ({}, None, None),
+        ({**NORMAL, "image_mean": [1.0] * 3, "image_std": [1.0] * 3}, [1.0] * 3, [1.0] * 3),
         # transformers' own: image · 255 · factor, minus 1 with an offset, then mean and std
         ({**NORMAL, "rescale_factor": 1 / 127.5}, [0.25, 0.2, 0.15], [0.1, 0.15, 0.2]),
         (
@@ -118,6 +119,22 @@ def test_what_a_preprocessor_does_is_of_images_in_0_1(how, mean, std, tmp_path):
     folder = open_folder(tmp_path)
     assert folder.mean == (mean and pytest.approx(mean))
     assert folder.std == (std and pytest.approx(std))
+
+
+@pytest.mark.parametrize(
+    ("how", "side"),
+    [
+        ({}, None),
+        ({"size": 40}, 40),
+        ({"size": {"height": 48, "width": 48}}, 48),
+        ({"size": {"shortest_edge": 40}, "crop_size": 24, "do_center_crop": True}, 24),
+        ({"size": {"shortest_edge": 40}, "crop_size": 24, "do_center_crop": False}, 40),
+    ],
+)
+def test_the_size_is_that_of_a_preprocessor(how, side, tmp_path):
+    resnet(tmp_path)
+    write(tmp_path, preprocessor_config=how)
+    assert open_folder(tmp_path).image_size == side
 
 
 @pytest.mark.parametrize(

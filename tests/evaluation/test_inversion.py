@@ -63,6 +63,18 @@ class TestInversions:
         expected = inner((x - 0.4) / 0.25)[:, 1].detach()
         torch.testing.assert_close(torch.tensor(found.before[0]), expected)
 
+    def test_by_default_there_are_200_steps_and_the_seed_is_0(self):
+        class Noisy(Linear):
+            def forward(self, images):
+                return super().forward(images + torch.randn_like(images))
+
+        encoder, x = Noisy(2), starts()
+        found = inversions(encoder, x, [1], step_size=0.001)
+        again = inversions(encoder, x, [1], step_size=0.001, steps=200, seed=0)
+        assert torch.equal(found.maps, again.maps)
+        assert found.before == again.before
+        assert found.before != inversions(encoder, x, [1], step_size=0.001, seed=1).before
+
     def test_a_neuron_that_is_dead_changes_nothing(self):
         dead = nn.Sequential(nn.Flatten(), nn.Linear(64, 2), nn.ReLU())
         with torch.no_grad():

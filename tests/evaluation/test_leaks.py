@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
-from scipy.stats import fisher_exact
+from dataclasses import replace
 
+import pytest
+import torch
+from scipy.stats import fisher_exact
+from torch import nn
+
+from advssl import Linf
 from advssl.evaluation import leaks
 from advssl.evaluation.census import Repeats
+from advssl.evaluation.checks import Case
 from advssl.evaluation.diagnostics import DOUBTS, leaked, overlaps
 
 
@@ -26,7 +32,13 @@ def test_names_some_and_counts_those_of_another_label():
         "of 9 test images 3 (33.3 %) are training images too, 1 of them under another label: "
         "test/a/1.png is train/b/7.png"
     )
-    assert check.numbers["examples"] == [["test/a/1.png", "train/b/7.png"]]
+    assert check.numbers == {
+        "share": 3 / 9,
+        "count": 3,
+        "of": 9,
+        "other_class": 1,
+        "examples": [["test/a/1.png", "train/b/7.png"]],
+    }
 
 
 @pytest.mark.parametrize(
@@ -68,3 +80,21 @@ def test_chance_is_fishers(table):
     right, n, among, m = table
     exact = fisher_exact([[right, n - right], [among, m - among]], alternative="greater").pvalue
     assert leaks._chance(*table) == pytest.approx(exact)
+
+
+@pytest.mark.parametrize(
+    ("test", "train", "verdict"), [(90, 40, "fail"), (60, 60, "pass"), (40, 90, "pass")]
+)
+def test_test_images_must_not_be_the_easier_ones(monkeypatch, test, train, verdict):
+    """Of a hundred of each; what stands under the attack is what stands without it."""
+    images = [(torch.zeros(100, 1, 1, 1), torch.zeros(100, dtype=torch.int64))]
+    learnt = [(images[0][0] + 1, images[0][1])]
+    case = Case(nn.Flatten(), images, Linf(0.1), {}, False, 0, learnt)
+    stands = lambda of, _: torch.arange(100) < (train if of.batches is learnt else test)  # noqa: E731
+    monkeypatch.setattr(Case, "standing", stands)
+    check = leaks.easier_than_training(case)
+    assert check.verdict == verdict
+    for part, right in (("test", test), ("train", train)):
+        shares = {"clean": right / 100, "under PGD": right / 100}
+        assert check.numbers[part] == pytest.approx(shares)
+    assert leaks.easier_than_training(replace(case, training=())).verdict == "not run"

@@ -8,6 +8,9 @@ from torch import nn
 
 from advssl import branch_batchnorm
 from advssl.evaluation import loading
+from advssl.evaluation.data import open_data
+from advssl.evaluation.records import Model
+from advssl.integrations.timm import backbone
 from advssl.pixels import Pixels
 
 HOW = {"format": "auto", "prefix": None, "allow_partial": False}
@@ -64,3 +67,21 @@ def test_a_file_of_a_library_that_normalises_is_not_read_as_it_is_without_a_word
     assert "lightly by ImageNet's" in found.unnormalised
     told = loading.encoders("a net", net(), file, None, HALF, say=str, **HOW)
     assert told.unnormalised is None
+
+
+def test_classifiers_of_every_branch_and_what_the_record_says_of_them(tmp_path):
+    name = "cifar:resnet18:4"
+    both = branch_batchnorm(backbone(name), ("normal", "pgd"))
+    nn.init.constant_(both.bn1["pgd"].bias, 0.5)
+    state = {**both.state_dict(), "linear.weight": torch.randn(10, 32)}
+    state |= {"normalize.mean": torch.full((3,), 0.25), "normalize.std": torch.full((3,), 0.125)}
+    torch.save(state, tmp_path / "whole.pt")
+    given = name, backbone(name), str(tmp_path / "whole.pt"), None, Pixels()
+    data, said = open_data("digits", image_size=8), []
+    found = loading.classifiers(*given, data, say=said.append, **HOW)
+    assert list(found.modules) == ["normal", "pgd"]
+    assert [m.model.bn1.bias[0].item() for m in found.modules.values()] == [0.0, 0.5]
+    assert found.model == Model(
+        backbone=name, checkpoint="whole.pt", format="plain", mean=(0.25,) * 3, std=(0.125,) * 3
+    )
+    assert (found.pixels, len(said)) == (Pixels(), 2)  # it is in the classifiers

@@ -47,6 +47,15 @@ def test_all_else_is_refused_with_its_place(value):
         plain([{"a": value}], "x")
 
 
+def test_what_is_nested_64_deep_is_kept_and_no_more():
+    value: list = []
+    for _ in range(63):
+        value = [value]
+    assert plain(value, "x") == value
+    with pytest.raises(ValueError, match="nested more than 64 deep"):
+        plain([value], "x")
+
+
 def test_a_number_that_is_none_becomes_text_where_that_is_meant():
     assert plain([math.nan, -math.inf], "x", finite=False) == ["nan", "-inf"]
 

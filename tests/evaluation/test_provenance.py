@@ -157,6 +157,10 @@ class TestCommit:
         git("init", "-q")
         assert commit() is None
 
+    def test_a_command_that_fails_has_said_nothing(self):
+        assert provenance._said("sh", "-c", "echo a") == "a"
+        assert provenance._said("sh", "-c", "echo a; exit 1") is None
+
     def test_none_without_git(self, monkeypatch):
         monkeypatch.setenv("PATH", "")
         assert commit() is None

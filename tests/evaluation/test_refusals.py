@@ -17,8 +17,10 @@ from evaluation.layouts import (
     HEAD,
     HEADS,
     dino,
+    gsa,
     lightly,
     moco,
+    network,
     prefixed,
     refuse,
     same,
@@ -245,3 +247,11 @@ def test_an_encoder_without_memory_is_refused(lazy, path):
 def test_an_encoder_without_tensors_is_refused(path):
     with pytest.raises(ValueError, match="no tensor to fill"):
         load_encoder(nn.ReLU(), saved({}, path))
+
+
+def test_whose_network_adds_no_identity_is_said(path):
+    theirs = network(gsa)
+    content, _, _ = gsa(theirs, theirs.state_dict())
+    said = "the {}'s network adds no identity .* as GSA-RSL's release, the {}'s does"
+    refuse(small(), saved(content, path), said.format("file", "encoder"))
+    refuse(theirs, saved(small().state_dict(), path), said.format("encoder", "file"))

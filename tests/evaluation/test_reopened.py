@@ -12,7 +12,9 @@ from torch import nn
 from advssl import Linf, balls
 from advssl.evaluation import evaluate, reopened, report
 from advssl.evaluation.data import open_data
-from advssl.evaluation.records import Measurement, Threat
+from advssl.evaluation.identity import classifier_fingerprint
+from advssl.evaluation.linear import Classifier
+from advssl.evaluation.records import Measurement, Model, Probe, Threat
 from advssl.evaluation.reopened import Earlier
 
 
@@ -48,6 +50,47 @@ def test_a_classifier_is_found_by_its_fingerprint_alone(name, message, tmp_path)
     one = written(tmp_path / "a", classifier=name)
     with pytest.raises(ValueError, match=message):
         one.classifier(one.written.sections[0])
+
+
+@pytest.fixture
+def probed(monkeypatch, tmp_path):
+    """A probe of an encoder that has no weights, as it was kept, and the report of it."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(reopened, "backbone", lambda _: nn.Flatten())
+    probe = Classifier(nn.Flatten(), 192, 10, mean=(0.5,) * 3, std=(0.25,) * 3, reads="unit")
+    data, quick = open_data("digits", image_size=8), {"doubts": False, "curves": False}
+    found = evaluate(probe.eval(), data, attacks=["clean"], probe="own", images=20, **quick)
+    model = Model(backbone="none", mean=(0.5,) * 3, std=(0.25,) * 3)
+    threat = Threat("linf", 0.1)
+    section = replace(
+        found.sections[0],
+        classifier=classifier_fingerprint(probe)[:16],
+        probe=Probe(preset="custom", protocol="slf", settings={"reads": "unit"}),
+        measurements=(structs.replace(found.sections[0].clean, model=model, threat=threat),),
+    )
+    (tmp_path / "work").mkdir()
+    torch.save(probe.state_dict(), tmp_path / "work" / f"classifier-{section.classifier}.pt")
+    return Earlier(tmp_path, replace(found, sections=(section,))), probe
+
+
+def test_a_classifier_that_was_kept_is_the_one_that_was_measured_or_none(probed, tmp_path):
+    one, probe = probed
+    images = torch.rand(4, 3, 8, 8)
+    found = one.classifier(one.written.sections[0])
+    assert torch.equal(found(images), probe(images))
+    assert not any(p.requires_grad for p in found.parameters())
+    (path,) = (tmp_path / "work").iterdir()
+    torch.save({k: v + 1 for k, v in torch.load(path).items()}, path)
+    with pytest.raises(ValueError, match="is not what was measured; run again: "):
+        one.classifier(one.written.sections[0])
+
+
+def test_images_are_given_from_each_to_each_and_it_is_told(probed):
+    (one, _), told = probed, []
+    table = reopened.transfer({"a": one, "b": one}, None, lambda *said: told.append(said))
+    assert told
+    (_, *first), (_, *second) = table.rows
+    assert len({*first, *second}) == 1  # all four are white box
 
 
 @pytest.mark.parametrize("budget", [None, 1e6])

@@ -193,6 +193,61 @@ def test_a_rank_that_fails_raises_its_own_error_and_the_others_name_it(found):
     )
 
 
+@pytest.fixture
+def among(monkeypatch):
+    """This process as rank 1 of several; what the others say is given."""
+
+    def among(*others):
+        def gather(everyone, own):
+            everyone[:] = [others[0], own, *others[1:]]
+
+        def broadcast(held, src):
+            held[0] = others[src]
+
+        for name, value in (("world_size", len(others) + 1), ("rank", 1)):
+            monkeypatch.setattr(sharing, name, lambda value=value: value)
+        monkeypatch.setattr(sharing.dist, "all_gather_object", gather)
+        monkeypatch.setattr(sharing.dist, "broadcast_object_list", broadcast)
+
+    return among
+
+
+def test_ranks_take_turns(among):
+    among(None, None)
+    assert [sharing.is_mine(number) for number in range(6)] == [False, True, False] * 2
+
+
+def test_what_the_first_rank_has_is_everybodys(among):
+    among("the first's")
+    assert sharing.of_first_rank("its own") == "the first's"
+
+
+def test_all_ranks_are_given_the_same(among):
+    among((3, None), (3, None))
+    sharing.check_same("seed", lambda: 3)
+    among((3, None), (4, None))
+    with pytest.raises(ValueError, match="the same seed, got rank 0 3; rank 1 3; rank 2 4"):
+        sharing.check_same("seed", lambda: 3)
+    among((None, "ValueError: it broke"))
+    with pytest.raises(RuntimeError, match="rank 0 failed and this one stops with it: ValueError"):
+        on_all_ranks(lambda: 3)
+
+
+def test_processes_that_torchrun_started_become_a_group_for_the_time(monkeypatch):
+    seen = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(sharing.dist, "init_process_group", lambda kind: seen.append(kind))
+    monkeypatch.setattr(sharing.dist, "destroy_process_group", lambda: seen.append("ended"))
+    with sharing.joined():
+        assert len(seen) == 1
+        assert "gloo" in seen[0]
+    assert seen[1:] == ["ended"]
+    monkeypatch.delenv("WORLD_SIZE")
+    with sharing.joined():
+        pass
+    assert len(seen) == 2
+
+
 def test_one_process_is_left_alone(monkeypatch):
     monkeypatch.setattr(sharing.dist, "all_gather_object", None)
     assert on_all_ranks(lambda: 3) == [3]

@@ -13,7 +13,7 @@ from torch import nn
 from toys import Linear, blobs, trained
 
 from advssl import L2, Linf
-from advssl.evaluation.attacks import PGD
+from advssl.evaluation.attacks import PGD, Clean
 from advssl.evaluation.surfaces import Surface, filter_normalised, input_surface, weight_surface
 
 
@@ -166,6 +166,29 @@ class TestWeights:
         for net, height in ((model, found.centre), (moved, found.heights[2][1])):
             hard = attack(net, x, y, seed=5)
             assert height == pytest.approx(mean_loss(net, hard, y), rel=1e-4)
+
+    def test_a_layer_that_is_never_run_has_no_part_in_sams_direction(self):
+        class Spare(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.run, self.spare = trained(3), nn.Linear(2, 2)
+
+            def forward(self, images):
+                return self.run(images)
+
+        found = weight_surface(Spare(), [blobs(6, 3)], toward_sam=True, points=3, span=0.1)
+        assert found.heights[2][1] > found.centre
+
+    def test_what_others_attacks_made_in_inference_mode_is_looked_at_too(self):
+        model, (x, y) = trained(3), blobs(6, 3)
+
+        class Still(Clean):
+            def __call__(self, classifier, images, labels, *, seed, progress=None):  # noqa: ARG002
+                with torch.inference_mode():
+                    return images.clone()
+
+        found = weight_surface(model, [(x, y)], attack=Still(), toward_sam=True, points=3)
+        assert found == weight_surface(model, [(x, y)], toward_sam=True, points=3)
 
     def test_batches_do_not_count(self):
         model, (x, y) = trained(3), blobs(7, 3)

@@ -136,11 +136,13 @@ def test_nothing_beside_is_built(path):
 @pytest.mark.parametrize("old", ["core", "_core"])
 def test_arrays_of_both_numpys_are_read(old, path):
     """numpy 2 moved the functions that a pickle names."""
-    content = pickle.dumps({"x": np.arange(3.0), "y": np.float32(1)}, protocol=0)
+    arrays = {"x": np.arange(3.0), "y": np.float32(1), "swapped": np.arange(3, dtype=">i4")}
+    content = pickle.dumps(arrays, protocol=0)
     there = b"numpy._core.multiarray" if np.__version__ >= "2" else b"numpy.core.multiarray"
     assert there in content
     path.write_bytes(content.replace(there, f"numpy.{old}.multiarray".encode()))
-    assert as_tensor(read(path)["x"]).tolist() == [0, 1, 2]
+    for name in ("x", "swapped"):
+        assert as_tensor(read(path)[name]).tolist() == [0, 1, 2]
 
 
 def test_what_the_caller_allows_is_passed_over_and_stays_allowed(path):
@@ -230,6 +232,11 @@ def test_objects_of_numpy_are_refused(path):
     for content in (Fake(), np.array([None], dtype=object)):
         torch.save({"x": content}, path)
         refused(path, "is a pickle with code .numpy objects")
+
+
+def test_a_class_elsewhere_that_is_called_as_one_of_numpys_is_refused(path):
+    path.write_bytes(b"\x80\x02celsewhere\nfloat64\n.")
+    refused(path, "is a pickle with code .elsewhere.float64")
 
 
 @pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])

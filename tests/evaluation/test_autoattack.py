@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -148,6 +149,23 @@ class TestAutoAttack:
         assert "AutoAttack" not in record.name
         pgd = MultiTargetedPGD(attack.ball, 50, None).search(model, x, y, seed=0)
         assert sum(record.correct) <= int(pgd.correct.sum())
+
+    def test_settings_say_parts_ball_and_the_library(self):
+        library = pytest.importorskip("pyautoattack")
+        assert AutoAttack(Linf(0.1), 10).settings == {
+            "attack": "AutoAttack standard",
+            "parts": ["apgd-ce", "apgd-t", "fab-t", "square"],
+            "ball": {"norm": "Linf", "radius": 0.1},
+            "classes": 10,
+            "library": f"{library.__name__} {version('pyautoattack')}",
+        }
+
+    def test_what_is_drawn_for_an_image_is_its_own_to_write_on(self):
+        with _DrawsForOne():
+            drawn = torch.randn([3, 1, 2, 2])
+        assert torch.equal(drawn[0], drawn[1])
+        drawn[0] += 1
+        assert not torch.equal(drawn[0], drawn[1])
 
     def test_between_four_and_ten_classes_all_wrong_ones_are_targets(self):
         """The library alone asks for a tenth class and ends in an IndexError."""

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 
 import pytest
+from matplotlib.colors import to_hex
 
 from advssl.evaluation.report import drawn
 from advssl.evaluation.report.corruption import Corruptions, table, words
@@ -23,6 +24,8 @@ def shown(**found: Corruptions):
 def test_mean_and_worst_are_over_types_of_their_severities():
     assert FOUND.mean == pytest.approx((0.7 + 0.5 + 0.3) / 3)
     assert FOUND.worst == "fog"
+    milder = dataclasses.replace(FOUND, accuracy={**FOUND.accuracy, "fog": FALLING})
+    assert milder.worst == "jpeg_compression"
     assert FOUND.names == ["gaussian_noise", "fog", "jpeg_compression"]
 
 
@@ -44,7 +47,13 @@ def test_two_encoders_stand_side_by_side():
     assert len(bars) == 6
     spans = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in bars)
     assert all(a[1] < b[0] for a, b in itertools.pairwise(spans))
-    assert len({bar.get_facecolor() for bar in bars}) == 2
+    colours = [to_hex(bars[i].get_facecolor()) for i in (0, 3)]
+    assert len({*colours}) == 2
+    dashed = figure.axes[0].get_lines()
+    assert [(to_hex(line.get_color()), *line.get_ydata()) for line in dashed] == [
+        (colours[0], 95, 95),  # the clean accuracy
+        (colours[1], 90, 90),
+    ]
     assert title == (
         "robust is right most often: 63 % against 50 % on average, first under 1 of 3 types"
     )

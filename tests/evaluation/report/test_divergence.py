@@ -21,7 +21,10 @@ def shown(**found: Divergence):
 
 def test_the_curve_is_accuracy_against_r_div():
     figure, title = shown(one=FOUND)
-    curve = figure.axes[0].get_lines()[0]
+    curve, clean = figure.axes[0].get_lines()
+    assert (*clean.get_xdata(), *clean.get_ydata()) == pytest.approx((1 / 6, 92.5))
+    assert not curve.get_clip_on()  # a point on the frame is whole
+    assert not clean.get_clip_on()
     assert curve.get_xdata() == pytest.approx(FOUND.relative)
     assert curve.get_ydata() == pytest.approx([92.5, 50, 10])
     assert title == ("Under attack R-DIV rises from 0.17 to 1.00, accuracy falls from 92 % to 10 %")
@@ -38,7 +41,8 @@ def test_the_title_says_whether_the_lowest_is_the_most_accurate(accuracy, said):
 
 def test_features_that_all_lie_alike_have_no_ratio():
     alike = dataclasses.replace(FOUND, inter=(0.0,) * 3, relative=(None,) * 3)
-    assert set(drawn("divergence", {"one": alike})) == {"divergences"}
+    (bars,) = drawn("divergence", {"one": alike}).values()
+    assert bars.axes[0].get_title(loc="left").replace("\n", " ").endswith("others: none")
     assert "R-DIV is not defined without attack" in words(alike)
     assert [row[4] for row in table({"one": alike}).rows] == [None] * 3
     _, title = shown(one=FOUND, other=alike)

@@ -124,6 +124,14 @@ class TestSurfaces:
         assert corner == [1.0, -1.0]
         assert (axes.get_xlabel(), axes.get_ylabel()) == ("steepest direction", "random direction")
 
+    def test_the_bar_beside_has_the_colours_of_the_surface(self):
+        figure = surfaces({"one": (SURFACE,)})
+        (axes,) = panels(figure)
+        (bar,) = (other for other in figure.axes if other is not axes)
+        shown = bar.collections[-1]
+        assert shown.cmap == axes.collections[0].cmap
+        assert shown.get_clim() == axes.collections[0].get_clim()
+
     def test_a_loss_of_several_decades_has_a_logarithmic_scale(self):
         steep = dataclasses.replace(SURFACE, heights=((0.1, 1.0, 900.0),) * 3)
         figure = surfaces({"one": (steep, SURFACE)})

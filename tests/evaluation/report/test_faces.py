@@ -145,6 +145,7 @@ class TestPage:
             ({"radius": 2.0}, "radius 2"),
             ({"radius": 0.0}, "radius 0"),
             ({"eps": 0.8 / 255}, "eps 0.8/255"),
+            ({"epsilon": 0.8 / 255}, "epsilon 0.8/255"),
             ({"step_size": 1 / 3}, "step size 85/255"),
             ({"step_size": 0.0123456}, "step size 0.01235"),
             ({"other": 8 / 255}, "other 0.0313725"),

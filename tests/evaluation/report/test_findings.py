@@ -7,7 +7,16 @@ import json
 
 import pytest
 
-from advssl.evaluation.report import drawn, figures, read, sentence, terminal, to_json, write
+from advssl.evaluation.report import (
+    drawn,
+    figures,
+    findings,
+    read,
+    sentence,
+    terminal,
+    to_json,
+    write,
+)
 from advssl.evaluation.report.findings import FACES, tables
 from evaluation.report.samples import FINDINGS, bare, markdown_of, page_of, report
 
@@ -133,3 +142,13 @@ def test_a_section_keeps_its_colour_in_the_figures_of_findings():
     line = figures(whole)["divergence-against-accuracy"].axes[0].get_lines()[0]
     scatter = figures(whole)["clean-against-robust"].axes[0].containers[1]
     assert line.get_color() == scatter.lines[0].get_color()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_figures_that_are_wider_than_a_column_stand_across_the_page(name):
+    for key, figure in drawn(name, {"one": FINDINGS[name]}).items():
+        assert FACES[name].pictures[key].wide == (figure.get_figwidth() > 5), key
+
+
+def test_all_measures_are_read_back_together():
+    assert findings.read(findings.written(FINDINGS)) == FINDINGS

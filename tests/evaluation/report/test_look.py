@@ -23,18 +23,28 @@ def test_a_title_fits_its_figure():
         assert axes._left_title.get_window_extent().x1 <= figure.bbox.x1
 
 
+def test_a_dollar_in_a_title_begins_no_formula():
+    axes = Figure().add_subplot()
+    titled(axes, "$a_b$ is right most often")
+    assert not axes._left_title.get_parse_math()
+
+
 def test_a_legend_is_as_high_as_it_needs_and_the_axes_stay():
     heights = []
-    for count in (1, 6):
+    for count, name in (
+        (1, "an encoder with a long name"),
+        (6, "an encoder with a long name"),
+        (8, ""),
+    ):
         with look():
             figure = Figure(figsize=(4.0, 3.5), layout="constrained")
             axes = figure.add_subplot()
-            names = [f"an encoder with a long name {i}" for i in range(count)]
+            names = [f"{name} {i}" for i in range(count)]
             lines = [axes.plot([0, 1], [0, i])[0] for i in range(count)]
             legend(figure, lines, names, height=3.4)
             figure.draw_without_rendering()
         heights.append(axes.get_window_extent().height)
-    assert heights[1] == pytest.approx(heights[0], rel=0.1)
+    assert heights == pytest.approx([heights[0]] * 3, rel=0.1)
 
 
 def test_a_title_in_the_legend_takes_nothing_from_the_axes():

@@ -71,6 +71,8 @@ def test_the_sentence_has_the_numbers():
         "more Fisher information than 4",
     ):
         assert part in said
+    at_home = dataclasses.replace(FOUND.plane, attacked=((0.25, 0.0), (4.25, 0.0)))
+    assert "of attacked ones 100 %" in words(dataclasses.replace(FOUND, plane=at_home))
 
 
 def test_the_table_has_each_number_of_each_section():

@@ -108,6 +108,9 @@ def test_the_table_has_each_term_of_each_section():
     assert made.header == ("term", "plain", "robust")
     rows = {row[0]: row[1:] for row in made.rows}
     assert rows["InfoNCE, adversarial"] == ("6", "5")
+    assert rows["Jensen-Shannon"] == ("0.25", "0.3")
+    assert rows["total variation"] == ("0.5", "0.1")
+    assert rows["Pearson's χ²"] == ("4", "2")
     assert rows["zero weights, √log M"] == ("1.5", "1.5")
     assert rows["critic right (%)"] == ("80", "80")
     assert rows["first bound (Theorem 4.7)"] == (f"{FOUND.first:.4g}", f"{ROBUST.first:.4g}")

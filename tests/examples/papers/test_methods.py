@@ -487,6 +487,15 @@ def test_adversarial_batchnorm_learns_where_gradients_start_as_none(name):
         assert not torch.equal(p, before[n]), n
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_contrast_is_over_the_views_of_all_processes(name):
+    of, flags = STEPS[name]
+    losses = [m for m in build(of, **flags).modules() if hasattr(m, "gather_distributed")]
+    assert all(loss.gather_distributed for loss in losses)
+    without = ("natural", "at", "trades", "adr", "deacl", "fare")
+    assert bool(losses) == (name not in without)
+
+
 # --- the attack's start ---------------------------------------------------------------------------
 
 INSIDE = {"simclr, attacked", "at", "at, natural", "ascl_local", "ascl_local, mlp", "rocl", "clae"}

@@ -67,7 +67,9 @@ def by_hand(epoch, epochs, peak=0.5, floor=5e-4):
     return floor + (peak - floor) * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
-@pytest.mark.parametrize(("name", "steps_per_epoch"), [("advcl", 97), ("supcon", 48)])
+@pytest.mark.parametrize(
+    ("name", "steps_per_epoch"), [("advcl", 97), ("simclr", 97), ("supcon", 48)]
+)
 def test_supcon_s_schedule_and_advcl_s(name, steps_per_epoch):
     """Epochs count from 1; the warm-up goes in each step to where the cosine is in the tenth."""
     rates = trace(METHODS[name].recipe.schedule, steps_per_epoch, 1000)
@@ -108,6 +110,55 @@ def test_ascl_falls_at_100_and_150_of_200_epochs():
     rates = [schedule(epoch * 390, 390, 200) for epoch in (0, 99, 100, 149, 150, 199)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
     assert schedule(100 * 390 - 1, 390, 200) == 0.1
+
+
+# Epochs, images per step, optimizer, weight decay, peak: of papers' texts and releases. SimCLR is
+# trained as AdvCL does it, AT as Bui et al. do, what GSA-RSL's tables compare with as its release.
+SUPCON, BUI, ACL = (512, "sgd", 1e-4, 0.5), (120, 128, "sgd", 5e-4, 0.1), (1000, 512, "lars", 1e-6)
+PUBLISHED = {
+    "simclr": (1000, *SUPCON),
+    "supcon": (1000, 1024, "sgd", 1e-4, 0.5),
+    "natural": BUI,
+    "at": BUI,
+    "adr": BUI,
+    "trades": (76, 128, "sgd", 2e-4, 0.1),
+    "rocl": (*ACL, 1.5),
+    "clae": (100, 256, "adam", 0.0, 3e-4),
+    **dict.fromkeys(("acl", "dynacl", "acl_air", "dyn_air"), (*ACL, 5.0)),
+    **dict.fromkeys(("gsa_acl", "gsa_dynacl", "gsa_acl_air", "gsa_dyn_air"), (*ACL, 5.0)),
+    **dict.fromkeys(("advcl", "gsa_on_advcl"), (1000, *SUPCON)),
+    **dict.fromkeys(("gsa_rsl", "gsa_advcl", "clae_gsa"), (500, *SUPCON)),
+    "rocl_gsa": (500, 512, "sgd", 1e-4, 0.1),
+    "ascl_local": (200, 128, "sgd", 5e-4, 0.1),
+    "ascl_pretrain": (100, 512, "sgd", 2e-4, 0.1),
+    "deacl": (100, 256, "sgd", 5e-4, 0.5),
+    "fare": (2, 128, "adam", 1e-4, 1e-5),
+}
+# Epochs after which the rate falls to a tenth.
+FALLS = {
+    **dict.fromkeys(("natural", "at", "adr"), (100, 105, 110)),
+    "trades": (75,),
+    "clae": (),
+    "ascl_local": (100, 150),
+    "ascl_pretrain": (60, 80),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_recipes_are_those_of_papers_and_releases(name):
+    recipe = METHODS[name].recipe
+    of = recipe.epochs, recipe.batch_size, recipe.optimizer, recipe.weight_decay
+    assert (*of, recipe.schedule.peak) == PUBLISHED[name]
+    rates = trace(recipe.schedule, 1, recipe.epochs)
+    falls = [e for e, (a, b) in enumerate(pairwise(rates), 1) if b == pytest.approx(a / 10)]
+    assert tuple(falls) == FALLS.get(name, ())
+
+
+def test_deacl_s_cosine_begins_after_a_warm_up_that_begins_at_three_thousandths():
+    rates = trace(METHODS["deacl"].recipe.schedule, 100, 100)
+    assert rates[1000] == 0.5
+    assert rates[0] == pytest.approx(0.003, abs=5e-4)
+    assert rates[5500] == pytest.approx(0.25)  # half of the way from there to the end
 
 
 def test_steps_keep_their_share_of_another_length():

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from advssl.evaluation.checks import arranged, beyond, first
+from advssl.evaluation.checks import (
+    Check,
+    answer,
+    arranged,
+    beyond,
+    first,
+    not_run,
+    percent,
+    points,
+)
 
 
 def images(count):
@@ -50,3 +59,14 @@ def test_no_more_is_read_than_asked():
 )
 def test_beyond(share, n, told):
     assert beyond(share, 0.05, n) == told
+
+
+def test_a_check_was_made_or_says_why_not():
+    assert answer(True, "seen", share=0.5) == Check("", "fail", "seen", {"share": 0.5})
+    assert answer(False, "seen") == Check("", "pass", "seen", {})
+    assert not_run("no gradient") == Check("", "not run", "no gradient", {})
+
+
+def test_shares_are_said_in_per_cent_and_differences_in_points():
+    assert (percent(0.1234), percent(1.0)) == ("12.3 %", "100.0 %")
+    assert points(-0.0312) == "-3.1 points"

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from advssl import Linf, keep_branch
-from advssl.evaluation import evaluate
+from advssl.evaluation import evaluate, report
 from advssl.evaluation.data import Data
 from advssl.evaluation.progress import Progress
 from advssl.evaluation.protocols import protocol
@@ -87,25 +87,39 @@ def measured(
         networks.append(({None: own.eval()}, "own", Pixels()))  # it normalises for itself
     found = []
     for modules, probe, pixels in networks:
-        report = evaluate(
+        whole = reported(
+            plan,
             modules,
             data,
+            out,
+            progress,
             ball=Linf(method.settings.radius),
             attacks=plan.attacked,
             probe=probe,
             pixels=pixels,
-            images=plan.num_images,
-            doubts=False,
-            curves=False,
-            beside=False,
-            seed=plan.seed,
-            attack_seed=0,
-            folder=out / "work",
-            progress=progress,
-            model=Model(backbone=plan.backbone),
         )
-        found += [m for section in report.sections for m in section.measurements]
+        found += [m for section in whole.sections for m in section.measurements]
     return found
+
+
+def reported(
+    plan: Plan, modules: Any, data: Data, out: Path, progress: Progress, **asked: Any
+) -> report.Report:
+    """What is ``asked`` of ``evaluate``, of the plan's images and seed: numbers alone."""
+    return evaluate(
+        modules,
+        data,
+        images=plan.num_images,
+        doubts=False,
+        curves=False,
+        beside=False,
+        seed=plan.seed,
+        attack_seed=0,
+        folder=out / "work",
+        progress=progress,
+        model=Model(backbone=plan.backbone),
+        **asked,
+    )
 
 
 def reads(method: Method) -> Pixels:

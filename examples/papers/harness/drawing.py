@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from advssl import Linf
-from advssl.evaluation import evaluate, report
+from advssl.evaluation import report
 from advssl.evaluation.anchors import Terms
 from advssl.evaluation.chosen import BATCH, attacked
 from advssl.evaluation.curves import curves
 from advssl.evaluation.data import Data
 from advssl.evaluation.progress import Progress
 from advssl.evaluation.protocols import protocol
-from advssl.evaluation.records import Model
 from advssl.evaluation.report.findings import FACES
 from advssl.evaluation.report.lines import over_settings, training
 from advssl.evaluation.report.look import look
@@ -87,23 +86,17 @@ def _page(
     for label, (plan, method, on, _) in rows.items():
         method.to(device_here())
         (encoder,) = chain.encoders(method, "own").values()
-        found[label] = evaluate(
+        found[label] = chain.reported(
+            plan,
             encoder,
             on,
+            out,
+            progress,
             ball=Linf(radius),
             attacks=["pgd"],
             probe=[protocol(plan.preset, name) for name in plan.protocols],
             pixels=chain.reads(method),
-            images=plan.num_images,
-            doubts=False,
-            curves=False,
-            beside=False,
             measures=measures,
-            seed=plan.seed,
-            attack_seed=0,
-            folder=out / "work",
-            progress=progress,
-            model=Model(backbone=plan.backbone),
         )
     sections = [
         replace(section, encoder=label, **_strengths(figure, rows[label], radius, out, progress))

@@ -42,7 +42,7 @@ sys.path.insert(0, str(BENCHMARKS.parent / "examples" / "papers"))
 from advssl.evaluation.records import commit, machine, replacing  # noqa: E402
 from rows import ROWS  # noqa: E402
 from rows.measuring import CPU, GPU, TINY, Bench, Disagreement, Sizes  # noqa: E402
-from tables import place, speed_table  # noqa: E402
+from shown.speeds import place, speed_table  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -7,9 +7,7 @@ python docs/figures.py photographs  # those whose names begin so: of photographs
 
 from __future__ import annotations
 
-import json
 import math
-import runpy
 import sys
 from collections.abc import Callable
 from functools import cache, partial
@@ -409,19 +407,21 @@ def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> 
 
 def speedrun() -> Figure:
     """Robust accuracy against operations: our records and the published schedules."""
-    tables = runpy.run_path(str(FOLDER.parents[1] / "benchmarks" / "tables.py"))
+    sys.path.append(str(FOLDER.parents[1] / "benchmarks"))
+    from shown import photographs, reading
+
     figure, axes = _new((5.4, 4.0))
-    published = json.loads((tables["RESULTS"] / "speedrun_published.json").read_text("utf-8"))
+    published = reading.read("speedrun_published")
     level, left = 0.0, min(row["flops"] for row in published["rows"].values()) / 3
     for label, row in sorted(published["rows"].items(), key=lambda item: item[1]["pgd"]):
         at, level = (row["flops"], row["pgd"]), max(row["pgd"], level + 3)
         axes.plot(*at, "s", color=ORANGE)
         line = {"arrowstyle": "-", "color": RULE, "linewidth": 0.8}
         axes.annotate(label, at, (left, level), ha="right", va="center", arrowprops=line)
-    for name, record in tables["speedrun_records"]().items():
-        measured = tables["speedrun_measured"](record)["PGD-20"]
+    for name, record in photographs.speedrun_records().items():
+        measured = photographs.speedrun_measured(record)["PGD-20"]
         for run, m in zip(record["runs"], measured, strict=True):
-            at = (tables["spent"](run, "flops"), 100 * m.value)
+            at = (photographs.spent(run, "flops"), 100 * m.value)
             axes.plot(*at, "o", color=BLUE)
         axes.annotate(name.replace("_", " "), at, (7, -3), textcoords="offset points")
     axes.set_xscale("log")

@@ -19,8 +19,10 @@ from torch import nn
 from toys import brief_evaluation
 
 import advssl
+import tables
 from advssl import cli
 from advssl.evaluation.records import Measurement
+from shown import claimed, reading
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -223,14 +225,6 @@ def test_links_lead_somewhere(where, link):
 
 
 @pytest.fixture(scope="module")
-def tables():
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
-    return tables
-
-
-@pytest.fixture(scope="module")
 def drawings():
     spec = importlib.util.spec_from_file_location("drawings", ROOT / "docs" / "figures.py")
     drawings = importlib.util.module_from_spec(spec)
@@ -271,16 +265,16 @@ def test_figures_of_photographs_are_those_of_the_record(drawings):
             assert words_of(drawings.svg(draw(), name)) == words_of(kept), name
 
 
-def test_a_papers_page_compares_only_what_had_its_data_network_and_schedule(tables, monkeypatch):
-    kept = tables._read("papers_systems")
+def test_a_papers_page_compares_only_what_had_its_data_network_and_schedule(monkeypatch):
+    kept = reading.read("papers_systems")
     runs = [run for run in kept["runs"] if run["row"] == "ASCL"]
-    monkeypatch.setattr(tables, "_read", lambda _: {**kept, "runs": runs})
-    assert "nothing is compared" in tables.beside("ascl_local")
+    monkeypatch.setattr(reading, "read", lambda _: {**kept, "runs": runs})
+    assert "nothing is compared" in claimed.beside("ascl_local")
     for run in runs:
         run["plan"] |= {"data": "cifar10", "backbone": "cifar:resnet18"}
         run["plan"]["recipe"]["epochs"] = 200
         run["presentations"] = 200 * 50_000
-    assert "there to be compared" in tables.beside("ascl_local")
+    assert "there to be compared" in claimed.beside("ascl_local")
 
 
 @pytest.mark.parametrize(
@@ -292,7 +286,7 @@ def test_a_papers_page_compares_only_what_had_its_data_network_and_schedule(tabl
         ((0.1, 0.5), (0.3, 0.9), "within noise"),  # of trainings
     ],
 )
-def test_a_claim_is_seen_beyond_the_noise_of_images_and_of_trainings(tables, low, high, word):
+def test_a_claim_is_seen_beyond_the_noise_of_images_and_of_trainings(low, high, word):
     def run(row, seed, share):
         correct = [i < share * 500 for i in range(500)]
         names = {"slf: clean": [True] * 500, "slf: PGD-20": correct}
@@ -304,20 +298,20 @@ def test_a_claim_is_seen_beyond_the_noise_of_images_and_of_trainings(tables, low
 
     runs = [run("low", i, share) for i, share in enumerate(low)]
     runs += [run("high", i, share) for i, share in enumerate(high)]
-    points, said = tables._seen(runs, ["low", "high"])
+    points, said = claimed._seen(runs, ["low", "high"])
     assert said == word
     assert points.startswith(f"{100 * (sum(high) - sum(low)) / 2:+.1f} (")
 
 
 @pytest.mark.parametrize("where", PAGES, ids=str)
-def test_tables_are_those_of_the_records(where, tables):
+def test_tables_are_those_of_the_records(where):
     assert "<!-- table: evidence -->" in README
     text = where.read_text(encoding="utf-8")
     assert tables.filled(text) == text
 
 
-def test_the_costs_of_six_stacks_are_estimated_within_15_percent(tables):
-    stacks = tables._read("estimates")["stacks"]
+def test_the_costs_of_six_stacks_are_estimated_within_15_percent():
+    stacks = reading.read("estimates")["stacks"]
     assert len(stacks) == 6
     for name, row in stacks.items():
         off = [turn["estimated"] / turn["measured"] - 1 for turn in row["turns"]]

@@ -14,11 +14,11 @@ import torch
 from torch.optim import SGD
 
 import speed
-import tables
 from advssl import ClusterFitHead, losses
 from harness.data import Batch
 from rows import ROWS, attacks, clusters, growth, measuring, released, steps
 from rows.measuring import TINY, Bench, Claim, Disagreement, Row, agree, exponent, installed
+from shown import reading, speeds
 
 HERE = {
     "cpu": "a chip",
@@ -75,7 +75,7 @@ def test_every_row_runs_and_its_record_is_its_table(name, tmp_path, capsys, monk
     if name in FORWARDS:
         counted = list(row["checks"]["forwards per image"].values())
         assert counted == pytest.approx(FORWARDS[name], rel=0.02)
-    table = tables.speed_table([row])
+    table = speeds.speed_table([row])
     assert table in capsys.readouterr().out
     assert len(table.splitlines()) == 2 + len(row["claims"])
 
@@ -327,7 +327,7 @@ def test_k_means_is_held_to_the_fastest_of_equal_inertia(bench, monkeypatch):
 
 def rendered(**claim) -> list[str]:
     row = asdict(Row([Claim("it", "them", **claim)]))
-    (line,) = tables.speed_table([{**row, "machine": {"can": ["AMX"]}}]).splitlines()[2:]
+    (line,) = speeds.speed_table([{**row, "machine": {"can": ["AMX"]}}]).splitlines()[2:]
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
@@ -378,8 +378,8 @@ def test_a_line_says_whether_the_goal_is_met(claim, cells):
 
 
 def test_rows_of_one_machine_stand_together(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    assert tables.speed() == "Nothing is recorded yet: `make bench` measures."
+    monkeypatch.setattr(reading, "RESULTS", tmp_path)
+    assert speeds.speed() == "Nothing is recorded yet: `make bench` measures."
     row = {
         **asdict(Row([Claim("it", "them", [0.5])], {"a": [1.0, 2.0]})),
         "sizes": asdict(TINY),
@@ -389,7 +389,7 @@ def test_rows_of_one_machine_stand_together(tmp_path, monkeypatch):
     gpu = {**HERE, "gpu": "a card", "device": "cuda"}
     for name, machine in (("sam", gpu), ("advcl", HERE), ("import", HERE)):
         speed._keep(tmp_path / "speed.json", {**row, "row": name, "machine": machine})
-    first, second = tables.speed().split("\n\n**")
+    first, second = speeds.speed().split("\n\n**")
     assert first.startswith("**a chip, 2 threads**")
     assert second.startswith("a card**")
     assert first.count("| it |") == 2

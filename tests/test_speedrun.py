@@ -7,7 +7,6 @@ import runpy
 import shlex
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,17 +14,17 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
-import tables
 from advssl.evaluation.checkpoints import load_encoder
 from advssl.evaluation.data import Data, InMemory
 from advssl.integrations.timm import backbone
 from harness.method import Method
 from harness.schedules import Recipe, WarmupCosine
 from harness.settings import Settings
+from shown import photographs, reading
 from tests.examples.papers import tiny
 from tests.examples.papers.test_cost import LEAST
 
-sys.path.insert(0, str(Path(tables.__file__).parent / "speedrun"))
+sys.path.insert(0, str(reading.ROOT / "benchmarks" / "speedrun"))
 
 import course
 import half_hour
@@ -33,7 +32,7 @@ import published
 import two_hours
 
 # By its file: the package of the papers' tests has the same name.
-papers = SimpleNamespace(**runpy.run_path(str(Path(tables.__file__).with_name("papers.py"))))
+papers = SimpleNamespace(**runpy.run_path(str(reading.ROOT / "benchmarks" / "papers.py")))
 NETWORK = "cifar:resnet18:2"
 SHORT = Recipe(2, 4, WarmupCosine(1e-2, 1, restarts=True), "adam", 0.0)
 
@@ -151,8 +150,8 @@ def test_a_record_is_written_and_is_a_row_of_the_table(tmp_path, monkeypatch, ca
     kept = torch.load(tmp_path / "runs" / "half_hour-0" / "encoder.pt", weights_only=True)
     assert tiny.same(read.state_dict(), kept)
     (tmp_path / "speedrun_published.json").write_text('{"rows": {}}')
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    assert "`half_hour`, 2 runs" in tables.speedrun()
+    monkeypatch.setattr(reading, "RESULTS", tmp_path)
+    assert "`half_hour`, 2 runs" in photographs.speedrun()
     capsys.readouterr()
     course.run(record, "half_hour", 30, NETWORK, words)  # all of it is read back
     again = json.loads(path.read_text(encoding="utf-8"))

@@ -60,9 +60,8 @@ def claims() -> str:
     schedules = reading.read("speedrun_published")["schedules"]
     names = {"digits": ["papers_digits", "papers_systems"], "CIFAR-10": ["papers_equal_cifar"]}
     names = {data: found for data, found in names.items() if all(map(reading.recorded, found))}
-    ours = {
-        data: sum((reading.read(n)["runs"] for n in found), []) for data, found in names.items()
-    }
+    read = {data: map(reading.read, found) for data, found in names.items()}
+    ours = {data: [r for record in found for r in record["runs"]] for data, found in read.items()}
     heads = [f"{what}{data}" for data in ours for what in ("points on ", "on ")]
     lines = [
         f"| claim | theirs (%) | {' | '.join(heads)} | one seed of both, as published |",

@@ -115,7 +115,7 @@ class _Branch(nn.Module):
     ) -> None:
         if local_metadata.get("assign_to_params_buffers"):
             for key, value in state_dict.items():
-                if key.startswith(prefix) and isinstance(value, Tensor):
+                if isinstance(value, Tensor):
                     state_dict[key] = value.detach().clone()
         self._loading = True
         try:

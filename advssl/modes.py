@@ -125,13 +125,13 @@ def unlogged(*modules: nn.Module) -> Iterator[None]:
     """Inside the block ``log``, ``log_dict`` and ``print`` of LightningModules do nothing."""
     names = ("log", "log_dict", "print")
     speakers = [m for m in submodules(*modules) if hasattr(type(m), "log_dict")]
-    before = [{n: vars(m)[n] for n in names if n in vars(m)} for m in speakers]
+    before = {m: {n: vars(m)[n] for n in names if n in vars(m)} for m in speakers}
     try:
         for m in speakers:
             vars(m).update(dict.fromkeys(names, Mute()))
         yield
     finally:
-        for m, own in zip(speakers, before, strict=True):
+        for m, own in before.items():
             for n in names:
                 vars(m).pop(n, None)
             vars(m).update(own)

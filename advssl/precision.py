@@ -215,10 +215,8 @@ def _float16_scale(height: Scalar) -> Scalar | None:
         return None
     entering = torch.autograd.grad(height, edges, retain_graph=True, allow_unused=True)
     peaks = [g.detach().abs().amax().float() for g in entering if g is not None]
-    peak = torch.stack(peaks).amax()
-    usable = (peak > 0) & peak.isfinite()
-    power = torch.where(usable, 6 - peak.log2().round(), 0.0).clamp(-100, 100)
-    return power.exp2()  # a power of two rounds nothing
+    scale = (6 - torch.stack(peaks).amax().log2().round()).exp2()  # which rounds nothing
+    return torch.where((scale > 0) & scale.isfinite(), scale, 1.0)
 
 
 def _float16_edges(height: Tensor) -> list[GradientEdge]:

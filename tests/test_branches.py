@@ -287,6 +287,27 @@ def test_every_branch_has_memory_of_its_own_however_it_was_filled(branched, fill
     assert memories[0].isdisjoint(memories[1])
 
 
+class Noted(nn.BatchNorm2d):
+    """Keeps in checkpoints what is no tensor."""
+
+    note = "as it was made"
+
+    def get_extra_state(self) -> str:
+        return self.note
+
+    def set_extra_state(self, state: str) -> None:
+        self.note = state
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_every_branch_gets_what_a_checkpoint_holds_beside_tensors(assign):
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), Noted(4))
+    model = branch_batchnorm(copy.deepcopy(plain))
+    plain[1].note = "as it was saved"
+    model.load_state_dict(plain.state_dict(), assign=assign)
+    assert [branch.note for branch in model[1].values()] == ["as it was saved"] * 2
+
+
 def tensors(norm: nn.Module) -> list[torch.Tensor]:
     return [*norm.parameters(), *norm.buffers()]
 

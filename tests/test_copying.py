@@ -104,6 +104,17 @@ def test_a_copy_of_a_wrapped_module_has_weights_of_its_own(wrap):
     assert all(p.abs().sum() > 0 for p in module.parameters())
 
 
+def test_a_traced_module_that_remembers_a_feature_map_is_copied():
+    traced, x = torch.fx.symbolic_trace(nn.Linear(3, 3)), torch.randn(4, 3)
+    traced.last = traced(x)
+    height, twin = traced.last.sum(), copied(traced)  # which has a way of its own to be copied
+    torch.testing.assert_close(twin(x), traced(x), rtol=0, atol=0)
+    with torch.no_grad():
+        twin.weight.zero_()
+    height.backward()
+    assert traced.weight.any()
+
+
 def test_a_copied_function_has_its_defaults():
     module = nn.Linear(3, 3, bias=False)
     module.step = lambda x, y=1.0, *, scale=2.0: scale * module(x) + y

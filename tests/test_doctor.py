@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import re
 import sys
+import time
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -76,10 +78,15 @@ def ills(step, batch=None, adversary=None, **arguments) -> dict[str, str]:
         (IMAGENET.of, Pixels(), "pixels.IMAGENET"),
         (CIFAR10.of, Pixels(), "if that is what normalised them"),
         (IMAGENET.of, Pixels(bounds=None), "pixels.IMAGENET"),
+        (lambda x: IMAGENET.of(0.4 + 0.6 * x), Pixels(bounds=None), "pixels.IMAGENET"),
+        (lambda x: IMAGENET.of(0.5 + 0.5 * x), Pixels(), "pixels.IMAGENET"),
         (lambda x: 255 * x, Pixels(), "divided by 255"),
         (lambda x: x, IMAGENET, "leave mean and std away"),
     ],
-    ids=["normalised", "by others", "without bounds", "grey levels", "pixels"],
+    ids=[
+        *("normalised", "by others", "without bounds", "bright ones without bounds"),
+        *("bright ones", "grey levels", "pixels"),
+    ],
 )
 def test_images_in_another_unit_than_the_bounds(change, pixels, remedy):
     batch = [change(x) for x in views()]
@@ -207,8 +214,11 @@ def test_dropout_in_the_attack(drop):
 
 def test_dropout_that_drops_nothing():
     model, drop = net(), nn.Sequential(nn.Dropout(0.3).eval(), nn.Dropout(0.0))
-    step = lambda b: NT_XENT(*(F.dropout(drop(model(x)), 0.3, False) for x in b))  # noqa: E731
-    assert ills(step) == {}
+
+    def dropped(images):
+        return torch.dropout(F.dropout(drop(model(images)), 0.3, False), 0.0, train=True)
+
+    assert ills(lambda b: NT_XENT(*map(dropped, b))) == {}
 
 
 @pytest.mark.parametrize(
@@ -256,6 +266,34 @@ def test_float16_that_loses_gradients():
     assert ills(step, loss_scale=65536) == {}
 
 
+def test_a_large_gradient_in_float16_is_told_from_one_that_is_lost():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 8))
+
+    def step(batch):
+        with torch.autocast("cpu", torch.float16):
+            z, other = map(model, batch)
+        return 30 * (z.float() - other.float() - 1).square().mean()
+
+    assert ills(step, loss_scale=64) == {}  # 4096 times as large, it overflows
+
+
+class Halved(nn.Linear):
+    def forward(self, images):  # noqa: ARG002
+        return self.weight[0].half()
+
+
+def test_weights_of_which_float16_loses_the_gradient_are_counted():
+    model = Halved(5, 1, bias=False)
+    # Float16 keeps the first of their gradients roughly, and two not at all; the last two are 0.
+    slopes = torch.tensor([1e-7, 1e-8, 1e-8, 0, 0])
+
+    def step(batch):
+        return (model(batch[0]).float() * slopes).sum() + batch[0].mean()
+
+    found = ills(step)["float16 underflow"]
+    assert "and 0 in 67 % of the weights where that is not" in found
+
+
 @pytest.mark.parametrize("line", [False, True])
 def test_collapsed_embeddings(line):
     model, head = net(), nn.Linear(8, 4)
@@ -287,7 +325,13 @@ def noisy(batch):
     return (batch[0] * torch.randn_like(batch[0])).mean()
 
 
+def noisy_by_numpy(batch):
+    noise = np.random.standard_normal(batch[0].shape)  # noqa: NPY002 (the global state)
+    return (batch[0] * torch.from_numpy(noise).float()).mean()
+
+
 def saturated():
+    torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
     with torch.no_grad():
         model[1].weight.mul_(1e5)
@@ -306,10 +350,11 @@ def backwards(batch):
         (periodic, 1, "step too long"),
         (own_statistics(nn.BatchNorm2d(3)), 5, "batch statistics"),
         (noisy, 5, "stochastic objective"),
+        (noisy_by_numpy, 5, "stochastic objective"),
         (saturated(), 5, "saturated loss"),
         (backwards, 5, "rounds"),
     ],
-    ids=["long", "statistics", "stochastic", "saturated", "wrong slope"],
+    ids=["long", "statistics", "stochastic", "by numpy", "saturated", "wrong slope"],
 )
 def test_an_attack_that_does_not_rise(step, steps, reason):
     adversary = AdversarialViewGenerator(
@@ -317,6 +362,18 @@ def test_an_attack_that_does_not_rise(step, steps, reason):
     )
     found = ills(step, None, adversary)
     assert reason in found["attack rises"]
+    assert "by way of" not in found["attack rises"]
+
+
+def test_an_attack_that_rises_and_falls_again_tells_from_where():
+    start = views()[0]
+
+    def step(batch):
+        return (3 * (batch[0] - start) / BALL.radius).sin().mean()
+
+    # From 0 to sin(1.5), nearly the top, and on to sin(3).
+    adversary = AdversarialViewGenerator(BALL, 2, BALL.radius / 2, start="zero", bounds=None)
+    assert "to 0.14112, by way of 0.99749" in ills(step, None, adversary)["attack rises"]
 
 
 # --- healthy --------------------------------------------------------------------------------------
@@ -606,6 +663,27 @@ def test_the_memory_of_a_step_is_what_its_graph_keeps():
     assert found["AdversarialViews"].memory == 4 * 192 * 8  # its own graph is the smaller one
 
 
+def test_weights_in_one_memory_are_nothing_that_a_graph_keeps():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.Linear(8, 8))
+    apart = by_name(lambda b: model(b[0]).sum(), views())["the"].memory
+    flat = torch.cat([p.detach().flatten() for p in model.parameters()])
+    nn.utils.vector_to_parameters(flat, model.parameters())  # views of it
+    assert by_name(lambda b: model(b[0]).sum(), views())["the"].memory == apart
+
+
+def test_milliseconds_are_no_more_than_have_passed():
+    model, started = net(), time.perf_counter()
+    found = by_name(contrast(model), views())
+    passed = 1000 * (time.perf_counter() - started)
+    assert 0 < found["the"].milliseconds < passed
+
+
+def test_the_cost_of_branches_says_where_there_is_nothing_to_branch():
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(192, 8))
+    notes = [by_name(contrast(m), views())["branch_batchnorm"].note for m in (net(), plain)]
+    assert notes == ["", "there is no BatchNorm"]
+
+
 def test_the_costs_leave_no_trace():
     model, batch = nn.Sequential(net(), nn.Dropout(0.1)), views()
     before, draws = copy.deepcopy(model.state_dict()), torch.get_rng_state()
@@ -619,6 +697,8 @@ def test_a_step_without_parameters_or_embeddings_has_a_cost_too():
     found = by_name(lambda b: (b[0].flatten(1) @ torch.ones(192, 4)).sum(), views())
     assert found["the"].forwards == 2.0  # two views in the batch, of which it reads one
     assert "no embeddings" in found["GlobalDivergence"].note
+    found = by_name(lambda b: b[0].square().mean(), views())
+    assert {one.forwards for one in found.values()} == {0.0}  # nothing is multiplied by weights
 
 
 def test_the_command_prints_the_costs(capsys, monkeypatch):

@@ -548,6 +548,25 @@ class TestLocalSelection:
 
         assert_same(paid(True), paid(False), rtol=0, atol=0)
 
+    def test_ranks_compare_once_what_they_hold_and_send_each_part_once(self, batch, monkeypatch):
+        sent = []  # to the other rank, which has the same batch
+
+        def all_gather(parts, mine):
+            sent.append(mine.shape)
+            for part in parts:
+                part.copy_(mine)
+
+        fakes = {"is_initialized": lambda: True, "get_world_size": lambda: 2}
+        for name, fake in {**fakes, "get_rank": lambda: 1, "all_gather": all_gather}.items():
+            monkeypatch.setattr(torch.distributed, name, fake)
+        loss = LocalSelectionSupCon("leaked", reduction="none", gather_distributed=True)
+        paid = loss(*batch)
+        monkeypatch.undo()
+        whole = LocalSelectionSupCon("leaked", reduction="none")
+        torch.testing.assert_close(paid, whole(*(torch.cat([t, t]) for t in batch))[8:])
+        _compared, *sent = sent  # a comparison waits for a GPU
+        assert sent == [(8, 2, batch[0].shape[1]), (8,), (8,), (8,)]
+
     def test_permuting_images_permutes_what_they_pay(self, batch):
         loss, order = LocalSelectionSupCon("leaked", reduction="none"), torch.randperm(8)
         torch.testing.assert_close(loss(*(t[order] for t in batch)), loss(*batch)[order])

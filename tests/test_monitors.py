@@ -142,6 +142,44 @@ def test_they_leave_no_trace_and_see_the_same_twice():
     assert first["alignment"] > 0
 
 
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int32])
+def test_labels_may_be_of_any_integer_type(kind):
+    (x, y), (bank, known) = blobs(12, 4, seed=5), blobs(16, 4, seed=6)
+    model = encoder()
+    assert Monitors(x, y.to(kind), bank, known.to(kind), ball=BALL)(model) == monitors()(model)
+
+
+class Drawing(nn.Module):
+    """Draws a random number in every forward, to no end."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images):
+        torch.rand(())
+        return self.inner(images)
+
+
+def test_attacks_begin_where_they_did_whatever_else_is_drawn():
+    assert monitors()(Drawing(encoder())) == monitors()(encoder())
+
+
+def test_critics_are_those_of_the_seed():
+    benign, attacked = encoder().eval(), encoder().eval()
+    nn.init.orthogonal_(attacked[-1].weight)
+    with torch.no_grad():
+        clean, z = (model(blobs(12, 4, seed=5)[0]) for model in (benign, attacked))
+    found = monitors(seed=6)(attacked, benign)["branch_accuracy"]
+    assert found == theory.told_apart(clean, z, seed=6).accuracy
+    assert found != theory.told_apart(clean, z).accuracy
+
+
+def test_the_ball_is_by_default_that_of_attacks():
+    look = Monitors(*blobs(12, 4, seed=5), *blobs(16, 4, seed=6))
+    assert look.pgd.ball == look.fast.ball == AdversarialViewGenerator().ball
+
+
 def test_batches_and_pixels_change_nothing():
     normalised = nn.Sequential(nn.Identity(), encoder())
 
@@ -207,6 +245,13 @@ WELL = {
     "critic_accuracy": 0.9,
     "branch_accuracy": 0.52,
 }
+
+
+@pytest.mark.parametrize(("images", "classes"), [(0, 2), (8, 1), (8.0, 2)])
+def test_alarms_of_no_images_or_one_class_are_refused(images, classes):
+    with pytest.raises(ValueError, match="must be"):
+        Alarms(images, classes)
+    assert Alarms(1, 2)(WELL) == {}
 
 
 def rung(*epochs: dict[str, float]) -> list[set[str]]:
@@ -320,6 +365,14 @@ def test_logged_is_what_the_monitors_see_and_the_training_is_that_without_them()
     assert {f"monitor/{name}" for name in expected} == logged.keys()
     for name, value in expected.items():
         assert float(logged[f"monitor/{name}"]) == pytest.approx(value, rel=1e-5), name
+
+
+def test_the_callback_knows_what_is_above_chance_for_the_classes_of_the_bank():
+    alarms = EncoderMonitor(monitors(), on="backbone").alarms
+    assert alarms(WELL) == {}  # 0.5 under PGD-10 is robust with four classes, not with two
+    assert alarms(WELL | {"knn_pgd": 0.1}).keys() == {"catastrophic overfitting"}
+    with pytest.raises(ValueError, match="on must be a str"):
+        EncoderMonitor(monitors(), on=encoder())
 
 
 @pytest.mark.filterwarnings("ignore:a critic tells")  # the branch that is never trained

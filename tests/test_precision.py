@@ -57,13 +57,13 @@ class TestFullPrecision:
         def other():
             with full_precision(torch.device("cpu")):
                 entered.set()
-                leave.wait()
+                leave.wait(10)
 
         with lowered("matmul_precision"):
             thread = threading.Thread(target=other)
             with full_precision(torch.device("cpu")):
                 thread.start()
-                entered.wait()
+                assert entered.wait(10)
             inside = torch.get_float32_matmul_precision()
             leave.set()
             thread.join()
@@ -130,6 +130,14 @@ def test_uphill_is_the_gradient_where_part_is_float16(scale):
     torch.testing.assert_close(gradient(scale), gradient(1.0) * scale, rtol=0, atol=0)
     plain = torch.autograd.grad((w * 0.37).tanh().square().sum(), w)[0]
     torch.testing.assert_close(gradient(1.0), plain, rtol=0.02, atol=0.01)
+
+
+@pytest.mark.parametrize("peak", [0.0, 2.0**-140, 2.0**-120, 2.0**120, torch.inf])
+def test_uphill_spoils_nothing_where_gradients_are_extreme(peak):
+    w, slopes = torch.randn(3, requires_grad=True), torch.tensor([peak, peak / 2, 0.0])
+    (found,) = uphill((w.half().float() * slopes).sum(), [w])
+    vanishing = 0 < peak < 2.0**-126  # in float32 already
+    assert torch.equal(found, torch.zeros(3) if vanishing else slopes)
 
 
 @pytest.mark.parametrize("of", ["inputs", "height"])

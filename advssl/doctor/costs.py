@@ -155,7 +155,9 @@ def costs(
         found = pieces(case)
     attacked = len(case.images)
     unit = found.unit * found.images
-    one = found.step.times(unit / found.step.operations if found.step.operations else 0)
+    # Without matrix products and convolutions there is no F, and nothing is shared by it.
+    one = found.step.times(unit / found.step.operations if unit else 0)
+    of_one = min(unit / found.forward.operations, 1.0) if unit else 0
     own = 2 * unit * attacked  # of an attack step in which nothing else is forwarded
     alone = found.attack.times(min(own / found.attack.operations, 1.0) if own else 0)
     climb = found.attack.plus(found.restored)
@@ -173,7 +175,7 @@ def costs(
             "at least: what does not change is forwarded once, before the attack",
         ),
         "one more view to train on": (
-            one.times(3).keeping(found.forward.memory * min(unit / found.forward.operations, 1)),
+            one.times(3).keeping(found.forward.memory * of_one),
             "HighFreqView, or the adversarial view beside the clean ones",
         ),
         f"CatastrophicOverfittingGuard, every {_EVERY}": (

@@ -57,13 +57,13 @@ def pixels_of(images: Images) -> str:
     low, high = (float(v) for v in images.aminmax())
     if low >= 0 and high <= 1 + _ROUNDING:
         return "images are their pixels: leave mean and std away"
-    if low >= 0 and high <= 255 + _ROUNDING:
-        return "bounds=(0, 255) with a radius in grey levels, or images divided by 255"
     for name, pixels in _KNOWN.items():
         if pixels.fits(images):
             dark, bright = pixels.to(images).aminmax()
             if dark >= -_ROUNDING and bright <= 1 + _ROUNDING:
                 return f"pixels={name} if that is what normalised them, else their mean and std"
+    if low >= 0 and high <= 255 + _ROUNDING:
+        return "bounds=(0, 255) with a radius in grey levels, or images divided by 255"
     return "mean= and std= as they were normalised by, or bounds=None for no images in a box"
 
 

@@ -177,10 +177,8 @@ def _values(features: Tensor | None = None) -> float:
 
 
 def _never_fed(norm: nn.Module) -> bool:
-    mean, var = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
-    if mean is None or var is None:
-        return False
-    return bool((mean == 0).all()) and bool((var == 1).all())
+    starts = ((norm.running_mean, 0), (norm.running_var, 1))
+    return all(isinstance(v, Tensor) and bool((v == start).all()) for v, start in starts)
 
 
 def _listed(names: list[str]) -> str:

@@ -9,9 +9,10 @@ sample is tried, in a copy of what is committed. Tests of the module's own file 
 them those that execute the mutated line, quickest first, until one fails; one that hangs kills too.
 
 A process imports and collects once and forks for each mutant, which then costs its tests alone: in
-a function, its code is exchanged; outside of one, the module is imported anew. A longer sample
-begins with the shorter one, so that a record grows. Survivors are tried again when tests changed;
-a reason why one is harmless is written into the record by hand (`"harmless"`), and stays.
+a function, its code is exchanged; outside of one, and where no test executes the line in that
+process, the module is imported anew and all tests that use it are run. A longer sample begins with
+the shorter one, so that a record grows. Survivors are tried again when tests changed; a reason why
+one is harmless is written into the record by hand (`"harmless"`), and stays.
 """
 
 from __future__ import annotations
@@ -324,14 +325,17 @@ class Baseline(NamedTuple):
 
     def tests(self, module: str, mutant: Mutant) -> list[str]:
         """That may notice a mutant, quickest first."""
-        lines, (first, last) = self.lines.get(module, {}), mutant.lines
-        if mutant.inside:
-            found = set().union(*(lines.get(n, ()) for n in range(first, last + 1)))
-        else:  # executed on import: those that use the module at all
-            found = set().union(*lines.values()) or set(self.seconds)
+        found = self.executing(module, mutant)
+        if not found:  # on import, or in another process: those that use the module at all
+            found = set().union(*self.lines.get(module, {}).values()) or set(self.seconds)
         if "" in found:
             found = set(self.seconds)
         return sorted(found & set(self.seconds), key=self.seconds.__getitem__)
+
+    def executing(self, module: str, mutant: Mutant) -> set[str]:
+        """That were seen to execute it."""
+        lines, (first, last) = self.lines.get(module, {}), mutant.lines
+        return set().union(*(lines.get(n, ()) for n in range(first, last + 1) if mutant.inside))
 
     def limit(self, chosen: list[str], budget: float) -> float:
         """Seconds after which a mutant hangs, on a machine that does much else."""
@@ -455,7 +459,8 @@ def tried(todo: Todo, paths: Sequence[str], budget: float) -> Iterator[tuple[str
         for path, m in path_of.items():
             for number, mutant in todo[m].items():
                 chosen = known.tests(m, mutant)
-                end = "unexecuted" if not chosen else "" if mutant.inside else "outside"
+                executed = known.executing(m, mutant)
+                end = "unexecuted" if not chosen else "" if executed else "outside"
                 if not end:
                     text = mutant.applied(sources[m].encode())
                     Path(m).write_text(text, encoding="utf-8")  # for processes that tests start
@@ -497,7 +502,9 @@ def tried(todo: Todo, paths: Sequence[str], budget: float) -> Iterator[tuple[str
         Path(m).write_text(mutant.applied(sources[m].encode()), encoding="utf-8")
         files = dict.fromkeys(name.partition("::")[0] for name in chosen)
         work = partial(collected, files, partial(trial, chosen=chosen))
-        yield m, number, ended(forked(work, known.limit(chosen, budget)))
+        end = ended(forked(work, known.limit(chosen, budget)))
+        seen = known.executing(m, mutant) or not mutant.inside
+        yield m, number, end if seen or end != "survived" else "unexecuted"
         Path(m).write_text(sources[m], encoding="utf-8")
 
 

@@ -10,7 +10,7 @@ them those that execute the mutated line, quickest first, until one fails; one t
 
 A process imports and collects once and forks for each mutant, which then costs its tests alone: in
 a function, its code is exchanged; outside of one, and where no test executes the line in that
-process, the module is imported anew and all tests that use it are run. A longer sample begins with
+process, the module is imported anew and all tests, or those that use it, are run. A longer sample begins with
 the shorter one, so that a record grows. Survivors are tried again when tests changed; a reason why
 one is harmless is written into the record by hand (`"harmless"`), and stays.
 """
@@ -326,9 +326,9 @@ class Baseline(NamedTuple):
     def tests(self, module: str, mutant: Mutant) -> list[str]:
         """That may notice a mutant, quickest first."""
         found = self.executing(module, mutant)
-        if not found:  # on import, or in another process: those that use the module at all
-            found = set().union(*self.lines.get(module, {}).values()) or set(self.seconds)
-        if "" in found:
+        if not found and mutant.inside:  # in another process, perhaps: those that use the module
+            found = set().union(*self.lines.get(module, {}).values())
+        if not found or "" in found:  # on import, for all: a constant may only be read
             found = set(self.seconds)
         return sorted(found & set(self.seconds), key=self.seconds.__getitem__)
 

@@ -20,7 +20,7 @@ from harness.chain import Plan, digest
 
 WATCHED = ("over-training",)  # what a figure shows
 _IMAGES = 256  # so few that looking at them takes less than an epoch
-_LOOKS = 20  # at a training, at most
+_LOOKS = 20  # at a training, of less than forty epochs up to twice as many
 
 
 def watch(plan: Plan, radius: float) -> ClassTerms:

@@ -49,3 +49,9 @@ def test_a_batch_of_one_class_has_weights_of_one():
     terms = method.step(images, alike, torch.arange(COUNT))
     assert terms["global_compact"] > terms["local_compact"] / 10 > 0
     assert run(build(ADR)).terms["global_compact"] < terms["global_compact"]
+
+
+def test_of_its_terms_the_release_leaves_one_out():
+    released = ADR.settings_type.of("released")
+    names = ("confidence", "local_compact", "local_smooth", "global_compact", "global_smooth")
+    assert [getattr(released, name) for name in names] == [1.0, 1.0, 1.0, 1.0, 0.0]

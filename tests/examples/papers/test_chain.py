@@ -76,3 +76,10 @@ def test_a_classifier_is_measured_with_its_own_head_too(tmp_path):
     found = places(plan, tmp_path)
     assert {place.label for place in found} == {"own head"}
     assert [place.attack for place in found] == ["clean", *PGD]
+
+
+def test_how_far_it_is_is_told(tmp_path):
+    plan = replace(tiny.plan("at"), protocols=(), attacked=())
+    told = []
+    chain.measured(plan, *opened(plan), tmp_path, lambda *said: told.append(said))
+    assert told

@@ -146,6 +146,7 @@ def test_killed_it_goes_on(tmp_path):
 
 def test_the_released_settings():
     assert (PROBING.epochs, PROBING.learning_rate, PROBING.rate(9)) == (10, 0.01, 0.01)
+    assert (PROBING.batch_size, PROBING.weight_decay) == (512, 1e-4)
     assert [FINETUNING.rate(e) for e in (0, 10, 20)] == pytest.approx([0.1, 0.01, 0.001])
     assert (FINETUNING.epochs, FINETUNING.batch_size, FINETUNING.weight_decay) == (25, 512, 1e-4)
     assert (FINETUNING.loss, FINETUNING.trains_encoder, PROBING.trains_encoder) == (

@@ -25,7 +25,7 @@ from advssl.evaluation.checkpoints import load_encoder
 from advssl.evaluation.classifiers import load_classifier
 from advssl.evaluation.records import Measurement
 from advssl.integrations.timm import backbone
-from harness import chain, cost, fastest, pretraining, tables
+from harness import chain, cost, fastest, pretraining, tables, watching
 from harness.recording import exported, kept, place_of
 from harness.settings import Settings
 from reproduce import METHODS, PRESETS, dry_run, given, main, parse, plan_of
@@ -412,12 +412,18 @@ def test_what_is_not_said_is_the_presets():
         quick.image_size,
     )
     assert plan.flags == {**quick.flags, **METHODS["advcl"].settings_type.where("short")}
-    assert plan.preset == "standardised"
+    assert (plan.preset, plan.precision, plan.image_size) == ("standardised", "32-true", 8)
     look = plan_of("advcl", parse(["advcl", "--data", "cifar10"]), {})
     assert (look.limit, look.num_images, look.precision) == (10_000, 1_000, fastest.precision())
     paper = plan_of("advcl", parse(["advcl", "--data", "cifar10", "--preset", "paper"]), {})
     assert paper.recipe == METHODS["advcl"].recipe
     assert (paper.limit, paper.preset, paper.flags) == (None, "advcl", {})
+
+
+@pytest.mark.parametrize(("epochs", "every"), [(0, 1), (19, 1), (20, 1), (100, 5), (1000, 50)])
+def test_a_training_is_looked_at_some_twenty_times(epochs, every):
+    plan = plan_of("at", parse(["at", "--epochs", str(epochs)]), {})
+    assert watching.watch(plan, 0.1).every == every
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -36,6 +36,7 @@ def test_up_to_the_peak_and_down_again(name, steps_per_epoch, epochs):
     assert all(a < b for a, b in pairwise(rates[: top + 1]))
     assert all(a >= b for a, b in pairwise(rates[top:]))
     assert rates[-1] > 0
+    assert recipe.optimizer in ("sgd", "adam", "lars")
 
 
 @pytest.mark.parametrize(("epochs", "warm"), [(1000, 10), (100, 10), (40, 4), (5, 0.5)])

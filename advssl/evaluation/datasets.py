@@ -138,7 +138,8 @@ def targets(dataset: Any) -> list[int]:
 def stratified(labels: Labels | Sequence[int], seed: int) -> tuple[list[int], list[int]]:
     """Indices to train on and to validate on: a tenth of each class, at most 5,000 in all.
 
-    One at least of each class, but never a whole class: nothing of one with a single image.
+    One at least of each class, but never a whole class: nothing of one with a single image. Each
+    class's part is rounded, so that of many classes it may be a few more.
 
     Raises:
         ValueError: on no labels, or on one that is no class.

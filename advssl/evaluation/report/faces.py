@@ -95,7 +95,6 @@ def _templates() -> Environment:
         autoescape=jinja.select_autoescape(enabled_extensions=("html.jinja",)),
         undefined=jinja.StrictUndefined,
         trim_blocks=True,
-        lstrip_blocks=True,
     )
     environment.filters.update(md=escaped, words=text, mark=mark)
     environment.globals.update(CHECKS=CHECKS, SETTINGS=SETTINGS)

@@ -434,6 +434,13 @@ def test_a_few_images_answer_first_where_somebody_listens(data):
     assert 128 not in seen
 
 
+def test_what_is_beside_the_headline_is_measured_clean_and_under_pgd_20(data, monkeypatch):
+    monkeypatch.setattr(Evaluation, "run", lambda asked, *_, **__: asked)
+    asked = [evaluate(encoder(), data, ball=BALL, attacks=names) for names in (["mpgd"], [])]
+    clean, pgd = attacks.Clean(), attacks.PGD(BALL, 20, BALL.radius / 4)
+    assert [one.short for one in asked] == [(clean, pgd), (clean,)]
+
+
 @pytest.mark.parametrize("enough", [True, False])
 def test_the_default_probe_gives_way_where_it_would_eat_the_budget(data, monkeypatch, enough):
     monkeypatch.setattr(Evaluation, "run", lambda asked, *_, **__: asked)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn
 from toys import EVERY, QUICK, Linear, Told
 
-from advssl import Linf
+from advssl import L2, Linf
 from advssl.evaluation.attacks import (
     PGD,
     AutoAttack,
@@ -15,6 +17,7 @@ from advssl.evaluation.attacks import (
     class_balanced,
     measure,
 )
+from advssl.evaluation.search import ball_name, ball_settings, in_levels
 from precision import default_dtype, low_precision
 
 
@@ -100,3 +103,32 @@ def test_what_torch_is_set_to_changes_nothing(net, batch, attack, around):
         assert class_balanced(y, 4, 0).tolist() == chosen.tolist()
     assert torch.equal(found[0], expected[0])
     assert found[1] == expected[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (8 / 255, "8/255"),
+        (0.8 / 255, "0.8/255"),
+        (0.5, "0.5"),
+        (1.0, "1"),
+        (0.125, "0.125"),
+        (0.0123, "0.0123"),
+    ],
+)
+def test_lengths_are_written_as_papers_write_them(value, said):
+    assert in_levels(value) == said
+    assert ball_name(Linf(value)) == f"l_inf {said}"
+
+
+@dataclass(frozen=True)
+class Band:
+    """A ball by somebody else."""
+
+    radius: float
+    low: int = 3
+
+
+def test_settings_of_a_ball_are_its_name_and_all_that_it_holds():
+    assert ball_settings(L2(0.5)) == {"norm": "L2", "radius": 0.5}
+    assert ball_settings(Band(0.25)) == {"norm": "Band", "low": 3, "radius": 0.25}

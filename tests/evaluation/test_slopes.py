@@ -96,3 +96,19 @@ def test_a_difference_is_a_share_of_the_longer():
     one, other = torch.tensor([[3.0, 4.0], [0.0, 0.0]]), torch.tensor([[3.0, 4.5], [0.0, 0.0]])
     assert slopes._difference(one, other) == pytest.approx(0.5 / other[0].norm().item())
     assert slopes._difference(torch.zeros(1, 2), torch.ones(1, 2)) == 1
+
+
+def test_shares_of_gradients_that_are_gone_are_those_of_the_images():
+    """Logits that are a thousand times two pixels: of three images 500 apart, of one 1 apart."""
+
+    class Factor(nn.Module):
+        def forward(self, images):
+            return 1000 * images.flatten(1)[:, :2]
+
+    x = torch.full((5, 1, 2, 2), 0.25)
+    x[:, 0, 0, 0] = torch.tensor([0.75, 0.75, 0.75, 0.251, 0.2])  # the last one is wrong
+    case = Case(Factor(), [(x, torch.zeros(5, dtype=torch.int64))], Linf(0.1), {}, False, 0)
+    check = slopes.gradients(case)
+    shares = [check.numbers[name] for name in ("zero", "tiny", "saturated")]
+    assert (shares, check.verdict) == ([0.75] * 3, "fail")
+    assert check.numbers["lead"] == pytest.approx([500, 500, 500, 1, -50], rel=1e-4)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from bars import SHORT, bars, encoder_of_bars, equal_states, images_of, stopping
 from damage import DAMAGES
 from torch import nn
@@ -183,6 +184,7 @@ def test_pgd_begins_anywhere_in_the_ball_and_trades_beside_the_image(loss, least
     classifier, (x, y), seen = Classifier(nn.Flatten(), 64, 4), blobs(8, 4), []
     step = training._Step(classifier, replace(SHORT, loss=loss), Linf(0.1))
     with classifier.encoder.register_forward_pre_hook(lambda _, given: seen.append(given[0])):
-        step(x, y)
+        paid = step(x, y)
+    assert paid > F.cross_entropy(classifier(x), y)  # an attack climbs
     first = next(images for images in seen if not torch.equal(images, x))
     assert least < (first - x).abs().max() <= most + 1e-6

@@ -10,9 +10,9 @@ them those that execute the mutated line, quickest first, until one fails; one t
 
 A process imports and collects once and forks for each mutant, which then costs its tests alone: in
 a function, its code is exchanged; outside of one, and where no test executes the line in that
-process, the module is imported anew and all tests, or those that use it, are run. A longer sample begins with
-the shorter one, so that a record grows. Survivors are tried again when tests changed; a reason why
-one is harmless is written into the record by hand (`"harmless"`), and stays.
+process, the module is imported anew and all tests, or those that use it, are run. A longer sample
+begins with the shorter one, so that a record grows. Survivors are tried again when tests changed; a
+reason why one is harmless is written into the record by hand (`"harmless"`), and stays.
 """
 
 from __future__ import annotations

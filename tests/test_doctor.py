@@ -31,6 +31,7 @@ from advssl import (
     on_branch,
 )
 from advssl.doctor import AILMENTS, costs, examine
+from advssl.doctor.networks import effective_rank
 from advssl.doctor.operations import flops
 from advssl.pixels import CIFAR10, IMAGENET
 from advssl.types import height_of
@@ -307,6 +308,12 @@ def test_collapsed_embeddings(line):
         return NT_XENT(z, other) + head(z).square().mean()
 
     assert [*ills(step)] == ["embeddings"]
+
+
+def test_the_effective_rank_counts_directions_wherever_the_mean_is():
+    corners = torch.cat([torch.eye(6), -torch.eye(6)])
+    for mean in (0.0, torch.arange(6.0)):
+        assert effective_rank(corners + mean) == pytest.approx(6)
 
 
 # --- an attack that does not raise its objective, and why -----------------------------------------
@@ -656,8 +663,8 @@ def test_the_costs_of_callbacks_are_those_counted_when_they_run(number):
 
 def test_the_memory_of_a_step_is_what_its_graph_keeps():
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 8, bias=False), nn.Tanh())
-    found = by_name(lambda b: model(b[0]).sum(), views())
-    # The images for the layer's weights, 8 x 192; and what tanh returned, 8 x 8.
+    found = by_name(lambda b: (y := model(b[0])).mul(y).sum(), views())
+    # The images for the layer's weights, 8 x 192; and what tanh returned, 8 x 8, however often.
     assert found["the"].memory == 4 * (8 * 192 + 8 * 8)
     assert found["SharpnessAware"].memory == found["the"].memory + 2 * 4 * 192 * 8
     assert found["AdversarialViews"].memory == 4 * 192 * 8  # its own graph is the smaller one
@@ -669,6 +676,36 @@ def test_weights_in_one_memory_are_nothing_that_a_graph_keeps():
     flat = torch.cat([p.detach().flatten() for p in model.parameters()])
     nn.utils.vector_to_parameters(flat, model.parameters())  # views of it
     assert by_name(lambda b: model(b[0]).sum(), views())["the"].memory == apart
+
+
+class Once(nn.Module):
+    """Multiplies where it did not yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(192, 4))
+        self.register_buffer("done", torch.zeros(()))
+
+    def forward(self, images):
+        flat = images.flatten(1)
+        z = flat[:, :4] if self.done else flat @ self.weight
+        self.done.fill_(1)
+        return z
+
+
+def test_each_piece_of_a_step_begins_in_the_state_of_now():
+    model = Once()
+    found = by_name(lambda b: model(b[0]).square().sum(), views())
+    # One forward, and one backward to the weights or to the view.
+    assert (found["the"].forwards, found["AdversarialViews"].forwards) == (2.0, 5 * 2.0)
+    other = by_name(lambda b: model(b[1]).square().sum(), views())
+    assert other["AdversarialViews"].forwards == 5 * 1.0  # the first view is not read
+    other = by_name(lambda b: model(b[1]).square().sum(), views(), views=(1,))
+    assert other["AdversarialViews"].forwards == 5 * 2.0
+
+
+def test_operations_of_a_product_are_a_multiplication_and_an_addition_each():
+    assert flops(lambda: torch.ones(3, 4) @ torch.ones(4, 5)) == 2 * 3 * 4 * 5
 
 
 def test_milliseconds_are_no_more_than_have_passed():

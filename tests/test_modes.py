@@ -415,6 +415,9 @@ class Speaks(nn.Module):
     def log_dict(self, named):
         HEARD.append(named)
 
+    def print(self, *said):
+        HEARD.append(said)
+
 
 HEARD: list = []
 
@@ -427,6 +430,7 @@ def test_unlogged_is_silent_and_then_speaks_as_it_did():
     with pytest.raises(Boom), unlogged(outer):
         outer.log("a", 1)
         inner.log_dict({"b": 2})
+        inner.print("c", 3)
         assert inner.log.experiment["c"](3) is inner.log
         raise Boom
     assert HEARD == []

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -50,6 +51,27 @@ def _rank(
     torch.save(work(rank, *args), f"{folder}/rank{rank}.pt")
     # The process ends here: leaving the group one by one hung on torch 2.5.
     dist.barrier()
+
+
+def as_second_of_twins(patch: pytest.MonkeyPatch) -> list[tuple[str, torch.Size]]:
+    """From here on there are two ranks that do the same, of which this is one; what it sends."""
+    sent: list[tuple[str, torch.Size]] = []
+
+    def all_gather(parts: list[torch.Tensor], mine: torch.Tensor) -> None:
+        sent.append(("all_gather", mine.shape))
+        for part in parts:
+            part.copy_(mine)
+
+    def all_reduce(mine: torch.Tensor) -> None:
+        sent.append(("all_reduce", mine.shape))
+        mine.mul_(2)
+
+    patch.setattr(dist, "is_initialized", lambda: True)
+    patch.setattr(dist, "get_world_size", lambda: 2)
+    patch.setattr(dist, "get_rank", lambda: 1)
+    patch.setattr(dist, "all_gather", all_gather)
+    patch.setattr(dist, "all_reduce", all_reduce)
+    return sent
 
 
 class Ended(NamedTuple):

@@ -67,6 +67,18 @@ def test_normalised_images_are_shown_as_pixels():
         columns(run, [IMAGENET.of(x) for x in batch])
 
 
+def test_pictures_of_images_in_other_bounds_are_the_same():
+    _, run = step()
+    wanted = columns(run, views(), AdversarialViewGenerator(Linf(0.1)))
+    adversary = AdversarialViewGenerator(Linf(0.2), bounds=(-1, 1))
+    found = columns(
+        lambda batch: run([(x + 1) / 2 for x in batch]), [2 * x - 1 for x in views()], adversary
+    )
+    for one, two in zip(found, wanted, strict=True):
+        assert one.title == two.title
+        torch.testing.assert_close(one.pictures, two.pictures, atol=1e-4, rtol=0)
+
+
 def test_it_leaves_no_trace():
     model, run = step()
     batch, before = views(), [x.clone() for x in views()]

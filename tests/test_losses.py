@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from oracles import TABLE_1, slow_local_selection, slow_nt_xent
+from ranks import as_second_of_twins
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -549,23 +550,14 @@ class TestLocalSelection:
         assert_same(paid(True), paid(False), rtol=0, atol=0)
 
     def test_ranks_compare_once_what_they_hold_and_send_each_part_once(self, batch, monkeypatch):
-        sent = []  # to the other rank, which has the same batch
-
-        def all_gather(parts, mine):
-            sent.append(mine.shape)
-            for part in parts:
-                part.copy_(mine)
-
-        fakes = {"is_initialized": lambda: True, "get_world_size": lambda: 2}
-        for name, fake in {**fakes, "get_rank": lambda: 1, "all_gather": all_gather}.items():
-            monkeypatch.setattr(torch.distributed, name, fake)
+        sent = as_second_of_twins(monkeypatch)
         loss = LocalSelectionSupCon("leaked", reduction="none", gather_distributed=True)
         paid = loss(*batch)
         monkeypatch.undo()
         whole = LocalSelectionSupCon("leaked", reduction="none")
         torch.testing.assert_close(paid, whole(*(torch.cat([t, t]) for t in batch))[8:])
         _compared, *sent = sent  # a comparison waits for a GPU
-        assert sent == [(8, 2, batch[0].shape[1]), (8,), (8,), (8,)]
+        assert [shape for _, shape in sent] == [(8, 2, 5), (8,), (8,), (8,)]
 
     def test_permuting_images_permutes_what_they_pay(self, batch):
         loss, order = LocalSelectionSupCon("leaked", reduction="none"), torch.randperm(8)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from borrowed import Trace
 from flops import flops
-from ranks import WORLD, on_two_ranks
+from ranks import WORLD, as_second_of_twins, on_two_ranks
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -725,6 +725,14 @@ def test_a_fault_of_one_rank_is_said_on_both(ranks):
     for found in ranks:
         assert found["said"].keys() == ALONE.keys()
         assert all("all ranks must hold the same" in message for message in found["said"].values())
+
+
+def test_ranks_compare_once_what_they_hold_and_average_once(monkeypatch):
+    point = Point(3.0, 4.0)
+    alone = SAMWrapper(point)(point)
+    sent = as_second_of_twins(monkeypatch)
+    assert torch.equal(SAMWrapper(point)(point), alone)
+    assert [name for name, _ in sent] == ["all_gather", "all_reduce"]
 
 
 def test_a_rank_may_reach_none_of_the_parameters(ranks):

@@ -132,6 +132,10 @@ def test_batchnorm_of_two_values():
     model = net().append(nn.BatchNorm1d(8))
     found = ills(contrast(model), views(2))
     assert "8 " in found["BatchNorm statistics"] or "two values" in found["BatchNorm statistics"]
+    model.train()(torch.cat(views()))
+    assert "BatchNorm statistics" not in ills(contrast(model.eval()), views(2))
+    model[-1] = nn.BatchNorm1d(8, track_running_stats=False).eval()  # by the batch's all the same
+    assert "two values" in ills(contrast(model), views(2))["BatchNorm statistics"]
 
 
 def test_branches_of_which_one_is_used():

@@ -45,6 +45,12 @@ class TestRefusals:
         with pytest.raises(ValueError, match="'slf / clean' has no measurements; the first must"):
             Section("slf", "clean", ())
 
+    def test_a_worst_case_with_an_image_that_falls_to_one_of_its_attacks_is_none(self):
+        made_of = {"worst_case_of": [{"name": PGD, "value": 0.5, "settings": {}}]}
+        pgd, worst = measurement(PGD, 20), measurement("worst", 21, settings=made_of)
+        with pytest.raises(ValueError, match="image 20 stands there and falls to 'PGD"):
+            bare(measurements=(measurement(), pgd, worst))
+
     def test_a_report_needs_a_section(self):
         with pytest.raises(ValueError, match="at least one section; evaluate at least one"):
             report(sections=())

@@ -59,6 +59,11 @@ def test_bars_are_both_divergences_before_and_under_the_attack():
     assert said.endswith("the spread of a class over the distance of others: 1.00 (a), 1.50 (b)")
 
 
+def test_both_figures_are_of_one_size_as_they_stand_side_by_side():
+    curve, bars = drawn("divergence", {"a": FOUND, "b": WORSE}).values()
+    assert tuple(curve.get_size_inches()) == tuple(bars.get_size_inches())
+
+
 def test_the_table_has_the_ratio_to_three_digits():
     *_, row = table({"one": FOUND}).rows
     assert row[:5] == ("one", "8/255", "0.500", "0.500", "1.000")

@@ -60,6 +60,12 @@ class TestPlanes:
         assert colours == [*look.COLOURS[:2], look.INK]
         assert named(figure) == {"cat": colours[0], "dog": colours[1], "attacked": look.INK}
 
+    def test_dots_are_larger_where_they_are_named(self):
+        figure = planes({"one": PLANE}, classes=("cat", "dog"))
+        drawn, *_ = panels(figure)[0].collections
+        named, *_ = figure.legends[0].legend_handles
+        assert named.get_sizes()[0] > drawn.get_sizes()[0]
+
     def test_entropy_is_the_colour_beside_it_on_one_scale(self):
         figure = planes({"one": PLANE, "two": PLANE}, classes=("cat", "dog"))
         for axes in panels(figure)[1::2]:

@@ -84,7 +84,7 @@ def speedrun() -> str:
         by = (f"Seed{'s' * (len(s) > 1)} {' and '.join(s)}: {how}" for how, s in seeds.items())
         said.append(
             f"`{name}`: {record['backbone']}, linear probe `advcl`, ℓ∞ 8/255, {of} test images. "
-            f"{'; '.join(by)}. `benchmarks/results/speedrun_{name}.json`."
+            f"{'. '.join(by)}. `benchmarks/results/speedrun_{name}.json`."
         )
     return "\n".join([*lines, "", *said])
 

@@ -198,7 +198,8 @@ class View:
         state, sentence = self._checked()
         weak = [headline.said for headline in self.headlines if headline.state == "none"]
         if state != "fail" and weak:
-            some = f"{len(weak)} of {len(self.headlines)}: " if self.headlines[len(weak) :] else ""
+            whole = len(self.headlines)
+            some = f"{len(weak)} of {whole}: " if len(weak) < whole else ""
             return "none", f"{some}{weak[0]} {sentence}"
         last = [s for s in self.report.sections if s.selected is None]
         if state == "pass" and not all(s.under_threat() for s in last):

@@ -268,7 +268,8 @@ class Suite:
         self.work = work
         self.items: dict[str, Any] = {}
         self.failed = False
-        self.shared = False  # a fixture of more than one test is being made
+        self.fixture = ""  # of more than one test, while it is made
+        self.users: dict[str, list[str]] = {}  # tests, by such a fixture
 
     def run(self, name: str) -> None:
         item = self.items[name]
@@ -284,9 +285,12 @@ class Suite:
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_fixture_setup(self, fixturedef: Any) -> Iterator[None]:
-        before, self.shared = self.shared, self.shared or fixturedef.scope != "function"
+        before, name = self.fixture, fixturedef.argname
+        if fixturedef.scope != "function":
+            self.fixture = name
+            self.users[name] = [test for test, i in self.items.items() if name in i.fixturenames]
         yield
-        self.shared = before
+        self.fixture = before
 
 
 def collected(paths: Iterable[str], work: Callable[[Suite], None]) -> int:
@@ -328,7 +332,7 @@ class Baseline(NamedTuple):
         found = self.executing(module, mutant)
         if not found and mutant.inside:  # in another process, perhaps: those that use the module
             found = set().union(*self.lines.get(module, {}).values())
-        if not found or "" in found:  # on import, for all: a constant may only be read
+        if not found:  # on import: a constant may only be read
             found = set(self.seconds)
         return sorted(found & set(self.seconds), key=self.seconds.__getitem__)
 
@@ -349,7 +353,7 @@ def traced(tests: Suite, modules: dict[str, str], out: Path) -> None:
     running = ""
 
     def executed(module: str, line: int) -> None:
-        hits[module, line].add("" if tests.shared else running)
+        hits[module, line].add(tests.fixture or running)
 
     setattr(builtins, EXECUTED, executed)
     for path, module in modules.items():
@@ -361,7 +365,7 @@ def traced(tests: Suite, modules: dict[str, str], out: Path) -> None:
         if not tests.failed:
             seconds[name] = time.monotonic() - started
     lines = [[*at, sorted(found)] for at, found in hits.items()]
-    out.write_text(json.dumps([lines, seconds]), encoding="utf-8")
+    out.write_text(json.dumps([lines, seconds, tests.users]), encoding="utf-8")
 
 
 class Noted(ast.NodeTransformer):
@@ -390,10 +394,10 @@ class Noted(ast.NodeTransformer):
 
 
 def baseline(path: Path) -> Baseline:
-    found, seconds = json.loads(path.read_text(encoding="utf-8"))
+    found, seconds, users = json.loads(path.read_text(encoding="utf-8"))
     lines: dict[str, dict[int, set[str]]] = defaultdict(dict)
     for module, line, tests in found:
-        lines[module][line] = set(tests)
+        lines[module][line] = set().union(*(users.get(name, [name]) for name in tests))
     return Baseline(lines, seconds)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
@@ -29,6 +28,7 @@ from advssl.types import (
     number,
     positive,
     see,
+    warn,
     whole,
 )
 
@@ -412,12 +412,11 @@ class AdversarialViewGenerator(nn.Module):
         new = [f"{kind} ({name})" for kind, name in moved.items() if kind not in said]
         if new:
             said.update(moved)
-            warnings.warn(
+            warn(
                 f"the attack moves state of what is not frozen: {', '.join(new)}, once in every "
                 "step; give its modules in freeze= to have it back as it was (a tensor as a buffer "
                 "of one), or freeze=() if it is meant to move"
-                + see("State that moves in an attack"),
-                stacklevel=2,
+                + see("State that moves in an attack")
             )
 
     @_disable_dynamo
@@ -429,16 +428,15 @@ class AdversarialViewGenerator(nn.Module):
         text = f"{steps} steps of {size:.3g} cannot reach the edge of a ball of radius {radius:.3g}"
         if text not in said:  # by the constructor, or at an earlier call
             said.add(text)
-            warnings.warn(f"{text}; take more or larger steps, or step_size=None", stacklevel=3)
+            warn(f"{text}; take more or larger steps, or step_size=None")
 
     def _say_wide_step(self, step_size: float) -> None:
         """A number in 255 grey levels, where the bounds are others."""
         if self.bounds is not None and step_size > widest(self.ball, bounds=self.bounds):
-            warnings.warn(
+            warn(
                 f"a step_size of {step_size:.4g} crosses the whole range of images in bounds "
                 f"{self.bounds}; it is in their unit: of 255 grey levels write "
-                f"{step_size:.4g} / 255",
-                stacklevel=4,
+                f"{step_size:.4g} / 255"
             )
 
     def _check_width(self, ball: Ball) -> None:
@@ -508,12 +506,11 @@ class AdversarialViewGenerator(nn.Module):
         if climb.calls < _PATIENCE:
             return
         if climb.gained <= _GAINS * climb.size:
-            warnings.warn(
+            warn(
                 f"in {climb.calls} calls the attack has not raised its objective: from its start "
                 f"to its last step by {climb.gained / climb.calls:.2g} on average, of "
                 f"{climb.size / climb.calls:.3g}; advssl.doctor.examine says why"
-                + see("An attack that does not rise"),
-                stacklevel=2,
+                + see("An attack that does not rise")
             )
         else:
             _CLIMBED[self] = _Climbed(climb.heights)  # look at the next ones

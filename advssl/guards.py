@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from advssl.types import (
     number,
     see,
     several,
+    warn,
     whole,
 )
 
@@ -176,12 +176,11 @@ class CatastrophicOverfittingGuard:
             self._highest = max(self._highest, share)
             if share < self.least * self._highest:
                 self._strengthen(min(max(2 * self.adversary.steps, 1), PGD_STEPS))
-                warnings.warn(
+                warn(
                     f"catastrophic overfitting: the attack of training raises the objective by "
                     f"{gains.training:.3g} and PGD-{PGD_STEPS} by {gains.pgd:.3g}, "
                     f"from {clean:.3g}; from here on it takes {self.adversary.steps} steps of "
-                    f"{self.adversary.step_size:.3g}" + see("Catastrophic overfitting"),
-                    stacklevel=3,
+                    f"{self.adversary.step_size:.3g}" + see("Catastrophic overfitting")
                 )
         return gains
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,7 @@ from advssl.modes import state_kept, weights_recomputed
 from advssl.precision import uphill
 from advssl.randomness import random_state, random_state_kept
 from advssl.reaching import moved_since, reached, state_marks, submodules
-from advssl.types import Closure, Scalar, described, flag, height_of, modules_of, number, see
+from advssl.types import Closure, Scalar, described, flag, height_of, modules_of, number, see, warn
 
 
 class SAMWrapper(nn.Module):
@@ -156,11 +155,10 @@ class SAMWrapper(nn.Module):
         if moved and not self._said:
             self._said = True
             what = ", ".join(f"{kind} ({name})" for kind, name in moved.items())
-            warnings.warn(
+            warn(
                 f"the closure given to SAMWrapper changes what is outside of modules: {what}, in "
                 "both of its passes; keep it in a module, as a buffer, to have it change in the "
-                "first alone",
-                stacklevel=3,
+                "first alone"
             )
 
     def _parameters_moved(self) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any, Literal, TypeAlias, get_args
@@ -181,6 +182,17 @@ def described(value: Any) -> str:
 def see(section: str) -> str:
     """The end of an error whose section of docs/troubleshooting.md says why, and what to do."""
     return f' (docs/troubleshooting.md: "{section}")'
+
+
+_BETWEEN = {"advssl", "torch", "pytorch_lightning", "lightning", "contextlib"}
+
+
+def warn(text: str) -> None:
+    """A warning that names the line of the user's own code, whatever library it led through."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, stacklevel=level)
 
 
 def check_embeddings(**named: Tensor) -> None:

@@ -110,6 +110,11 @@ def test_the_public_names_are_there_and_documented():
         advssl.LowPassView  # noqa: B018
 
 
+def test_warnings_are_said_by_the_one_that_names_the_users_line():
+    said = [f for f in PACKAGE.rglob("*.py") if "warnings.warn(" in f.read_text(encoding="utf-8")]
+    assert said == [PACKAGE / "types.py"]
+
+
 def test_the_changelog_has_this_version():
     changelog = PACKAGE.parent / "CHANGELOG.md"
     assert f"## [{advssl.__version__}]" in changelog.read_text(encoding="utf-8")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from advssl import AdversarialViewGenerator, Linf, SAMWrapper
 from advssl.types import (
     check_embeddings,
     check_indices,
@@ -265,3 +266,50 @@ def test_other_views_are_refused(value):
 def test_what_is_long_is_cut():
     assert described("x" * 58) == repr("x" * 58)
     assert described("x" * 99) == "'" + "x" * 59
+
+
+# --- warnings -------------------------------------------------------------------------------------
+
+
+class Called(nn.Module):
+    """A user's own module, inside of torch's."""
+
+    def __init__(self, adversary):
+        super().__init__()
+        self.adversary = adversary
+
+    def forward(self, x):
+        return self.adversary(x, lambda view: view.sum())
+
+
+def short_of_the_edge():
+    AdversarialViewGenerator(Linf(0.5), steps=1, step_size=0.1)
+
+
+def short_of_it_at_a_call():
+    adversary = AdversarialViewGenerator(Linf(0.1), steps=2, step_size=0.05)
+    adversary.radius = 0.2
+    nn.Sequential(Called(adversary))(torch.rand(1, 1, 2, 2))
+
+
+def in_grey_levels():
+    AdversarialViewGenerator(Linf(0.1)).step_size = 2
+
+
+def moved_twice():
+    layer, seen = nn.Linear(2, 1), torch.zeros(())
+
+    def closure():
+        seen.add_(1)
+        return layer(torch.ones(1, 2)).sum() + 0 * seen
+
+    SAMWrapper(layer)(closure)
+
+
+@pytest.mark.parametrize(
+    "act", [short_of_the_edge, short_of_it_at_a_call, in_grey_levels, moved_twice]
+)
+def test_a_warning_names_a_line_of_the_users_own(act):
+    with pytest.warns(UserWarning, match=r"edge|grey|changes what") as said:
+        act()
+    assert [w.filename for w in said] == [__file__]

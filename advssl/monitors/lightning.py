@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from advssl.evaluation.lightning import check_branches, encoders_of
 from advssl.integrations.lightning.bolts import Callback, check_kind
 from advssl.monitors.alarms import Alarms
 from advssl.monitors.watching import Monitors
-from advssl.types import whole
+from advssl.types import warn, whole
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -54,7 +53,7 @@ class EncoderMonitor(Callback):
         pl_module.log_dict({f"monitor/{name}": value for name, value in seen.items()})
         told = self.alarms(seen)
         for name in told.keys() - self._ringing:
-            warnings.warn(told[name], stacklevel=2)
+            warn(told[name])
         self._ringing = set(told)
 
     def state_dict(self) -> dict[str, Any]:

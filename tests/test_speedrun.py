@@ -152,6 +152,9 @@ def test_a_record_is_written_and_is_a_row_of_the_table(tmp_path, monkeypatch, ca
     (tmp_path / "speedrun_published.json").write_text('{"rows": {}}')
     monkeypatch.setattr(reading, "RESULTS", tmp_path)
     assert "`half_hour`, 2 runs" in photographs.speedrun()
+    assert "seed 0, by" in photographs.weights()
+    path.write_text(json.dumps({**written, "runs": written["runs"][1:]}), encoding="utf-8")
+    assert not photographs.weights()  # of another seed none are published
     capsys.readouterr()
     course.run(record, "half_hour", 30, NETWORK, words)  # all of it is read back
     again = json.loads(path.read_text(encoding="utf-8"))

@@ -132,7 +132,7 @@ def run(record: Record, name: str, minutes: int, backbone: str, words: Sequence[
     add("--time-budget", type=float, metavar="SECONDS", help="the same command goes on then")
     add("--out", type=Path, default=Path("runs/speedrun"))
     add("--record", type=Path, default=RESULTS / f"speedrun_{name}.json")
-    add("--weights", type=Path, help="where the first seed's encoder goes, in safetensors")
+    add("--weights", type=Path, help="where seed 0's encoder goes, in safetensors")
     o = parser.parse_args(words)
     deadline = time.monotonic() + (o.time_budget or math.inf)
     started = time.perf_counter()

@@ -18,8 +18,7 @@ from harness.data import Batch
 from harness.method import Method, total
 from plus import FINETUNING
 
-# To see what a step costs, of a batch that would take longer than that:
-_FEW, _PATIENCE = 16, 10.0  # images, seconds
+_FEW, _ENOUGH = 16, 2.0  # images, of which a step costs more each; seconds that tell
 
 
 def forwards_per_image(method: Method, batch: Batch) -> float:
@@ -58,6 +57,16 @@ def seconds_per_step(method: Method, batch: Batch, precision: str) -> float:
     return elapsed
 
 
+def seconds_of_a_step(method: Method, batch: Batch, precision: str) -> float:
+    """Of a batch: of more and more of its images, until a step takes long enough to tell."""
+    few, whole = _FEW, len(batch.images)
+    while True:
+        seconds = seconds_per_step(method, Batch(*(part[:few] for part in batch)), precision)
+        if seconds >= _ENOUGH or few >= whole:
+            return seconds * whole / min(few, whole)
+        few *= 4
+
+
 def foreseen(plan: Plan, methods: Mapping[str, type[Method]]) -> str:
     """The plan, its cost in forwards per image, and how long it will take here."""
     data = chain.open_plan(plan)
@@ -66,9 +75,7 @@ def foreseen(plan: Plan, methods: Mapping[str, type[Method]]) -> str:
     steps = plan.recipe.epochs * chain.steps_per_epoch(plan, images)
     few = Batch(*(part[:_FEW] for part in batch))
     forwards = forwards_per_image(method, few)
-    seconds = seconds_per_step(method, few, plan.precision) * len(batch[0]) / len(few[0])
-    if seconds < _PATIENCE:
-        seconds = seconds_per_step(method, batch, plan.precision)
+    seconds = seconds_of_a_step(method, batch, plan.precision)
     lines = [f"{key}: {_shown(value)}" for key, value in asdict(plan).items() if key != "flags"]
     lines += [f"settings: {_shown(asdict(method.settings))}"]
     lines += [f"neither as released nor as in the paper: {line}" for line in method.ours]

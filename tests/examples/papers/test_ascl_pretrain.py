@@ -6,7 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from acl import ACL
+from advcl import AdvCL
 from ascl_pretrain import ASCLPretrain
+from supervised import AT
 
 from .test_methods import a_batch, build, close, length_one, nt_xent, run
 
@@ -39,6 +42,14 @@ def test_equation_10(mode, batchnorms):
     expected = towards([r.seen(t1), r.seen(t2)], attacked, labels, mode == "paper")
     close(r.terms["supervised"], 0.2 * expected)
     assert r.terms.keys() == {"adversarial", "self_supervised", "supervised"}
+    branches = ("adversarial", "clean") if batchnorms == "two" else ()
+    assert method.measured() == (method.encoder, branches)
+
+
+def test_its_attacks_are_those_of_the_methods_it_is_made_of():
+    s = ASCLPretrain.settings_type.of("released")
+    assert s.at_steps == AT.settings_type.of("released").steps
+    assert {s.steps} == {of.settings_type.of("released").steps for of in (ACL, AdvCL)}
 
 
 def heights_of(**settings):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from contextlib import ExitStack
 from dataclasses import fields
 from functools import partial
@@ -619,6 +620,7 @@ def test_a_step_of_the_attack_is_a_share_of_the_radius(name):
 
 
 def test_simclr():
+    assert SimCLR.recipe == AdvCL.recipe  # whose clusters it makes
     r = run(build(SimCLR))
     close(r.terms["contrastive"], nt_xent(*map(r.seen, r.drawn)))
     heights = []
@@ -893,6 +895,27 @@ def test_in_four_steps_the_critic_learns_between_two_attacks():
     assert fooled != pytest.approx(blind, rel=1e-6)
     twin.gsa.learn(twin.embed(q, "clean"), twin.embed(r.found[0][0], "adversarial"))
     close(twin.gsa.critic.layers[0].weight.detach(), learned["layers.0.weight"])
+
+
+@pytest.mark.parametrize("of", [GSARSL, AdvCLGSA, ACLGSA])
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        ("3-step", ["attack", "fools", "learns"]),
+        ("4-step", ["attack", "learns", "attack", "fools"]),
+    ],
+)
+def test_the_critic_learns_once_and_the_last_attack_fools_it(of, order, expected):
+    method, seen = build(of, order=order), []
+
+    def watched(attack, views, height):
+        seen.append("attack")
+        return attack(views, height)
+
+    method.gsa.learn = lambda *_: seen.append("learns")
+    method.gsa.height = lambda _: seen.append("fools") or 0.0
+    run(method, watched)
+    assert [what for what, _ in itertools.groupby(seen)] == expected
 
 
 @pytest.mark.parametrize("flags", [{"sam": False}, {"critic": False}])

@@ -26,6 +26,7 @@ from advssl.evaluation.classifiers import load_classifier
 from advssl.evaluation.records import Measurement
 from advssl.integrations.timm import backbone
 from harness import chain, cost, fastest, pretraining, tables, watching
+from harness.data import Batch
 from harness.recording import exported, kept, place_of
 from harness.settings import Settings
 from reproduce import METHODS, PRESETS, dry_run, given, main, parse, plan_of
@@ -300,16 +301,21 @@ def test_the_cost_of_a_plan_is_that_of_the_mathematics(monkeypatch):
     assert float(re.search(r"cost: ([\d.]+) F", dry_run(plan))[1]) == pytest.approx(34, rel=0.02)
 
 
-def test_a_long_step_is_estimated_from_a_few_images(monkeypatch):
+@pytest.mark.parametrize(
+    ("each", "asked", "whole"),
+    [(0.8, [16], 160.0), (0.02, [16, 64, 200], 4.2), (0.04, [16, 64], 8.625)],
+)
+def test_a_long_step_is_estimated_from_a_few_images(each, asked, whole, monkeypatch):
     timed = []
 
     def seconds(_, batch, __):
         timed.append(len(batch.images))
-        return 0.8 * len(batch.images)
+        return 0.2 * (each < 0.5) + each * len(batch.images)  # what a step costs of any size
 
     monkeypatch.setattr(cost, "seconds_per_step", seconds)
-    assert "time: 3 steps of 16.00 s, 0.8 minutes" in dry_run(tiny.plan("simclr"))
-    assert timed == [16]
+    batch = Batch(torch.zeros(200, 1), torch.zeros(200), torch.zeros(200))
+    found = cost.seconds_of_a_step(None, batch, "32-true")
+    assert (timed, found) == (asked, pytest.approx(whole))
 
 
 def test_a_table_is_planned_row_by_row(monkeypatch, capsys):

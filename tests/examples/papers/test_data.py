@@ -12,6 +12,7 @@ from torch.utils.data import ConcatDataset, Subset
 
 from advssl.evaluation.data import InMemory, open_data, targets
 from harness.data import Batch, Loader, pixels
+from harness.stored import in_memory
 
 SIZE = 23
 
@@ -92,6 +93,14 @@ def test_files_are_read_in_full_depth(tmp_path, memory_gb, monkeypatch):
     for image, label, i in zip(*batch, strict=True):
         torch.testing.assert_close(pixels(image), train[int(i)][0])
         assert label == targets(train)[i]
+
+
+def test_images_are_held_where_they_fit_to_the_byte():
+    small = InMemory(dataset().images, dataset().targets, size=6)  # resized when it is read
+    fits = SIZE * 3 * 6 * 6 / 1e9
+    held = in_memory(small, fits, watched=False)
+    assert torch.equal(held.images, torch.stack([255 * x for x, _ in small]).round().byte())
+    assert in_memory(small, fits - 1e-9, watched=False) is None
 
 
 def test_unlabelled_images_can_stand_beside_labelled_ones():

@@ -20,7 +20,7 @@ from harness.listing import asked_of, command, listing, whole
 from harness.method import Method
 from harness.options import given, parse
 from harness.presets import plan_of
-from harness.tables import MEASURES, OWN, Ours, Row, Table
+from harness.tables import MEASURES, OWN, Ours, Row, Table, said_of
 from reproduce import METHODS
 
 from . import tiny
@@ -242,6 +242,14 @@ def test_how_a_table_s_rows_are_trained():
 
 
 # --- looking up -----------------------------------------------------------------------------------
+
+
+def test_a_column_is_said_in_words_of_its_own():
+    columns = {key for table in ALL for key in table.metrics.values()}
+    words = {key: said_of(key) for key in columns}
+    assert len({*words.values()}) == len(columns)
+    for key in columns - {*MEASURES}:
+        assert words[key].startswith(f"{key.removeprefix('to ')}'s network")
 
 
 def test_lookup():

@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from shutil import which
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from reproduce import METHODS
 from simclr import SimCLR
 
 from . import tiny
+from .tiny import never
 
 PAPERS = Path(tiny.chain.__file__).parents[1]
 
@@ -385,3 +387,19 @@ def test_a_compiled_encoder_learns_the_same(name, tmp_path):
     assert 1 <= graphs <= 3 * branches
     # Rounding differs, and Adam's first steps and an attack's look at signs.
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+# --- in half precision ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("scales", "steps"), [((8, 4), 0), ((8, 8), 1), ((8, 16), 1)])
+def test_averages_stand_still_where_a_scaled_step_is_skipped(scales, steps):
+    """A GradScaler halves its scale after a step that overflowed."""
+    plan = tiny.plan("simclr")
+    method, _ = tiny.opened(plan)
+    module, taken, asked = Training(method, plan.recipe, never, 3, 0), [], iter(scales)
+    scaler = SimpleNamespace(get_scale=lambda: next(asked))
+    module.trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=scaler))
+    method.after_step = lambda: taken.append(1)
+    module.optimizer_step(0, 0, torch.optim.SGD(method.parameters(), 0.1), lambda: None)
+    assert len(taken) == steps

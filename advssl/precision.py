@@ -192,9 +192,12 @@ def uphill(
 
     Returns:
         One tensor per input, None where ``height`` does not depend on it.
+
+    Raises:
+        ValueError: if whoever computed ``height`` has back-propagated it already.
     """
     # Backward belongs outside autocast: inside it a loss's own float32 products are cast again.
-    with without_autocast(height.device):
+    with without_autocast(height.device), _in_one_backward():
         scale = _float16_scale(height)
         gradients = torch.autograd.grad(
             height,
@@ -206,6 +209,19 @@ def uphill(
     if scale is None:
         return gradients
     return tuple(None if g is None else widen(g) / scale for g in gradients)
+
+
+@contextmanager
+def _in_one_backward() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "backward through the graph a second time" not in str(error):
+            raise
+        raise ValueError(
+            "the loss has been back-propagated already, and its graph is freed; an objective, or "
+            "a closure, returns its loss without calling backward, which belongs after the call"
+        ) from error
 
 
 def _float16_scale(height: Scalar) -> Scalar | None:

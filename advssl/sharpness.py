@@ -137,7 +137,9 @@ class SAMWrapper(nn.Module):
                 state_kept(*self.modules_moved, *modules),
                 disable_saved_tensors_hooks(_CHECKPOINTED),
             ):
-                again = functional_call(_Run(self.modules_moved), moved, (closure,))
+                run = _Run(self.modules_moved)
+                lent = _wherever_they_stand(run, parameters, moved)
+                again = functional_call(run, lent, (closure,), tie_weights=False)
                 again = height_of("the closure", again)
             _check_at_moved(again, parameters, moved)
             self._say_twice(moved_since(marks))
@@ -189,7 +191,8 @@ class SAMWrapper(nn.Module):
         if not at_theta.requires_grad:
             raise ValueError(
                 "the closure must return a scalar that depends on the modules' parameters, got "
-                "one with requires_grad=False; compute it without detach() and item()"
+                "one with requires_grad=False; compute it without detach(), item() and "
+                "inference_mode"
             )
         _check_no_reentrant_checkpoint(at_theta)
         return uphill(at_theta, list(parameters.values()), retain_graph=retain_graph)
@@ -204,7 +207,7 @@ class SAMWrapper(nn.Module):
             *slopes, share = average(
                 [
                     *(
-                        torch.zeros_like(p) if g is None else g
+                        torch.zeros_like(p) if g is None else g.to_dense()
                         for p, g in zip(parameters.values(), gradients, strict=True)
                     ),
                     next(iter(parameters.values())).new_tensor(0.0 if nothing else 1.0),
@@ -229,6 +232,23 @@ class SAMWrapper(nn.Module):
         for t in moved.values():  # a closure may copy a module, and Python copies no such tensor
             t.__deepcopy__ = partial(_as_parameter, t.detach())  # type: ignore[method-assign]
         return moved
+
+
+def _wherever_they_stand(
+    run: nn.Module, parameters: dict[str, Tensor], moved: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """What takes each parameter's place, once in each place.
+
+    torch's own search for what is tied names a module that is shared by all its names, and
+    exchanges its parameters as often: the last one would be left in it.
+    """
+    new = {p: moved[name] for name, p in parameters.items()}
+    return {
+        f"{path}.{name}": new[p]
+        for path, module in run.named_modules()
+        for name, p in module._parameters.items()
+        if p in new
+    }
 
 
 def _as_parameter(value: Tensor, memo: Any) -> nn.Parameter:  # noqa: ARG001

@@ -317,6 +317,47 @@ def test_tied_weights_move_together():
     torch.testing.assert_close(tied[0].weight.grad, expected["0.weight"])
 
 
+def in_two_places() -> tuple[nn.Module, list[nn.Module]]:
+    layer = nn.Linear(3, 3)
+    model = nn.Sequential(layer, nn.Tanh(), layer, nn.Sequential(layer))
+    return model, [model]
+
+
+def given_with_a_part_of_it() -> tuple[nn.Module, list[nn.Module]]:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    return model, [model, model[0]]
+
+
+def given_with_what_wraps_it() -> tuple[nn.Module, list[nn.Module]]:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    return model, [torch.compile(model, backend="eager"), model]
+
+
+@pytest.mark.parametrize("made", [in_two_places, given_with_a_part_of_it, given_with_what_wraps_it])
+def test_a_module_with_several_names_moves_once_and_keeps_its_parameters(made):
+    model, given = made()
+    model.double()
+    before = [(p, p.detach().clone()) for p in model.parameters()]
+    closure = square(model, torch.randn(4, 3, dtype=torch.float64))
+    expected = by_hand(model, closure, 0.3)
+    SAMWrapper(*given, rho=0.3)(closure).backward()
+    for now, (p, value) in zip(model.parameters(), before, strict=True):
+        assert now is p
+        torch.testing.assert_close(p.detach(), value)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, expected[name])
+
+
+def test_sparse_gradients_move_as_dense_ones():
+    sparse = nn.Sequential(nn.Embedding(5, 3, sparse=True), nn.Linear(3, 2))
+    dense, words = copy.deepcopy(sparse), torch.tensor([0, 0, 3])
+    dense[0].sparse = False
+    for model in (sparse, dense):
+        SAMWrapper(model, rho=0.3)(square(model, words)).backward()
+    for p, q in zip(sparse.parameters(), dense.parameters(), strict=True):
+        torch.testing.assert_close(p.grad.to_dense(), q.grad)
+
+
 def test_recurrent_weights_move_too():
     lstm = nn.LSTM(3, 2).double()
     x = torch.randn(5, 4, 3, dtype=torch.float64)

@@ -161,6 +161,12 @@ def measured(n: int = 3) -> Measurement:
     )
 
 
+def spent(loss: torch.Tensor) -> torch.Tensor:
+    """As closures of optimizers return it."""
+    torch.autograd.backward(loss)
+    return loss
+
+
 def setting(make: Callable[[], Any], name: str) -> Callable[..., Any]:
     """A door that sets an attribute."""
     return lambda **value: setattr(make(), name, value[name])
@@ -254,6 +260,7 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict
                 Said(lambda v: v.mean() * torch.nan, "is not finite at step 1 of 1"),
                 Said(lambda v: int(v.mean()), "got 0"),
                 Said(lambda _: torch.ones((), requires_grad=True), "has no gradient in any view"),
+                Said(lambda v: spent(v.square().mean()), "without calling backward"),
             ),
             "freeze": (
                 "encoder",
@@ -338,6 +345,7 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict
             ),
             "closure as loss": (
                 Said(lambda: torch.ones((), requires_grad=True), "depends on no parameter"),
+                Said(lambda: spent(_sam(images()).square().mean()), "without calling backward"),
             ),
             "loss as closure": (
                 1.0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -21,6 +21,10 @@ Module = TypeVar("Module", bound=nn.Module)
 _NO_BACKWARD = -1  # what autograd answers outside a backward pass
 _OPENED_IN: list[int] = []  # the backward passes that the open on_branch blocks were entered in
 _RESET = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
+# Names of buffers that a layer moves by what it sees, and what the layer's own setting is called.
+_RUNNING = re.compile(r"_?(?:running|moving)(?:[_A-Z].*)?")
+_AVERAGE = re.compile(r"(?:.*_)?(?:ema|avg|average|pop|population)(?:[_A-Z].*)?")
+_RATES = {"momentum", "decay"}
 
 
 class BranchBatchNorm(nn.ModuleDict):
@@ -44,15 +48,22 @@ class BranchBatchNorm(nn.ModuleDict):
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
         """Also what takes a branch's place, as conversion to SyncBatchNorm does, is a branch."""
-        if module is not None and not isinstance(module, _Branch):
-            kind: Any = type(module)
-            module.__class__ = _branch_class(kind)
         super().add_module(name, module)
+        self._adopt()
+
+    def _adopt(self) -> None:
+        """Tools exchange layers by ``setattr`` and in ``_modules`` too."""
+        for module in self._modules.values():
+            if module is not None and not isinstance(module, _Branch):
+                kind: Any = type(module)
+                module.__class__ = _branch_class(kind)
 
     def forward(self, features: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self._check_not_recomputing_outside()
         norm: Any = self[self.active]
-        if norm.reset_waits and norm.training:
+        if not isinstance(norm, _Branch):
+            self._adopt()
+        if norm.waiting and norm.training:
             norm.reset_now()
         return norm(features, *args, **kwargs)
 
@@ -70,6 +81,7 @@ class BranchBatchNorm(nn.ModuleDict):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
+        self._adopt()
         own = tuple(f"{prefix}{name}." for name in self)
         for key in [k for k in state_dict if k.startswith(prefix) and not k.startswith(own)]:
             value = state_dict.pop(key)
@@ -81,30 +93,40 @@ class BranchBatchNorm(nn.ModuleDict):
 class _Branch(nn.Module):
     """Mixed into the class of every branch, so that it stays whole under tools that know none."""
 
-    reset_waits = False
+    waiting: tuple[str, ...] = ()  # what is reset once the branch runs in train mode
     _loading = False
     _count: Tensor | None = None
+    _momenta: tuple[float | None, ...] = ()  # before its last change, and when the reset came
 
     def reset_running_stats(self) -> None:
-        self.reset_waits = True
+        self._wait(*_RESET)
+
+    def _wait(self, *names: str) -> None:
+        if not self.waiting:
+            self._momenta = (*self._momenta[:1], getattr(self, "momentum", None))
+        self.waiting += names
 
     def reset_parameters(self) -> None:
         super().reset_parameters()  # type: ignore[misc]
         self.reset_now()
 
     def reset_now(self) -> None:
-        self.reset_waits = False
-        for name, value in _RESET.items():
+        for name in self.waiting:
             if (buffer := self._buffers.get(name)) is not None:
-                buffer.fill_(value)
+                buffer.fill_(_RESET[name])
+        self.waiting = ()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "momentum" and value is not None and self.__dict__.get(name) is None:
-            self.reset_waits = False  # whoever recomputed statistics is done
-        if self._loading or name not in _RESET or not _is_filled(value, _RESET[name]):
+        if name == "momentum" and value != (before := self.__dict__.get(name)):
+            if not self.waiting:
+                self._momenta = (before,)
+            elif value is not None and value in self._momenta:
+                self.waiting = ()  # whoever recomputed statistics is done
+        if self._loading or name not in _RESET or not _is_filled(name, value):
             super().__setattr__(name, value)
             return
-        self.reset_waits, count = True, self._buffers.get("num_batches_tracked")
+        self._wait(name)
+        count = self._buffers.get("num_batches_tracked")
         if name != "num_batches_tracked":
             self._count = None if count is None else count.clone()
         elif self._count is not None and count is not None:
@@ -121,15 +143,18 @@ class _Branch(nn.Module):
         try:
             super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
         finally:
-            self._loading = self.reset_waits = False
+            self._loading, self.waiting = False, ()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(2)
-        return _empty_branch, (_plain_class(self),), *reduced[2:]
+        return _empty_branch, (_plain_class(type(self)),), *reduced[2:]
 
 
-def _is_filled(value: Any, number: int) -> bool:
-    return isinstance(value, Tensor) and not value.is_meta and bool((value == number).all())
+def _is_filled(name: str, value: Any) -> bool:
+    """Whether statistics are as at the start, or of no image at all, which have no variance."""
+    if not isinstance(value, Tensor) or value.is_meta:
+        return False
+    return bool((value == _RESET[name]).all() or (value == 0).all())
 
 
 @cache
@@ -139,8 +164,13 @@ def _branch_class(plain: Any) -> Any:
     return type(plain.__name__, (_Branch, plain), names)
 
 
-def _plain_class(branch: nn.Module) -> Any:
-    return type(branch).__mro__[2]  # itself, _Branch, and what it was made of
+def _plain_class(branch: Any) -> Any:
+    """What the class of a branch was made of."""
+    if _Branch in branch.__bases__:
+        return branch.__bases__[1]
+    # Of a branch, as parametrizations make one for each module.
+    own = {k: v for k, v in vars(branch).items() if k not in ("__dict__", "__weakref__")}
+    return type(branch.__name__, tuple(map(_plain_class, branch.__bases__)), own)
 
 
 def _empty_branch(plain: Any) -> nn.Module:
@@ -155,11 +185,12 @@ def branch_batchnorm(
 
     Covers BatchNorm1d, 2d and 3d, SyncBatchNorm and their subclasses, in encoder and head alike; a
     subclass such as timm's ``BatchNormAct2d`` keeps its activation. Any other layer that has a
-    buffer named ``running_*`` or ``moving_*`` is covered too, as InstanceNorm with
-    ``track_running_stats=True`` or timm's EvoNorm; one without, as GroupNorm, is shared. All
-    branches start as copies of what was there, the first one is active. Build the optimizer after
-    this call. A plain checkpoint loads into every branch; :func:`keep_branch` gives a plain model
-    back.
+    buffer named ``running_*`` or ``moving_*``, as InstanceNorm with ``track_running_stats=True`` or
+    timm's EvoNorm, is covered too, and one of one's own with an average (``ema_*``, ``*_avg``), or
+    with a floating buffer and a ``momentum`` or ``decay``; one without, as GroupNorm, is shared.
+    All branches start as copies of what was there, the first one is active. Build the optimizer
+    after this call. A plain checkpoint loads into every branch; :func:`keep_branch` gives a plain
+    model back.
 
     Args:
         model: changed in place.
@@ -204,22 +235,24 @@ def branch_batchnorm(
                 f"{kind} has running statistics beside submodules with a state of their own; move "
                 "the statistics to a layer, which can have branches"
             )
-    memos: dict[str, dict[int, Any]] = {name: {} for name in names}  # what is tied stays tied
+    copies = [copied(nn.ModuleList(norms)) for _ in names]  # all at once: what is tied stays tied
     return _replaced(
         model,
         {
-            m: BranchBatchNorm({name: copy.deepcopy(m, memo) for name, memo in memos.items()})
-            for m in norms
+            m: BranchBatchNorm(dict(zip(names, own, strict=True)))
+            for m, own in zip(norms, zip(*copies, strict=True), strict=True)
         },
     )
 
 
 def has_statistics(module: nn.Module) -> bool:
     """Whether a layer, without what is inside it, has running statistics."""
-    own = (name for name, buffer in module._buffers.items() if buffer is not None)
-    return isinstance(module, _BatchNorm) or any(
-        name.startswith(("running_", "moving_")) for name in own
-    )
+    own = [name for name, b in module._buffers.items() if b is not None and b.is_floating_point()]
+    if isinstance(module, _BatchNorm) or any(map(_RUNNING.fullmatch, own)):
+        return True
+    # Under other names by its rate; a model around others may have a queue, or a teacher's rate.
+    named = bool(_RATES & vars(module).keys()) or any(map(_AVERAGE.fullmatch, own))
+    return bool(own) and named and not any(child.state_dict() for child in module.children())
 
 
 @contextmanager
@@ -261,8 +294,10 @@ def keep_branch(model: Module, name: str) -> Module:
 
 
 def _plain(branch: nn.Module) -> nn.Module:
-    branch.__class__ = _plain_class(branch)
-    for name in ("reset_waits", "_loading", "_count"):
+    if not isinstance(branch, _Branch):
+        return branch
+    branch.__class__ = _plain_class(type(branch))
+    for name in ("waiting", "_loading", "_count", "_momenta"):
         branch.__dict__.pop(name, None)
     return branch
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from ranks import WORLD, on_two_ranks
 from torch import nn
+from torch.nn.utils import parametrize, prune
 from torch.optim.swa_utils import AveragedModel, update_bn
 from torch.utils.checkpoint import checkpoint
 
@@ -334,6 +335,42 @@ def lightning(batches, model: nn.Module) -> None:
     averaging.reset_momenta()
 
 
+def precise(batches, model: nn.Module) -> None:
+    """As fvcore's ``update_bn_stats``: an estimate that saw nothing has mean and variance zero."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [m.momentum for m in norms]
+    ran: set[nn.Module] = set()
+    hooks = [m.register_forward_pre_hook(lambda m, _: ran.add(m)) for m in norms]
+    seen = [(torch.zeros_like(m.running_mean), torch.zeros_like(m.running_var)) for m in norms]
+    for m in norms:
+        m.momentum = 1.0
+    for count, x in enumerate(batches, 1):
+        model(x)
+        for m, (mean, var) in zip(norms, seen, strict=True):
+            if m in ran:
+                mean += (m.running_mean - mean) / count
+                var += (m.running_var - var) / count
+    for m, momentum, (mean, var) in zip(norms, momenta, seen, strict=True):
+        m.running_mean, m.running_var, m.momentum = mean, var, momentum
+    for hook in hooks:
+        hook.remove()
+
+
+def by_size(batches, model: nn.Module) -> None:
+    """As torchcontrib's ``bn_update``, whose momentum is never None."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [m.momentum for m in norms]
+    for m in norms:
+        m.running_mean = torch.zeros_like(m.running_mean)
+        m.running_var = torch.ones_like(m.running_var)
+    for count, x in enumerate(batches, 1):
+        for m in norms:
+            m.momentum = 1 / count
+        model(x)
+    for m, momentum in zip(norms, momenta, strict=True):
+        m.momentum = momentum
+
+
 def assigned(batches, model: nn.Module) -> None:
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     for m in norms:
@@ -369,7 +406,9 @@ class TestToolsThatWalkOverBatchNorms:
                 branched(images + len(name))
         return branched
 
-    TOOLS = pytest.mark.parametrize("tool", [update_bn, lightning, assigned, reset])
+    TOOLS = pytest.mark.parametrize(
+        "tool", [update_bn, lightning, precise, by_size, assigned, reset]
+    )
 
     @TOOLS
     @pytest.mark.parametrize(
@@ -417,13 +456,32 @@ class TestToolsThatWalkOverBatchNorms:
             for found, wanted in zip(statistics(trained, name), alone.buffers(), strict=True):
                 torch.testing.assert_close(found, wanted)
 
-    def test_training_goes_on_from_what_was_kept(self, trained, batches):
+    @pytest.mark.parametrize("tool", [update_bn, lightning, precise, by_size, assigned])
+    @pytest.mark.parametrize("again", [1, 2])
+    @torch.no_grad()
+    def test_training_goes_on_from_what_was_kept(self, trained, batches, tool, again):
         twin = copy.deepcopy(trained)
-        update_bn(batches, trained)
+        for _ in range(again):
+            tool(batches, trained)
         for model in (trained, twin):
             with on_branch(model, "adversarial"):
                 model(batches[0])
         assert same(statistics(trained, "adversarial"), statistics(twin, "adversarial"))
+
+    @pytest.mark.parametrize("new", [nn.BatchNorm2d, lambda n: nn.GroupNorm(1, n)])
+    @pytest.mark.parametrize("put", [setattr, lambda m, name, new: m._modules.update({name: new})])
+    def test_exchange_a_layer_in_every_branch(self, trained, put, new, images):
+        for parent in list(trained.modules()):
+            for name, norm in list(parent.named_children()):
+                if isinstance(norm, nn.BatchNorm2d):
+                    put(parent, name, new(4))
+        with on_branch(trained, "adversarial"):
+            trained(images)
+        trained.load_state_dict(keep_branch(trained, "clean").state_dict(), assign=True)
+        clean, adversarial = (trained[1][name].weight for name in ("clean", "adversarial"))
+        assert torch.equal(clean, adversarial)
+        assert clean.data_ptr() != adversarial.data_ptr()
+        assert type(keep_branch(trained, "clean")[1]) is type(new(4))
 
     def test_what_is_loaded_is_not_taken_for_a_reset(self, trained):
         with torch.no_grad():
@@ -452,10 +510,38 @@ class Whitening(nn.Module):
         return x - self.running_mean
 
 
+class Averaging(nn.Module):
+    """Under other names, and its rate under another still."""
+
+    def __init__(self, name: str, rate: str) -> None:
+        super().__init__()
+        self.name, self.rate = name, 0.1
+        if rate:
+            setattr(self, rate, 0.1)
+        self.register_buffer(name, torch.zeros(4, 1, 1))
+
+    def forward(self, x):
+        mean = getattr(self, self.name)
+        if self.training:
+            mean.lerp_(x.detach().mean((0, 2, 3))[:, None, None], self.rate)
+        return x - mean
+
+
 def evo_norm() -> nn.Module:
     from timm.layers import EvoNorm2dB0
 
     return EvoNorm2dB0(4)
+
+
+AVERAGES = (
+    "_running_mean",
+    "runningMean",
+    "moving_average",
+    "ema_mean",
+    "mean_ema",
+    "avg",
+    "pop_mean",
+)
 
 
 class TestOtherLayers:
@@ -467,6 +553,8 @@ class TestOtherLayers:
             lambda: nn.InstanceNorm2d(4, affine=True, track_running_stats=True),
             evo_norm,
             Whitening,
+            *(lambda name=name: Averaging(name, "") for name in AVERAGES),
+            *(lambda rate=rate: Averaging("mean", rate) for rate in ("momentum", "decay")),
         ],
     )
     def test_with_running_statistics_have_branches(self, images, layer, beside):
@@ -487,6 +575,13 @@ class TestOtherLayers:
         assert isinstance(branch_batchnorm(model)[1], nn.InstanceNorm2d)
         assert isinstance(model[2], nn.GroupNorm)
 
+    def test_what_is_no_average_of_a_layer_is_shared(self):
+        model = nn.Sequential(nn.BatchNorm2d(4), Averaging("mean", ""), Averaging("std", ""))
+        model.momentum = 0.99  # of a teacher
+        model.register_buffer("queue", torch.zeros(4))
+        branch_batchnorm(model)
+        assert [type(m) for m in model] == [BranchBatchNorm, Averaging, Averaging]
+
     def test_around_others_are_refused(self):
         whole = Whitening()
         whole.body = nn.Linear(2, 2)
@@ -500,6 +595,27 @@ class TestOtherLayers:
 
 
 class TestModulesThatPythonCannotCopy:
+    @pytest.mark.parametrize("before", [True, False])
+    @pytest.mark.parametrize("how", ["pruned", "parametrized"])
+    def test_a_norm_whose_weight_is_computed(self, images, how, before):
+        def computed(norm):
+            if how == "pruned":
+                return prune.l1_unstructured(norm, "weight", 1)
+            return parametrize.register_parametrization(norm, "weight", nn.Identity())
+
+        model = net()
+        if before:
+            computed(model[1])
+        branch_batchnorm(model)
+        if not before:
+            computed(model[1]["clean"])
+        model(images)
+        plain = keep_branch(model, "clean")
+        assert isinstance(plain[1], nn.BatchNorm2d)
+        assert torch.equal(plain.eval()(images), model.eval()(images))
+        with on_branch(model, "adversarial"):
+            model(images).sum().backward()
+
     @pytest.mark.filterwarnings("ignore::FutureWarning")
     @pytest.mark.parametrize("how", ["weight_norm", "remembered"])
     def test_a_branch_is_kept(self, branched, images, how):

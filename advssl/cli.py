@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shlex
 import sys
 from collections.abc import Sequence
@@ -213,6 +214,10 @@ def _given_by(place: str) -> tuple[Any, ...]:
     made = getattr(import_module(module), name, None)
     if not callable(made):
         raise ValueError(f"{module} has no function {name}")
+    try:
+        inspect.signature(made).bind()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{place} must be a function without arguments: {error}") from error
     given = made()
     if not isinstance(given, tuple) or len(given) not in (2, 3):
         kind = f"{len(given)} things" if isinstance(given, tuple) else f"a {type(given).__name__}"

@@ -69,8 +69,11 @@ class Options:
             )
         if (self.mean is None) != (self.std is None):
             raise ValueError("--mean and --std go together; give both, one number per channel")
-        if self.bn_branch and not self.checkpoint:
-            raise ValueError("--bn-branch chooses from a checkpoint's branches; give --checkpoint")
+        of_file = {"bn_branch": None, "prefix": None, "format": "auto", "allow_partial": False}
+        for name, unset in of_file.items():
+            if getattr(self, name) != unset and not self.checkpoint:
+                option = "--" + name.replace("_", "-")
+                raise ValueError(f"{option} is about a checkpoint's file; give --checkpoint")
         if OWN in self.protocol and len(self.protocol) > 1:
             raise ValueError("--protocol own is a classifier's own head, and goes with no probe")
         if OWN in self.protocol and not self.checkpoint:
@@ -180,6 +183,11 @@ def _text(text: str) -> str:
     if not text.strip():
         raise _wrong(text, "a name must not be empty")
     return text
+
+
+def _place(text: str) -> str:
+    """A path; a shell leaves the tilde of --out=~/report as it is."""
+    return os.path.expanduser(_text(text))
 
 
 def _words(text: str) -> list[str]:
@@ -324,7 +332,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="timm:NAME, or cifar:NAME[:WIDTH] with a 3 x 3 stem",
     )
-    add("--checkpoint", type=_text, metavar="FILE", help="its weights; without, random ones")
+    add("--checkpoint", type=_place, metavar="FILE", help="its weights; without, random ones")
     add(
         "--format",
         default="auto",
@@ -352,12 +360,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--train",
-        type=_text,
+        type=_place,
         metavar="FOLDER",
         help="and --val, --test: where they are not PATH/train, .../val, .../test",
     )
-    add("--val", type=_text, help=hidden)
-    add("--test", type=_text, help=hidden)
+    add("--val", type=_place, help=hidden)
+    add("--test", type=_place, help=hidden)
     add(
         "--image-size",
         type=_whole(1, 10_000),
@@ -442,7 +450,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--dry-run", action="store_true", help="print the plan, and stop")
     add(
         "--out",
-        type=_text,
+        type=_place,
         default="report",
         metavar="FOLDER",
         help="of report.html, report.md and record.json; report",
@@ -463,7 +471,7 @@ def _parser() -> argparse.ArgumentParser:
         help="the --out folder of an evaluation; those of one encoder's seeds with commas",
     )
     add("--data", type=_spec, help="where the images are now, if not where they were")
-    add("--out", type=_text, default="comparison", help="folder of the three files; comparison")
+    add("--out", type=_place, default="comparison", help="folder of the three files; comparison")
     for kind, name, said in (
         (Examined, "doctor", "what would silently spoil an attack on your training step"),
         (Costed, "cost", "what each component would add to your training step"),
@@ -481,5 +489,5 @@ def _parser() -> argparse.ArgumentParser:
         )
     add = looking.add_argument  # of the gallery
     add("--images", type=_whole(1, 64), default=8, metavar="N", help="how many of the batch; 8")
-    add("--out", type=_text, default="gallery.png", metavar="PNG", help="gallery.png")
+    add("--out", type=_place, default="gallery.png", metavar="PNG", help="gallery.png")
     return parser

@@ -552,7 +552,8 @@ def test_the_command_tells_findings_with_their_remedy_and_exits_with_one(capsys,
     assert "✗ images and bounds: " in printed
     assert "→ give the generator" in printed
     assert "1 finding in" in printed
-    for name, given in (("missing", None), ("one", lambda: 3), ("four", lambda: (1, 2, 3, 4))):
+    wrong = {"missing": None, "one": lambda: 3, "four": lambda: (1, 2, 3, 4), "asks": lambda x: x}
+    for name, given in wrong.items():
         setattr(module, name, given)
         with pytest.raises(SystemExit, match=f"advssl: .*{name}"):
             cli.main(["doctor", f"advssl_test_steps:{name}"])

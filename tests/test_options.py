@@ -81,12 +81,27 @@ def test_a_budget_is_a_time(text, seconds):
         (["--batch-size", "0"], "whole number from 1"),
         (["--with", "divergence,aura"], "measures are corruptions.*got 'aura'"),
         (["--with", "divergence:there"], "got 'divergence:there'"),
-        (["--bn-branch", "pgd"], "give --checkpoint"),
+        *(
+            (words, f"{words[0]} is about a checkpoint's file; give --checkpoint")
+            for words in (
+                *(["--bn-branch", "pgd"], ["--prefix", "encoder."], ["--format", "lightly"]),
+                ["--allow-partial"],
+            )
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(words, message):
     with pytest.raises(ValueError, match=message):
         parse([*FEWEST, *words])
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    words = [f"--{name}=~/x" for name in ("checkpoint", "train", "val", "test", "out")]
+    asked = parse([*FEWEST, *words])
+    there = [asked.checkpoint, asked.train, asked.val, asked.test, asked.out]
+    assert there == [str(tmp_path / "x")] * 5
 
 
 def test_a_folder_that_says_what_it_holds_needs_no_backbone(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 ATTACKS = ("clean", "pgd", "pgd-l2", "mpgd", "pgd-double", "pgd-250", "mpgd-250", "aa")
 DATA = ("digits", "cifar10", "cifar100", "stl10", "folder")
 MEASURES = ("corruptions", "divergence", "pictures", "theory")
@@ -23,7 +25,7 @@ def split_spec(spec: str) -> tuple[str, str]:
             'data is one of "digits", "cifar10[:ROOT]", "cifar100[:ROOT]", "stl10[:ROOT]" or '
             f'"folder:PATH", got {spec!r}'
         )
-    return name, place
+    return name, os.path.expanduser(place)  # no shell does behind a colon
 
 
 def named(word: str) -> tuple[str, str]:

@@ -15,7 +15,11 @@ from advssl.evaluation.datasets import Opened, Sample, unit_range
 from advssl.evaluation.images import IMAGE_ENDINGS, read_image, size_of
 from advssl.extras import needed
 
-_NOT_THEIRS = ("__MACOSX", "@eaDir")  # what archives and servers leave beside the images
+# What archives, servers, systems and Python leave beside the images.
+_NOT_THEIRS = (
+    *("__MACOSX", "__pycache__", "@eaDir", "@Recycle", "#recycle", "#snapshot"),
+    *("lost+found", "$RECYCLE.BIN", "System Volume Information"),
+)
 # Photographs of many sizes, or of one that is larger than what encoders are made for, are reduced.
 _USUAL, _LARGEST = 224, 512
 _LOOKED_AT, _MOST = 256, 0.9  # headers, and the share of them that makes a size the data's own
@@ -35,7 +39,9 @@ class Folder(Dataset[Sample]):
 
     def __init__(self, place: Path, size: int = _USUAL) -> None:
         self.root, self.size = os.fspath(place), size
-        self.classes = sorted(f.name for f in place.iterdir() if f.is_dir() and not _hidden(f.name))
+        shown = [f for f in place.iterdir() if not _hidden(f.name)]
+        _check_links(shown)
+        self.classes = sorted(f.name for f in shown if f.is_dir())
         if not self.classes:
             raise ValueError(f"{place} has no folder of a class; put images into PATH/CLASS/")
         self.places = {os.path.realpath(place / name) for name in self.classes}
@@ -69,8 +75,8 @@ def open_folders(path: str, image_size: int | None, given: Mapping[str, str | No
     """The parts of a folder, or the folders given by part.
 
     Raises:
-        ValueError: on a missing folder, a class without images, parts of different classes, or one
-            that is also the training part.
+        ValueError: on a missing folder, one that cannot be read, a broken link, a class without
+            images, parts of different classes, or one that is also the training part.
     """
     if not path and not (given["train"] and given["test"]):
         raise ValueError("folder:PATH needs a path, or --train and --test; got none")
@@ -126,11 +132,29 @@ def own_size(paths: Sequence[str]) -> tuple[int, str]:
 
 def _images_below(place: Path) -> list[str]:
     found: list[tuple[str, list[str]]] = []
-    for below, folders, files in os.walk(place, followlinks=True):
+    for below, folders, files in os.walk(place, followlinks=True, onerror=_refuse):
         folders[:] = [name for name in folders if not _hidden(name) and not _upward(below, name)]
         shown = [name for name in files if not _hidden(name)]
-        found.append((below, sorted(n for n in shown if n.lower().endswith(IMAGE_ENDINGS))))
+        images = [name for name in shown if name.lower().endswith(IMAGE_ENDINGS)]
+        _check_links([Path(below, name) for name in set(shown) - set(images)])
+        found.append((below, sorted(images)))
     return [os.path.join(below, name) for below, names in sorted(found) for name in names]
+
+
+def _check_links(paths: Sequence[Path]) -> None:
+    """Raise on one that leads nowhere, behind which images may have been."""
+    for path in paths:
+        if path.is_symlink() and not path.exists():
+            raise ValueError(
+                f"{path} is a link to {os.readlink(path)}, where there is nothing; mend it, or "
+                "take it away"
+            )
+
+
+def _refuse(error: OSError) -> None:
+    raise ValueError(
+        f"{error.filename} cannot be read: {error.strerror}; mend that, or move the folder away"
+    ) from error
 
 
 def _hidden(name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,17 +18,19 @@ if TYPE_CHECKING:
 # Pillow reads some of them only with a plugin: they are then refused by name, not passed over.
 IMAGE_ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff"),
-    *(".webp", ".gif", ".jp2", ".avif", ".heic", ".heif"),
+    *(".webp", ".gif", ".jp2", ".avif", ".heic", ".heif", ".pbm", ".pnm", ".tga", ".dib", ".apng"),
 )
 _LONGEST = 100  # times the short side
+_BITS, _MEANING, _KIND = 258, 262, 339  # of a TIFF: per sample, of the numbers, and of what kind
 
 
 def read_image(path: str | os.PathLike[str]) -> Tensor:
     """The photograph in a file: (3, H, W), uint8, or float32 in [0, 1] where the file holds more.
 
-    Eight bits are read as they are, 16-bit grey levels over 65535, floating point as [0, 1]; grey
-    becomes three equal channels. A photograph is turned upright as its EXIF says. Of several frames
-    or pages the first is read. Transparency is dropped, as torchvision does.
+    Eight bits are read as they are, 16-bit grey levels over 65535, the 12 bits of a TIFF over 4095,
+    floating point as [0, 1]; grey becomes three equal channels. A photograph is turned upright as
+    its EXIF says. Of several frames or pages the first is read. Transparency is dropped, as
+    torchvision does.
 
     Raises:
         ValueError: with the file's name, if it cannot be read, if its numbers have another range or
@@ -64,6 +66,8 @@ def _pixels(image: Image, file: Image) -> Tensor:
         raise ValueError(f"it is {image.width} x {image.height} pixels; cut it")
     if image.mode == "F" or image.mode.startswith("I"):
         return _deep(image, file).expand(3, -1, -1)
+    if 2 in _tag(file, _KIND):
+        raise ValueError("it holds numbers with a sign; store them without")
     if image.mode in ("P", "PA", "LA", "La", "RGBA", "RGBa"):
         *_, alpha = with_alpha = _bytes(image.convert("RGBA"))
         colours = with_alpha[:3]
@@ -72,6 +76,12 @@ def _pixels(image: Image, file: Image) -> Tensor:
             raise ValueError("its picture is in its transparency alone; store it on a background")
         return colours
     return _bytes(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _tag(file: Any, tag: int) -> tuple[int, ...]:
+    """Of a TIFF, () of anything else."""
+    found = file.tag_v2.get(tag, ()) if file.format == "TIFF" else ()
+    return found if isinstance(found, tuple) else (found,)
 
 
 def _bytes(image: Image) -> Tensor:
@@ -86,9 +96,12 @@ def _deep(image: Image, file: Image) -> Tensor:
     short = image.mode.startswith("I;16") or file.format in ("PNG", "PPM")
     if image.mode != "F" and not short:
         raise ValueError(f"it holds 32-bit integers from {low:g} to {high:g}; store 16 or 8 bits")
-    top = 1.0 if image.mode == "F" else 65535.0
+    bits = 12 if _tag(file, _BITS) == (12,) else 16
+    top = 1.0 if image.mode == "F" else 2.0**bits - 1
     if not (low >= 0 and high <= top):  # a NaN is neither
         raise ValueError(f"its numbers must lie in [0, {top:g}], got [{low:g}, {high:g}]")
+    if _tag(file, _MEANING) == (0,):  # zero is white, which Pillow knows of eight bits alone
+        values = top - values
     return (values / top).float()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from pictures import grey, write_images
@@ -35,7 +37,10 @@ def test_small_and_narrow_images_are_images(size, folder):
     torch.testing.assert_close(pixels, wanted)
 
 
-@pytest.mark.parametrize("name", [".ipynb_checkpoints", ".thumbnails", "__MACOSX", "@eaDir"])
+LEFT = ["__MACOSX", "@eaDir", "#recycle", "lost+found", "$RECYCLE.BIN", "__pycache__"]
+
+
+@pytest.mark.parametrize("name", [".ipynb_checkpoints", ".thumbnails", *LEFT])
 @pytest.mark.parametrize("below", [".", "cat", "cat/deeper"])
 @pytest.mark.parametrize("empty", [True, False])
 def test_hidden_folders_are_no_classes_and_hold_no_images(name, below, empty, folder):
@@ -64,6 +69,33 @@ def test_a_class_without_images_is_refused_by_its_name(folder):
         (folder / part / "fox" / "._0.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"class 'fox' has no image in .*train"):
         open_data(f"folder:{folder}")
+
+
+@pytest.mark.parametrize("place", ["fox", "cat/more"])
+def test_a_link_that_leads_nowhere_is_refused_by_its_name(place, folder):
+    for part in ("train", "test"):
+        (folder / part / place).symlink_to(folder / "unmounted")
+    with pytest.raises(ValueError, match=f"train/{place} is a link to .*unmounted, where there is"):
+        open_data(f"folder:{folder}")
+
+
+def test_a_folder_that_cannot_be_read_is_refused_by_its_name(folder, monkeypatch):
+    scan = os.scandir
+
+    def closed(place):
+        if os.fspath(place).endswith("cat/deeper"):
+            raise PermissionError(13, "Permission denied", os.fspath(place))
+        return scan(place)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(ValueError, match="cat/deeper cannot be read: Permission denied"):
+        open_data(f"folder:{folder}")
+
+
+def test_a_tilde_is_the_home_folder(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    monkeypatch.setenv("USERPROFILE", str(folder.parent))
+    assert len(open_data(f"folder:~/{folder.name}").test) == 8
 
 
 def test_images_without_a_class_are_refused(tmp_path):

@@ -6,10 +6,11 @@ import numpy as np
 import PIL
 import pytest
 import torch
-from pictures import RAMP, SHORTS, as_float, cut, grey, lab, saved, with_alpha
+from pictures import BYTES, RAMP, SHORTS, as_float, cut, grey, lab, saved, tiff, with_alpha
 from PIL import Image
 
 from advssl.evaluation.data import batches, open_data
+from advssl.evaluation.datasets import unit_range
 from advssl.evaluation.images import read_image, size_of
 
 BIG_ENDIAN = Image.frombytes("I;16B", (32, 32), SHORTS.astype(">u2").tobytes())
@@ -53,6 +54,33 @@ def test_what_is_read_is_what_was_stored(name, folder):
     torch.testing.assert_close(pixels, wanted, atol=3 / 255, rtol=0)
 
 
+FLOATS = RAMP.astype(np.float32)
+SAMPLES = {
+    "4": (BYTES >> 4, 4, {}),
+    "8": (BYTES, 8, {}),
+    "12": (SHORTS >> 4, 12, {}),
+    "16": (SHORTS, 16, {}),
+    "float": (FLOATS, 32, {"kind": 3}),
+    "8, zero is white": (255 - BYTES, 8, {"meaning": 0}),
+    "16, zero is white": (65535 - SHORTS, 16, {"meaning": 0}),
+    "float, zero is white": (1 - FLOATS, 32, {"meaning": 0, "kind": 3}),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_samples_of_a_tiff_are_on_their_own_scale(name, tmp_path):
+    values, bits, settings = SAMPLES[name]
+    tiff(tmp_path / "a.tif", values, bits, **settings)
+    pixels = unit_range(read_image(tmp_path / "a.tif"))[0].double()
+    torch.testing.assert_close(pixels, torch.from_numpy(RAMP), atol=2**-bits + 2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("end", ["tga", "pnm", "dib", "apng"])
+def test_images_of_rarer_kinds_are_not_passed_over(end, folder):
+    grey("L").save(folder / "test" / "cat" / f"a.{end}", "PNG" if end == "apng" else None)
+    assert len(open_data(f"folder:{folder}", image_size=32).test) == 9
+
+
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.webp", "a.pgm"])
 def test_a_header_says_short_and_long_side(name, tmp_path):
     grey("L").resize((40, 9)).save(tmp_path / name)
@@ -92,6 +120,8 @@ REFUSED = {
         lambda p: saved(Image.fromarray(SHORTS.astype(np.int32)), p),
         "32-bit integers from 0 to 65535",
     ),
+    "signed.tif": (lambda p: tiff(p, BYTES >> 1, 8, kind=2), "numbers with a sign"),
+    "signed-short.tif": (lambda p: tiff(p, SHORTS >> 1, 16, kind=2), "integers from 0 to 32767"),
     "icon.png": (
         lambda p: saved(Image.merge("LA", [Image.new("L", (32, 32)), grey("L")]), p),
         "its picture is in its transparency alone",

@@ -77,6 +77,7 @@ def test_cost_falls_with_the_square_of_the_width():
         ("cifar:resnet18:8:8", "a width is a number of channels, got '8:8'"),
         ("timm:resnet18:16", "a backbone is .*, got 'timm:resnet18:16'"),
         ("timm:resnet18x", "timm has no model 'resnet18x'; close to it: .*resnet18"),
+        ("timm:resnet18.a1_in2k", "no model 'resnet18.a1_in2k'; close to it: resnet18.a1_in1k"),
         ("cifar:vit_tiny_patch16_224", "plain ResNet"),
         ("cifar:resnet18:wide", "a width is a number of channels, got 'wide'"),
         ("cifar:resnet18:0", "a width is a number of channels, got '0'"),

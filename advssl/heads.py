@@ -108,9 +108,9 @@ class ClusterFitHead(nn.Module):
             raise ValueError("this head has no pseudo-labels yet; call fit or load a fitted head")
         check_embeddings(embeddings=embeddings)
         check_indices(len(embeddings), index=index)
+        index = index.long()  # PyTorch takes uint8 for a mask, and compares no uint16
         _check_range(index, len(self.pseudo_labels))
-        # .long(): PyTorch takes uint8 for a mask.
-        labels = self.pseudo_labels[index.long().to(self.pseudo_labels.device)]
+        labels = self.pseudo_labels[index.to(self.pseudo_labels.device)]
         with without_autocast(embeddings.device):
             per_head = [
                 F.cross_entropy(logits, target, reduction="none")
@@ -168,9 +168,10 @@ class ClusterFitHead(nn.Module):
                 labels = nearest(features, centroids, self.num_clusters)
                 fingerprint = torch.tensor([size, dim, checksum(features)], device=device)
             else:
-                centroids = torch.empty(sum(self.num_clusters), dim, dtype=torch.float32)
-                labels = torch.empty(size, len(self.num_clusters), dtype=torch.int64)
-                fingerprint = torch.empty(3, dtype=torch.int64)
+                with device:
+                    centroids = torch.empty(sum(self.num_clusters), dim, dtype=torch.float32)
+                    labels = torch.empty(size, len(self.num_clusters), dtype=torch.int64)
+                    fingerprint = torch.empty(3, dtype=torch.int64)
             self.centroids = from_first_rank(centroids.to(device))
             self.pseudo_labels = from_first_rank(labels.to(device))
             self.fingerprint = from_first_rank(fingerprint.to(device)).cpu()

@@ -349,6 +349,7 @@ def _shown(temperature: float | Tensor) -> Any:
 
 def _told_apart(classes: Labels, first: int = 0) -> Labels:
     """Negative entries as different numbers below -``first``; no device sync."""
+    classes = classes.long()  # torch compares no uint16
     own = -1 - first - torch.arange(len(classes), device=classes.device)
     return torch.where(classes < 0, own, classes)
 

@@ -79,7 +79,7 @@ class TestLoss:
         assert loss.dtype == torch.float32
         torch.testing.assert_close(loss, expected, rtol=0, atol=0.05)
 
-    @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+    @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int16, torch.int32])
     def test_any_integer_type_is_an_index(self, head, dtype):
         loss = head(self.embeddings, self.index.to(dtype))
         assert torch.equal(loss, head(self.embeddings, self.index))

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from advssl import losses
 from advssl.losses import LocalSelectionSupCon, MultiViewNTXentLoss, contrastive, unit
 from advssl.precision import uphill
-from advssl.selection import Pairs, global_pairs
+from advssl.selection import SELECTIONS, Pairs, global_pairs
 from precision import LOWERED_FOR_TERMS, assert_float32s
 from rows.measuring import TINY, Bench
 
@@ -776,6 +776,16 @@ class TestLocalSelectionErrors:
             LocalSelectionSupCon()(z, z_adv, labels, logits, logits)
         with pytest.raises(ValueError, match=rf"predictions_adv must be 8 integers.*{message}"):
             LocalSelectionSupCon()(z, z_adv, labels, p, logits)
+
+    @pytest.mark.parametrize(
+        "dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int32]
+    )
+    @pytest.mark.parametrize("selection", SELECTIONS)
+    def test_labels_of_any_integer_type(self, batch, selection, dtype):
+        z, z_adv, *classes = batch
+        loss = LocalSelectionSupCon(selection)
+        found = loss(z, z_adv, *(c.to(dtype) for c in classes))
+        assert torch.equal(found, loss(z, z_adv, *classes))
 
     def test_float_labels_are_refused(self, batch):
         z, z_adv, labels, *_ = batch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import pstdev
 
 import torch
 from torch import Tensor, nn
@@ -100,8 +101,8 @@ class Climb:
 
     @property
     def noise(self) -> float:
-        error = torch.tensor(self.gains).std(correction=0) / len(self.gains) ** 0.5
-        return max(_RISES * abs(self.clean), 2 * float(error))
+        error = pstdev(self.gains) / len(self.gains) ** 0.5
+        return max(_RISES * abs(self.clean), 2 * error)
 
     @property
     def rises(self) -> bool:

@@ -90,7 +90,8 @@ def per_anchor(
         raise ValueError("there are no images whose pairs could be counted; give at least one")
     order = torch.randperm(len(labels), generator=Generator().manual_seed(seed), device="cpu")
     size = min(batch_size, len(labels))
-    counts = torch.zeros(2, 2, dtype=torch.float64)  # positives and negatives; clean and attacked
+    # Positives and negatives; clean and attacked.
+    counts = torch.zeros(2, 2, dtype=torch.float64, device="cpu")
     batches = torch.split(order[: len(order) - len(order) % size], size)
     for rows in batches:
         y, clean, hard = (kind.cpu()[rows] for kind in (labels, predictions, attacked))

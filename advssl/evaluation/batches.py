@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
@@ -27,7 +27,12 @@ def pairs(batches: Batches) -> Iterator[tuple[Images, Labels]]:
             )
         images, labels = batch
         check_batch(images, labels)
-        yield images, labels
+        yield differentiable(images), differentiable(labels)
+
+
+def differentiable(values: Tensor) -> Tensor:
+    """``values``, or outside of inference mode a copy of what was made in it: it has no graph."""
+    return values.clone() if values.is_inference() else values
 
 
 def several_of(batches: Batches) -> Batches:
@@ -82,7 +87,9 @@ def check_labels(labels: Labels, size: int, classes: int | None = None, of: str 
         )
 
 
-def class_balanced(labels: Labels, count: int, seed: int, *, ascending: bool = True) -> Indices:
+def class_balanced(
+    labels: Labels | Sequence[int], count: int, seed: int, *, ascending: bool = True
+) -> Indices:
     """Which examples to take for a seeded subset with its classes as equal as possible.
 
     A class with fewer examples than its share gives all of them, and the others share the rest.

@@ -13,7 +13,13 @@ from torch import Generator, Tensor, nn
 
 from advssl.balls import Ball
 from advssl.evaluation.attacks import PGD, AutoAttack, MultiTargetedPGD
-from advssl.evaluation.batches import Batches, batch_seed, check_batch, several_of
+from advssl.evaluation.batches import (
+    Batches,
+    batch_seed,
+    check_batch,
+    differentiable,
+    several_of,
+)
 from advssl.evaluation.logits import Logits, borrowed, device_of, logits_of
 from advssl.evaluation.search import Clean
 from advssl.types import Images, Labels, PerExample, whole
@@ -127,7 +133,7 @@ def first(batches: Batches, count: int) -> list[tuple[Images, Labels]]:
     taken: list[tuple[Images, Labels]] = []
     count = whole("max_images", count, 1)
     for x, y in several_of(batches):
-        taken.append((x[:count], y[:count]))
+        taken.append((differentiable(x[:count]), differentiable(y[:count])))
         count -= len(x)
         if count <= 0:
             break

@@ -109,9 +109,9 @@ def balanced(labels: Sequence[int], count: int) -> list[int]:
     """As many indices, class-balanced, the same whatever is evaluated, ascending."""
     if count == len(labels):
         return list(range(count))
-    return class_balanced(torch.tensor(labels), count, _SEED).tolist()
+    return class_balanced(labels, count, _SEED).tolist()
 
 
 def nested(labels: Sequence[int]) -> list[int]:
     """All indices in an order of which every beginning is class-balanced."""
-    return class_balanced(torch.tensor(labels), len(labels), _SEED, ascending=False).tolist()
+    return class_balanced(labels, len(labels), _SEED, ascending=False).tolist()

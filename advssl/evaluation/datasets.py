@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -120,7 +121,7 @@ def targets(dataset: Any) -> list[int]:
     """All labels, without reading an image.
 
     Raises:
-        ValueError: of a dataset that has no ``targets``.
+        ValueError: of a dataset that has no ``targets``, or others than whole numbers.
     """
     if isinstance(dataset, Subset):
         below = targets(dataset.dataset)
@@ -132,7 +133,17 @@ def targets(dataset: Any) -> list[int]:
             f"a dataset needs its labels as .targets, got a {type(dataset).__name__} without; put "
             "images and labels into InMemory"
         )
-    return [int(label) for label in dataset.targets]
+    return [_class(label) for label in dataset.targets]
+
+
+def _class(label: Any) -> int:
+    with suppress(TypeError, ValueError, OverflowError, RuntimeError):
+        if (plain := int(label)) == label:
+            return plain
+    raise ValueError(
+        "a dataset's .targets must be labels, whole numbers, one for each image, got "
+        f"{described(label)} among them; number the classes from 0 on"
+    )
 
 
 def stratified(labels: Labels | Sequence[int], seed: int) -> tuple[list[int], list[int]]:

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
+import torch
 from torch import nn
 
 from advssl.balls import Ball, Linf, check_ball, grey_of
@@ -238,6 +239,7 @@ DOUBTS: dict[str, Doubt] = {
 }
 
 
+@torch.inference_mode(False)
 def doubts(
     classifier: nn.Module,
     batches: Batches,

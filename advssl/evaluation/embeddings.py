@@ -55,9 +55,10 @@ class Plane:
         return self._at_home(self.attacked, self.chosen)
 
     def _at_home(self, points: Points, own: tuple[int, ...] | range) -> float:
-        rows, labels = torch.tensor([*own]), torch.tensor(self.labels)
-        apart = torch.cdist(torch.tensor(points).double(), torch.tensor(self.clean).double())
-        apart[torch.arange(len(rows)), rows] = torch.inf
+        with torch.device("cpu"):
+            rows, labels = torch.tensor([*own]), torch.tensor(self.labels)
+            apart = torch.cdist(torch.tensor(points).double(), torch.tensor(self.clean).double())
+            apart[torch.arange(len(rows)), rows] = torch.inf
         return float((labels[apart.argmin(dim=1)] == labels[rows]).double().mean())
 
 

@@ -28,13 +28,20 @@ _OTHERS: tuple[tuple[bytes, str, str], ...] = (
     (rb"\x93NUMPY", "one numpy array", "give the checkpoint of the whole encoder"),
     (rb"GGUF", "a GGUF file", "convert its arrays to a PyTorch state dict"),
     (rb".{4}TFL3", "a TensorFlow Lite model", "convert its arrays to a PyTorch state dict"),
-    (rb"\x08[\x01-\x20]\x12", "an ONNX model", "give the PyTorch checkpoint that it came from"),
+    (rb"\x08\x01\x12", "a TensorFlow SavedModel", "convert its arrays to a PyTorch state dict"),
+    (rb"\x08[\x02-\x20]\x12", "an ONNX model", "give the PyTorch checkpoint that it came from"),
     (rb"\x1f\x8b", "compressed by gzip", "unpack it first"),
     (
         rb"BZh\d|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!",
         "a compressed archive",
         "unpack it first",
     ),
+    (rb"[\x81-\x8f][\xa1-\xbf]\w", "msgpack (Flax)", "convert its arrays to a PyTorch state dict"),
+    (rb"MATLAB 5", "a MATLAB file", "convert its arrays to a PyTorch state dict"),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8|BM.{4}\0\0|RIFF.{4}WEBP", "an image", "give the checkpoint"),
+    (rb"%PDF", "a PDF document", "give the checkpoint"),
+    (rb"PAR1|ARROW1|SQLite", "a table or database", "give the checkpoint"),
+    (rb"\x7fELF|MZ|\xcf\xfa\xed\xfe", "a compiled program", "give the checkpoint"),
     (rb".{257}ustar", "a tar archive", "unpack it and give the checkpoint in it"),
 )
 
@@ -111,6 +118,13 @@ def _file(path: Any) -> Path:
         raise ValueError(f"{path} is a link to {os.readlink(path)}, where there is no file")
     if not path.exists():
         raise ValueError(f"there is no file {path}; check the path of the checkpoint")
+    folder = path.parent if path.suffix == ".distcp" else path
+    if (folder / ".metadata").is_file():
+        raise ValueError(
+            f"{path} is of a checkpoint in parts, by torch.distributed.checkpoint; where you trust "
+            "it, make one file of its folder: "
+            "torch.distributed.checkpoint.format_utils.dcp_to_torch_save(folder, new_path)"
+        )
     if path.is_dir():
         names = sorted(inside.name for inside in path.iterdir() if inside.is_file())
         shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
@@ -153,6 +167,11 @@ def _zipped(path: Path) -> Any:
             raise NoCheckpoint(
                 "a TorchScript program, which is never run here; where you trust the file, save "
                 "the tensors alone: torch.save(torch.jit.load(path).state_dict(), new_path)"
+            )
+        if any(name.endswith("/archive_format") for name in names):
+            raise NoCheckpoint(
+                "a program of torch.export, which is never run here; where you trust the file, "
+                "save the tensors alone: torch.save(torch.export.load(path).state_dict, new_path)"
             )
         if names and all(name.endswith(".npy") for name in names):
             raise NoCheckpoint(

@@ -49,6 +49,7 @@ class Surface:
         return max(map(max, self.heights)) - self.centre
 
 
+@torch.inference_mode(False)
 def input_surface(
     classifier: nn.Module,
     batches: Batches,
@@ -85,7 +86,7 @@ def input_surface(
     check_ball("ball", ball)
     check_kind("loss", loss, Callable)
     along, seed = _along(span, points), whole("seed", seed, ANY)
-    total, count = torch.zeros(len(along), len(along), dtype=torch.float64), 0
+    total, count = _zeros(len(along)), 0
     second: Tensor | None = None
     for images, labels in pairs(batches):
         device = device_of(classifier, images)
@@ -112,6 +113,7 @@ def input_surface(
     return _surface(("steepest", "random"), along, total, ball.radius, count)
 
 
+@torch.inference_mode(False)
 def weight_surface(
     classifier: nn.Module,
     batches: Batches,
@@ -171,7 +173,7 @@ def weight_surface(
         if not length:
             raise ValueError("the loss has no gradient in the weights; there is no SAM direction")
         first = [g * (unit / length) for g in first]
-    total = torch.zeros(len(along), len(along), dtype=torch.float64)
+    total = _zeros(len(along))
     for i, a in enumerate(along):
         for j, b in enumerate(along):
             with torch.no_grad():
@@ -210,6 +212,10 @@ def _along(span: float, points: int) -> tuple[float, ...]:
         raise ValueError(f"points must be odd, so that one is in the middle, got {points}")
     half = points // 2
     return tuple(span * (i - half) / half for i in range(points))
+
+
+def _zeros(side: int) -> Tensor:
+    return torch.zeros(side, side, dtype=torch.float64, device="cpu")
 
 
 def _draw(seed: int) -> Generator:

@@ -15,7 +15,7 @@ from advssl.attacks import AdversarialViewGenerator
 from advssl.balls import Ball, Linf, check_ball
 from advssl.critics import GlobalDivergenceCritic
 from advssl.evaluation.attacks import PGD, Attack
-from advssl.evaluation.batches import ANY, check_batch
+from advssl.evaluation.batches import ANY, check_batch, differentiable
 from advssl.evaluation.features import check_finite
 from advssl.evaluation.logits import borrowed, check_module, device_of, logits_of, undisturbed
 from advssl.evaluation.search import check_attack
@@ -286,6 +286,7 @@ class MeanClassifier(nn.Module):
         return _embedding(self.encoder)(images) @ self.means.T / self.temperature
 
 
+@torch.inference_mode(False)
 def robust_bounds(
     encoder: nn.Module,
     classifier: nn.Module | None,
@@ -345,7 +346,7 @@ def robust_bounds(
     delta, seed = number("delta", delta), whole("seed", seed, ANY)
     if not 0 < delta < 1:
         raise ValueError(f"delta must be a probability between 0 and 1, got {delta}")
-    device = device_of(encoder, images)
+    device, labels = device_of(encoder, images), differentiable(labels)
     draw = Generator("cpu").manual_seed(seed)
     partner = _partners(labels.cpu(), draw).to(device)
     counts = torch.unique(labels, return_counts=True)[1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -76,7 +78,7 @@ def uniformity(embeddings: Embeddings) -> float:
     if len(embeddings) < 2:
         raise ValueError("uniformity is of pairs of images, got one image")
     apart = torch.nn.functional.pdist(unit(embeddings)).square()
-    return float((-2 * apart).logsumexp(dim=0)) - torch.tensor(len(apart)).log().item()
+    return float((-2 * apart).logsumexp(dim=0)) - math.log(len(apart))
 
 
 def feature_deviation(benign: Embeddings, attacked: Embeddings) -> float:

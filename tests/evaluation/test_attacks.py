@@ -262,14 +262,33 @@ class TestFoolbox:
         assert inside(ball, x, hard)
 
 
-class TestWrongInput:
-    def test_no_gradient_is_an_error_of_the_attack(self):
-        class Cut(nn.Module):
-            def forward(self, images):
-                return images.detach().flatten(1)
+class Cut(nn.Module):
+    """Logits without a gradient."""
 
-        with pytest.raises(ValueError, match="no gradient"):
-            PGD()(Cut(), torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64), seed=0)
+    def forward(self, images):
+        return images.detach().flatten(1)
+
+
+class Rooted(nn.Module):
+    """Logits whose gradient is NaN everywhere, and whose values are fine."""
+
+    def forward(self, images):
+        z = images.flatten(1)
+        return z + (z - z.detach()).abs().sqrt()
+
+
+class TestWrongInput:
+    @pytest.mark.parametrize("attack", [PGD(), MultiTargetedPGD(), AutoAttack()])
+    @pytest.mark.parametrize(
+        ("classifier", "said"), [(Cut(), "no gradient"), (Rooted(), "gradient .* is not finite")]
+    )
+    def test_no_gradient_is_an_error_of_the_attack(self, attack, classifier, said):
+        if isinstance(attack, AutoAttack):
+            pytest.importorskip("pyautoattack")
+        images = torch.rand(4, 1, 8, 8)
+        labels = images.flatten(1).argmax(dim=1)  # else there is nothing left to attack
+        with pytest.raises(ValueError, match=said):
+            attack(classifier, images, labels, seed=0)
 
 
 class TestBatches:

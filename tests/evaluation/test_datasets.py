@@ -165,3 +165,19 @@ def test_labels_are_found_through_parts_of_datasets():
     assert targets(parts) == [4, 1, 0, 1, 2, 3, 4, 5]
     with pytest.raises(ValueError, match=r"labels as \.targets, got a TensorDataset"):
         targets(torch.utils.data.TensorDataset(torch.zeros(2)))
+
+
+@pytest.mark.parametrize(
+    "label", [None, "cat", "1", 0.5, float("nan"), float("inf"), torch.eye(2)[0], np.ones(2)]
+)
+def test_labels_that_are_no_whole_numbers_are_named(label):
+    dataset = torch.utils.data.TensorDataset(torch.zeros(2))
+    dataset.targets = [0, label]
+    with pytest.raises(ValueError, match=r"\.targets must be labels, whole numbers.* got "):
+        targets(dataset)
+
+
+def test_whole_numbers_in_any_form_are_labels():
+    dataset = torch.utils.data.TensorDataset(torch.zeros(2))
+    dataset.targets = [1, 1.0, np.int8(1), np.float32(1), torch.tensor(1), torch.tensor([1])]
+    assert targets(dataset) == [1] * 6

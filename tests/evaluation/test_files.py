@@ -181,6 +181,16 @@ INDEX = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-000
         (b"\x89HDF\r\n\x1a\n" + b"\x00" * 100, "HDF5"),
         (b"GGUF" + b"\x00" * 100, "GGUF"),
         (b"\x08\x08\x12\x07pytorch" + b"\x00" * 100, "ONNX"),
+        (b"\x08\x01\x12\x9e\x03\x0a\x05" + b"\x00" * 100, "TensorFlow SavedModel"),
+        (b"\x81\xa6params\x82\xa4conv", "msgpack"),
+        (b"MATLAB 5.0 MAT-file, Platform: GLNXA64", "MATLAB"),
+        (b"\x89PNG\r\n\x1a\n" + b"\x00" * 100, "an image"),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF", "an image"),
+        (b"RIFF\x24\x00\x00\x00WEBPVP8 ", "an image"),
+        (b"%PDF-1.4\n%\xe2\xe3", "PDF"),
+        (b"SQLite format 3\x00", "database"),
+        (b"PAR1\x15\x04", "table"),
+        (b"\x7fELF\x02\x01\x01", "compiled program"),
         (b"\x1c\x00\x00\x00TFL3" + b"\x00" * 100, "TensorFlow Lite"),
         (gzip.compress(b"x", mtime=0), "compressed by gzip.*unpack"),
         (b"BZh91AY", "compressed archive"),
@@ -189,6 +199,7 @@ INDEX = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-000
         (npy(), "one numpy array"),
         (archive(["config.json", "model.weights.h5"]), "zip archive of config.json, model.weights"),
         (archive(["code/x.py", "x/constants.pkl", "x/data.pkl"]), "TorchScript program"),
+        (archive(["x/models/model.json", "x/archive_format"]), r"torch\.export.*state_dict"),
         (b"name: resnet\nlr: 0.1\n", "cannot be read, it is damaged, .*it is text"),
         (b"\x00" * 64, "cannot be read, it is damaged"),
         (bytes(range(256)), "cannot be read, it is damaged"),
@@ -197,6 +208,15 @@ INDEX = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-000
 def test_other_files_are_called_what_they_are(content, message, name, tmp_path):
     (tmp_path / name).write_bytes(content)
     refused(tmp_path / name, message)
+
+
+@pytest.mark.filterwarnings("ignore")  # of a single process
+def test_a_checkpoint_in_parts_is_refused(tmp_path):
+    import torch.distributed.checkpoint as parts
+
+    parts.save({"weight": torch.zeros(2)}, checkpoint_id=str(tmp_path))
+    for path in (tmp_path, next(tmp_path.glob("*.distcp"))):
+        refused(path, r"is of a checkpoint in parts, .*dcp_to_torch_save")
 
 
 @pytest.mark.filterwarnings("ignore")  # PyTorch's own, of what it wants to give up

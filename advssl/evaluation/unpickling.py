@@ -9,6 +9,7 @@ other pickle protocols, arrays and the many harmless things that scripts save be
 
 from __future__ import annotations
 
+import _compat_pickle
 import io
 import os
 import pickle
@@ -110,8 +111,6 @@ class _Dtype(_Inert):
 
     def __init__(self, code: Any = "", *_: Any) -> None:
         self.code, self.order = str(code), "="
-        if "O" in self.code:
-            raise _Code("numpy objects")
 
     def __setstate__(self, state: Any) -> None:
         self.order = state[1]
@@ -125,11 +124,19 @@ class Array(_Inert):
     def __setstate__(self, state: Any) -> None:
         *_, shape, dtype, columns, data = state
         data = data.encode("latin1") if isinstance(data, str) else data  # by Python 2
-        known = re.fullmatch(r"b1|[iu][1248]|f[248]|c8|c16", getattr(dtype, "code", ""))
-        if known and isinstance(data, bytes | bytearray) and data:
-            array = np.frombuffer(data, np.dtype(dtype.code).newbyteorder(dtype.order))
-            array = array.reshape(shape, order="F" if columns else "C")
-            self.tensor = torch.from_numpy(array.astype(dtype.code))
+        values = _values(dtype, data)
+        if values is not None:
+            array = values.reshape(shape, order="F" if columns else "C")
+            self.tensor = torch.from_numpy(array)
+
+
+def _values(dtype: Any, data: Any) -> Any:
+    """A flat array of numbers that PyTorch has too, in this machine's byte order; else None."""
+    known = re.fullmatch(r"b1|[iu][1248]|f[248]|c8|c16", getattr(dtype, "code", ""))
+    if not known or not isinstance(data, bytes | bytearray) or not data:
+        return None  # objects, which have been read like everything else, are a list
+    array = np.frombuffer(data, np.dtype(dtype.code).newbyteorder(dtype.order))
+    return array.astype(dtype.code)
 
 
 class _Parameter:
@@ -147,6 +154,12 @@ def _array_of_buffer(data: Any, dtype: Any, shape: Any, order: str = "C") -> Arr
     made = Array()
     made.__setstate__((shape, dtype, order == "F", bytes(data)))
     return made
+
+
+def _number(dtype: Any = None, data: Any = None, *_: Any) -> Any:
+    data = data.encode("latin1") if isinstance(data, str) else data  # by Python 2
+    values = _values(dtype, data)
+    return _Inert() if values is None or len(values) != 1 else values[0].item()
 
 
 def _encoded(text: str, *_: Any) -> bytes:
@@ -202,7 +215,7 @@ _BUILT: Mapping[str, Any] = {
     "torch.storage._load_from_bytes": _nested,
     "numpy.dtype": _Dtype,
     **{f"numpy.{core}.multiarray._reconstruct": _array for core in ("core", "_core")},
-    **{f"numpy.{core}.multiarray.scalar": _Inert for core in ("core", "_core")},
+    **{f"numpy.{core}.multiarray.scalar": _number for core in ("core", "_core")},
     **{f"numpy.{core}.numeric._frombuffer": _array_of_buffer for core in ("core", "_core")},
 }
 
@@ -213,19 +226,24 @@ _MAPPINGS = re.compile(
     r"addict(?:\.addict)?\.Dict|munch\.Munch|ml_collections(?:\.\w+)*\.ConfigDict"
 )
 _HARMLESS = re.compile(
-    r"(?:builtins|__builtin__)\.(?:bool|int|long|float|complex|str|unicode|bytes|bytearray|list|"
-    r"tuple|dict|set|frozenset|slice|range|xrange|object)|"
+    r"builtins\.(?:bool|int|long|float|complex|str|unicode|bytes|bytearray|list|tuple|dict|set|"
+    r"frozenset|slice|range|object|Ellipsis|NotImplemented|\w+(?:Error|Exception|Warning))|"
     r"collections\.(?:deque|ChainMap|UserDict|UserList|UserString)|"
+    r"(?:os|posix|nt)\.\w+_(?:result|size)|re\._compile|re\.RegexFlag|signal\.\w+|"
+    r"itertools\.\w+|statistics\.NormalDist|string\.Template|operator\.(?:item|attr)getter|"
     r"datetime\.(?:datetime|date|time|timedelta|timezone)|zoneinfo\.ZoneInfo\._unpickle|"
     r"time\.struct_time|decimal\.Decimal|fractions\.Fraction|uuid\.(?:UUID|SafeUUID)|"
     r"ipaddress\.\w+|pathlib(?:\._local)?\.\w+|argparse\.Namespace|types\.SimpleNamespace|"
     r"functools\.partial|random\.Random|array\.(?:array|_array_reconstructor)|"
     r"platform\.uname_result|urllib\.parse\.\w+Result|http\.HTTPStatus|typing\.\w+|"
-    r"copyreg\._reconstructor|copy_reg\._reconstructor|"
+    r"copyreg\._reconstructor|"
     r"numpy\.random\._pickle\.__(?:randomstate|generator|bit_generator)_ctor|"
     r"numpy\.random\._\w+\.\w+|numpy\.random\.bit_generator\.\w+|"
-    r"numpy\.ma\.core\._mareconstruct|numpy\.ma(?:\.core)?\.MaskedArray|"
-    r"torch\.(?:Size|device|Tensor|finfo|iinfo|serialization\._get_layout|nn\.parameter\.Buffer)|"
+    r"numpy\.ma\.core\._mareconstruct|numpy\.ma(?:\.core)?\.Masked\w+|"
+    r"numpy\.(?:rec|char|_?core\.(?:records|defchararray)|polynomial\.\w+|matrixlib\.\w+)\.\w+|"
+    r"pandas(?:\.\w+)+|"
+    r"torch\.(?:Size|device|Tensor|finfo|iinfo|serialization\._get_layout|nn\.parameter\.Buffer|"
+    r"torch_version\.TorchVersion|return_types\.\w+)|torch\.optim(?:\.\w+)+|"
     r"torch\.distributed(?:\.\w+)+|omegaconf(?:\.\w+)+|"
     rf"{_LIGHTNING}(?:\.\w+)+"
 )
@@ -250,6 +268,8 @@ class Unpickler(pickle._Unpickler):  # in Python: the one in C reserves what a f
             ) from None
 
     def find_class(self, module: str, name: str) -> Any:
+        module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
+        module = _compat_pickle.IMPORT_MAPPING.get(module, module)  # as Python 2 called it
         full = f"{module}.{name}"
         # Made anew at each name: a pickle may set attributes of what it names.
         if full in _BUILT:

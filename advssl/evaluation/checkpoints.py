@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advssl.evaluation.files import read, tensors_at
+from advssl.evaluation.files import held_at, read, tensors_at
 from advssl.evaluation.formats import FORMATS as FORMATS
 from advssl.evaluation.formats import NAMINGS as NAMINGS
 from advssl.evaluation.formats import WRAPPERS, among
@@ -28,6 +28,11 @@ from advssl.evaluation.normalization import Normalization, input_layers, normali
 from advssl.evaluation.refusals import quoted, refusal, route, some
 from advssl.types import described
 
+# Names of what is never below 0.
+_COUNTED = re.compile(
+    r"num_batches_tracked|_?(?:running|moving|ema|avg|pop)_(?:var|std)\w*|(?:var|std)_(?:ema|avg)"
+)
+
 
 @dataclass(frozen=True)
 class LoadReport:
@@ -35,7 +40,7 @@ class LoadReport:
 
     Attributes:
         format: the first of :data:`FORMATS` that says where the tensors lie.
-        place: key of the file under which they lie; "" is the file itself.
+        place: key of the file under which they lie, two with a dot between; "" is the file itself.
         prefix: what stood before their names.
         loaded: number of the encoder's tensors that were filled.
         ignored: names left in the file: heads, queues, other encoders and branches, optimizers.
@@ -87,10 +92,11 @@ def load_encoder(
 ) -> LoadReport:
     """Fill every tensor of ``encoder`` from the file at ``path``, or change nothing and say why.
 
-    The file is a state dict, or a checkpoint that holds one, by ``torch.save``, in safetensors or
-    pickled, whatever it is called. Nothing in it is executed. Names of a network are matched across
-    :data:`NAMINGS`, and what wrappers put into names is left out. Tensors are converted to the
-    encoder's type and device. ``num_batches_tracked`` may lack, and all but one of tied tensors.
+    The file is a state dict, or a checkpoint that holds one under whatever key, by ``torch.save``,
+    in safetensors or pickled, whatever it is called. Nothing in it is executed. Names of a network
+    are matched across :data:`NAMINGS`, and what wrappers put into names is left out. Tensors are
+    converted to the encoder's type and device. ``num_batches_tracked`` may lack, and all but one of
+    tied tensors.
 
     A file may bring the normalisation of its input, as a layer before the encoder, beside it or in
     it, or as ``mean`` and ``std`` beside the weights: that is what the encoder was trained on, and
@@ -205,8 +211,12 @@ def _chosen(
     bn_branch: str | None,
 ) -> Attempt:
     """The one way in which the file fills the encoder."""
-    attempts = list(attempts_at(file, target, format, prefix, bn_branch))
-    fitting = fitting_of(attempts, allow_partial)
+    attempts: list[Attempt] = []
+    fitting: list[Attempt] = []
+    for elsewhere in (False, True):
+        if not fitting:
+            attempts += attempts_at(file, target, format, prefix, bn_branch, elsewhere)
+            fitting = fitting_of(attempts, allow_partial)
     if not fitting:
         raise ValueError(refusal(path, file, target, attempts, prefix))
     if len(fitting) > 1:
@@ -264,8 +274,7 @@ def sound(path: Any, key: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     if not bool(exact.isfinite().all()):
         what = "NaN" if bool(exact.isnan().any()) else "inf"
         raise ValueError(f"{path} holds {what} in {key}; its training diverged, use another")
-    counted = key.rpartition(".")[2] in ("running_var", "num_batches_tracked")
-    if counted and bool((exact < 0).any()):
+    if _COUNTED.fullmatch(key.rpartition(".")[2]) and bool((exact < 0).any()):
         raise ValueError(
             f"{path} holds values below 0 in {key}, which is not possible; it is damaged, use "
             "another"
@@ -290,10 +299,9 @@ def _report(
     normalization: Normalization | None,
 ) -> LoadReport:
     tensors = tensors_at(file, chosen.place)
-    inside = file[chosen.place] if chosen.place else file
-    others = [str(k) for k in inside if str(k) not in tensors]
+    others = [str(k) for k in held_at(file, chosen.place) if str(k) not in tensors]
     if chosen.place:
-        others += [k for k in file if k != chosen.place]
+        others += [k for k in file if k not in (chosen.place, chosen.place.partition(".")[0])]
     return LoadReport(
         format=chosen.format,
         place=chosen.place,

@@ -97,13 +97,26 @@ def as_tensor(value: Any) -> Tensor | None:
     return found if isinstance(found, Tensor) else None
 
 
-def tensors_at(file: Mapping[str, Any], place: str) -> dict[str, Tensor]:
-    """The tensors of the state dict that lies under a key, "" being the file itself."""
+def held_at(file: Mapping[str, Any], place: str) -> Mapping[Any, Any]:
+    """What lies under a key, or under two with a dot between; "" is the file itself."""
+    outer, _, inner = place.partition(".")
     held = file if place == "" else file.get(place)
-    if not isinstance(held, Mapping):
-        return {}
-    found = ((str(name), as_tensor(value)) for name, value in held.items())
+    if held is None and inner and isinstance(above := file.get(outer), Mapping):
+        held = above.get(inner)
+    return held if isinstance(held, Mapping) else {}
+
+
+def tensors_at(file: Mapping[str, Any], place: str) -> dict[str, Tensor]:
+    """The tensors of the state dict that lies there, see :func:`held_at`."""
+    found = ((str(name), as_tensor(value)) for name, value in held_at(file, place).items())
     return {name: value for name, value in found if value is not None}
+
+
+def places_of(file: Mapping[str, Any]) -> list[str]:
+    """All places with tensors, in the file itself, under a key or under two."""
+    inside = {key: value for key, value in file.items() if isinstance(value, Mapping)}
+    below = [f"{key}.{name}" for key, value in inside.items() for name in value]
+    return [place for place in ("", *inside, *below) if tensors_at(file, place)]
 
 
 def _file(path: Any) -> Path:

@@ -31,7 +31,8 @@ class Format:
 
     Args:
         name: what ``format=`` is.
-        places: keys of the file under which the state dict may lie; "" is the file itself.
+        places: keys of the file under which the state dict may lie; "" is the file itself. Others
+            are looked at where none of the usual ones fits.
         prefixes: what may stand before the encoder's names. Those of wrappers (``module.`` of
             DataParallel, ``_orig_mod.`` of torch.compile) may stand anywhere.
         spelling: pattern of a branch between a BatchNorm's name and its tensors'.

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from advssl.branches import BranchBatchNorm
-from advssl.evaluation.files import tensors_at
+from advssl.evaluation.files import places_of, tensors_at
 from advssl.evaluation.formats import (
     FORMATS,
     NAMINGS,
@@ -139,14 +139,20 @@ def attempts_at(
     format: str,
     prefix: str | None,
     bn_branch: str | None,
+    elsewhere: bool = False,
 ) -> Iterator[Attempt]:
-    """One for every format, place and prefix, each with the naming that comes closest."""
+    """One for every format, place and prefix, each with the naming that comes closest.
+
+    ``elsewhere`` at all places with tensors that are not the format's: scripts call a checkpoint's
+    parts whatever they like.
+    """
     if prefix:
         prefix = prefix.rstrip(".") + "."
+    there = places_of(file) if elsewhere else []
     for form in FORMATS:
         if format not in ("auto", form.name):
             continue
-        for place in form.places:
+        for place in [p for p in there if p not in form.places] if elsewhere else form.places:
             tensors = tensors_at(file, place)
             if not tensors:
                 continue

@@ -18,29 +18,39 @@ Normalization: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean a
 
 # A tensor of an input layer: mean and std under whatever name, but no running_mean.
 _STATISTIC = re.compile(
-    r"(?P<before>(?:.*\.)?_?(?:(?!running)\w*_)?)(?P<word>means?|mus?|stds?|sds?|stdevs?|sigmas?)"
-    r"(?P<after>_\w*)?"
+    r"(?P<before>(?:.*\.)?_?(?:(?!running)\w*_|pixel|image|img|input|data|channel|rgb|norm)?)"
+    r"(?P<word>means?|mus?|stds?|sds?|stdevs?|stddevs?|sigmas?)(?P<after>_\w*)?"
 )
+_ALONE = "save the encoder's tensors alone, and normalise its input as it was trained, or not"
+_ALONE += see("A checkpoint's own normalisation")
+_CAMELS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")  # inputMean is input_mean
 
 
 def input_layers(tensors: Tensors, channels: Sequence[int]) -> list[InputLayer]:
     """Tensors of the file that normalise images, those of one layer together.
 
-    They are named mean and std, or are shaped as what is broadcast over images. One alone, or under
-    other names, may be anything: of those, the ones count that have one value per channel.
+    They are named mean and std, or are shaped as what is broadcast over images, or are two of a
+    layer that has no more, with a value per channel each. One alone, or under other names, may be
+    anything: of those, the ones count that have one value per channel.
     """
     pairs: dict[tuple[str, str | None], dict[str, str]] = {}
     others: list[InputLayer] = []
+    layers_of: dict[str, list[str]] = {}
+    for key in tensors:
+        layers_of.setdefault(key.rpartition(".")[0], []).append(key)
+    alone = {key for keys in layers_of.values() if len(keys) == 2 for key in keys}
     for key, value in tensors.items():
         *inside, own = key.split(".")
         if own in ("weight", "bias") or any(map(is_head, inside)):
             continue
-        match = _STATISTIC.fullmatch(key)
+        match = _STATISTIC.fullmatch(_CAMELS.sub("_", key).lower())
         over_images = value.ndim >= 3 and value.shape[-3] in channels
         if match and (over_images or _per_channel(value, channels)):
             place = (match["before"], match["after"])
             pairs.setdefault(place, {})[match["word"][0]] = key
-        elif over_images and value.numel() > 1 and _per_channel(value, channels):
+        elif value.numel() == 1 or not _per_channel(value, channels):
+            continue
+        elif over_images or (key in alone and not own.startswith("running_")):
             others.append((key,))
     layers = [tuple(pair[first] for first in sorted(pair)) for pair in pairs.values()]
     # One number alone may be the mean of anything.
@@ -74,6 +84,7 @@ def normalization_of(
         channels: numbers of them that the encoder's input may have.
     """
     tensors = tensors_at(file, place)
+    before = {*_run_before(tensors, prefix)}
     layers = [layer for layer in found if _stands_before(layer[0], prefix)]
     layers = layers or [layer for layer in found if len(layer) == 2]
     if not layers:
@@ -85,7 +96,28 @@ def normalization_of(
             f"{path} normalises its input in several ways: {', '.join(sum(ways.values(), ()))}; "
             "save the encoder's tensors alone and normalise by mean= and std= yourself"
         )
+    unknown = before.difference(*layers)
+    if unknown:
+        raise ValueError(
+            f"{path} has {', '.join(sorted(unknown)[:6])} in a layer before the encoder, which "
+            f"changes what the encoder reads, and is no mean and std per channel; {_ALONE}"
+        )
     return next(iter(ways), None)
+
+
+def _run_before(tensors: Tensors, prefix: str) -> list[str]:
+    """Tensors of layers that a Sequential, of which the encoder is one, runs before it."""
+    *around, place = re.sub(*OUT_OF_WRAPPERS, prefix).split(".")[:-1] or [""]
+    layers: dict[str, dict[str, str]] = {}
+    for key in tensors if place.isdigit() else ():
+        parts = re.sub(*OUT_OF_WRAPPERS, key).split(".")
+        if parts[: len(around)] == around and len(parts) > len(around) + 1:
+            own = ".".join(parts[len(around) + 1 :])
+            layers.setdefault(parts[len(around)], {})[own] = key
+    encoder = layers.pop(place, {})
+    before = (one for n, one in layers.items() if n.isdigit() and int(n) < int(place))
+    # One with tensors of the same names is another encoder of a list.
+    return [key for layer in before if layer.keys().isdisjoint(encoder) for key in layer.values()]
 
 
 def _stands_before(key: str, prefix: str) -> bool:
@@ -99,15 +131,18 @@ def _beside(file: Mapping[str, Any], place: str, channels: Sequence[int]) -> dic
     """What the checkpoint has beside its weights, also in settings, with one number per channel."""
     tensors = tensors_at(file, "") if place == "" else [place]
     entries = {name: value for name, value in file.items() if name not in tensors}
-    for name, value in [*entries.items()]:
-        if isinstance(value, Mapping):
-            entries |= {f"{name}.{key}": inside for key, inside in value.items()}
     found = {}
-    for name, value in entries.items():
+    pending: list[tuple[str, Any]] = [*entries.items()]
+    while pending:
+        name, value = pending.pop()
         if isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value):
             value = torch.tensor(value, dtype=torch.float64, device="cpu")
+        elif isinstance(value, list | tuple):
+            value = dict(enumerate(value))
+        if isinstance(value, Mapping):
+            pending += [(f"{name}.{key}", inside) for key, inside in value.items()]
         value = as_tensor(value)
-        if value is not None and value.numel() > 1 and value.numel() in channels:
+        if value is not None and value.numel() in channels and (value.numel() > 1 or value.ndim):
             found[name] = value
     return found
 
@@ -117,12 +152,10 @@ def _mean_and_std(
 ) -> Normalization:
     """One value per channel, for images in [0, 1]."""
     seen = ", ".join(f"{key} {tuple(tensors[key].shape)}" for key in layer)
-    alone = "save the encoder's tensors alone, and normalise its input as it was trained, or not"
-    alone += see("A checkpoint's own normalisation")
     if len(layer) == 1 or not all(_per_channel(tensors[key], channels) for key in layer):
         raise ValueError(
             f"{path} has {seen}, which looks like an input normalisation, and is no mean and std "
-            f"per channel; {alone}"
+            f"per channel; {_ALONE}"
         )
     mean, std = (tensors[key].to("cpu", torch.float64).flatten() for key in layer)
     size = max(mean.numel(), std.numel(), *channels[:1])
@@ -131,7 +164,7 @@ def _mean_and_std(
     if not plausible:  # also of NaN
         raise ValueError(
             f"{path} normalises its input by {seen}: mean {mean.tolist()}, std {std.tolist()}, "
-            f"which is not possible; {alone}"
+            f"which is not possible; {_ALONE}"
         )
     scaled = ((value / levels).expand(size).tolist() for value in (mean, std))
     return tuple(next(scaled)), tuple(next(scaled))

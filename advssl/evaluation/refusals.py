@@ -6,8 +6,8 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from advssl.evaluation.files import tensors_at
-from advssl.evaluation.formats import FORMATS, canonical, is_head
+from advssl.evaluation.files import places_of, tensors_at
+from advssl.evaluation.formats import canonical, is_head
 from advssl.evaluation.matching import Attempt, Target
 from advssl.types import see
 
@@ -23,7 +23,7 @@ def refusal(
     size = len(target.tensors)
     closest = max(attempts, key=lambda a: a.merit, default=None)
     if closest is None or not (closest.source or closest.unlike):
-        found = [name for form in FORMATS for p in form.places for name in tensors_at(file, p)]
+        found = [name for place in places_of(file) for name in tensors_at(file, place)]
         shown = f"tensors {some(list(dict.fromkeys(found)))}" if found else f"keys {some(file)}"
         where = "" if prefix is None else f" behind the prefix {prefix!r}"
         lines = [f"{path} has none of the encoder's {size} tensors{where}; it has {shown}"]
@@ -48,8 +48,7 @@ def refusal(
 
 
 def _advice(file: Mapping[str, Any], target: Target, closest: Attempt | None) -> Iterator[str]:
-    places = dict.fromkeys(place for form in FORMATS for place in form.places)
-    names = dict.fromkeys(name for place in places for name in tensors_at(file, place))
+    names = dict.fromkeys(n for place in places_of(file) for n in tensors_at(file, place))
     if _lacks_identity(names) != _lacks_identity(target.tensors):
         one, other = "file", "encoder"
         if _lacks_identity(target.tensors):

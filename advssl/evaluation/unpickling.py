@@ -242,7 +242,7 @@ _HARMLESS = re.compile(
     r"numpy\.ma\.core\._mareconstruct|numpy\.ma(?:\.core)?\.Masked\w+|"
     r"numpy\.(?:rec|char|_?core\.(?:records|defchararray)|polynomial\.\w+|matrixlib\.\w+)\.\w+|"
     r"pandas(?:\.\w+)+|"
-    r"torch\.(?:Size|device|Tensor|finfo|iinfo|serialization\._get_layout|nn\.parameter\.Buffer|"
+    r"torch\.(?:Size|device|Tensor|finfo|iinfo|serialization\._get_layout|per_\w+|nn\.parameter\.Buffer|"
     r"torch_version\.TorchVersion|return_types\.\w+)|torch\.optim(?:\.\w+)+|"
     r"torch\.distributed(?:\.\w+)+|omegaconf(?:\.\w+)+|"
     rf"{_LIGHTNING}(?:\.\w+)+"

@@ -123,6 +123,29 @@ def test_a_module_around_the_encoder_may_lie_anywhere(place, prefix, path):
     assert (report.format, report.place, report.prefix) == ("wrapped", place, prefix)
 
 
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "model."])
+@pytest.mark.parametrize(
+    "place", ["weights", "model_ema", "teacher", "state.model", "model.state_dict", "my.net"]
+)
+def test_a_state_dict_may_lie_under_any_key(place, prefix, path):
+    theirs, encoder = tiny(), tiny()
+    own = prefixed(theirs.state_dict(), prefix)
+    outer, _, inner = place.partition(".")
+    content = {outer: {inner: own} if inner else own, "epoch": 3, "temperature": torch.ones(())}
+    report = load_encoder(encoder, saved(content, path))
+    assert same(encoder, theirs.state_dict())
+    assert (report.place, report.prefix) == (place, prefix)
+    assert set(report.ignored) == {"epoch", "temperature"}
+
+
+def test_a_usual_key_comes_first_and_two_others_are_a_question(path):
+    one, other = tiny().state_dict(), {k: v + 1 for k, v in tiny().state_dict().items()}
+    assert load_encoder(tiny(), saved({"ema": other, "model": one}, path)).place == "model"
+    refuse(tiny(), saved({"online": one, "target": other}, path), "in several ways")
+    both = {"online": one, "target": {k: v.clone() for k, v in one.items()}}
+    refuse(tiny(), saved(both, path), "in several ways")
+
+
 def test_a_branch_has_one_meaning_in_both_ways_to_call_it():
     for labels in (("clean", "adversarial"), ("normal", "pgd"), ("clean", "pgd")):
         assert [among(labels, word) for word in ("clean", "normal")] == [labels[0]] * 2

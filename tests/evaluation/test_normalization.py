@@ -18,6 +18,9 @@ SPELLINGS = [
     ("means", "sds"),
     ("_mean", "_std"),
     ("new_mean", "new_std"),
+    ("MEAN", "STD"),
+    ("inputMean", "inputStd"),
+    ("pixelmean", "pixelstddev"),
     ("pixel_mean", "pixel_std"),
     ("mean_tensor", "std_tensor"),
 ]
@@ -91,6 +94,28 @@ def test_an_input_layer_that_cannot_be_told_is_refused(mean, std, path):
     refuse(tiny(), saved(with_layer(mean, std), path), "0.mean", prefix="1.")
 
 
+BEFORE = {
+    "BatchNorm": nn.BatchNorm2d(3, affine=False),
+    "a channel each": nn.Conv2d(3, 3, 1, groups=3),
+    "mixed channels": nn.Conv2d(3, 3, 1),
+}
+
+
+@pytest.mark.parametrize("layer", BEFORE.values(), ids=BEFORE)
+@pytest.mark.parametrize(("around", "prefix"), [("", None), ("", "1."), ("model.", "model.1.")])
+def test_any_other_layer_before_the_encoder_is_refused(layer, around, prefix, path):
+    state = prefixed(nn.Sequential(layer, tiny()).state_dict(), around)
+    message = rf"has {around}0\..* in a layer before the encoder"
+    refuse(tiny(), saved(state, path), message, prefix=prefix)
+
+
+@pytest.mark.parametrize("names", [("shift", "scale"), ("offset", "divisor"), ("sub", "div")])
+@pytest.mark.parametrize("at", ["", "0.", "normalize."])
+def test_two_values_per_channel_under_any_name_are_refused(names, at, path):
+    state = with_layer(MEAN, STD, at, names)
+    refuse(tiny(), saved(state, path), "looks like an input normalisation", prefix="1.")
+
+
 @pytest.mark.parametrize("name", ["0.mean", "0.std", "mu", "normalize.shift", "0.scale"])
 def test_half_an_input_layer_is_refused(name, path):
     state = {**prefixed(tiny().state_dict(), "1."), name: MEAN.view(1, 3, 1, 1)}
@@ -119,8 +144,11 @@ def test_the_input_layer_of_the_encoder_that_is_loaded(path):
         {"mean": tuple(MEAN.tolist()), "std": STD.double().numpy()},
         {"normalize": {"mean": MEAN, "std": STD}},
         {"pretrained_cfg": {"mean": tuple(MEAN.tolist()), "std": tuple(STD.tolist())}},
+        {"config": {"data": {"normalize": {"Mean": MEAN.tolist(), "Std": STD.tolist()}}}},
+        {"transforms": [{"size": 32}, {"mean": MEAN.tolist(), "std": STD.tolist()}]},
+        {"mean": [*MEAN.double().numpy()], "std": [*STD.numpy()]},
     ],
-    ids=["lists", "array", "nested", "settings"],
+    ids=["lists", "array", "nested", "settings", "deep", "in a list", "numpy's numbers"],
 )
 @pytest.mark.parametrize("place", ["state_dict", "model"])
 def test_a_normalisation_beside_the_weights(place, beside, path):
@@ -138,8 +166,10 @@ def test_a_normalisation_beside_the_weights(place, beside, path):
         {"latent.mean": torch.zeros(128), "latent.std": torch.ones(128)},
         {"loss.mean": torch.tensor([2.5])},
         {"dictionary": torch.rand(3, 16)},
-        {"0.mean": torch.zeros(1).expand(10**9), "0.std": torch.ones(1).expand(10**9)},
-        {"0.mean": torch.zeros(1).expand(1, 10**9, 1, 1)},
+        {"a.mean": torch.zeros(1).expand(10**9), "a.std": torch.ones(1).expand(10**9)},
+        {"a.mean": torch.zeros(1).expand(1, 10**9, 1, 1)},
+        prefixed(tiny().state_dict(), "0."),
+        {"2.0.weight": torch.ones(3), "2.0.bias": torch.ones(3)},
     ],
     ids=[
         "BatchNorm",
@@ -151,11 +181,20 @@ def test_a_normalisation_beside_the_weights(place, beside, path):
         "matrix",
         "large",
         "larger",
+        "another encoder",
+        "behind",
     ],
 )
 def test_what_is_no_input_layer(others, path):
     state = {**prefixed(tiny().state_dict(), "1."), **others}
     assert load_encoder(tiny(), saved(state, path), prefix="1.").normalization is None
+
+
+def test_a_normalisation_of_one_channel_beside_the_weights(path):
+    grey = nn.Conv2d(1, 4, 3)
+    content = {"state_dict": grey.state_dict(), "mean": [0.1307], "std": [0.3081]}
+    report = load_encoder(nn.Conv2d(1, 4, 3), saved(content, path))
+    assert report.normalization == ((0.1307,), (0.3081,))
 
 
 def test_results_beside_the_weights_are_no_input_layer(path):

@@ -82,6 +82,15 @@ def test_damaged_numbers_are_refused_by_name(name, value, message, dtype, path):
 
 
 @pytest.mark.parametrize(
+    "name", ["running_var", "running_std", "moving_variance", "ema_var", "var_ema"]
+)
+def test_a_variance_below_zero_under_any_name_is_refused(name, path):
+    net = nn.Conv2d(3, 4, 3)
+    net.register_buffer(name, torch.full((4,), -1e-3))
+    refuse(copy.deepcopy(net), saved(net.state_dict(), path), f"values below 0 in {name}, which")
+
+
+@pytest.mark.parametrize(
     ("theirs", "ours", "value"),
     [
         (torch.float32, torch.float16, 1e5),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from advssl.copying import copied as copied
@@ -67,7 +67,8 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
     Train or eval mode is the caller's choice: see :func:`evaluating`.
 
     Raises:
-        ValueError: on a lazy module that has not seen its input yet; on leaving, if a trainable
+        ValueError: on a lazy module that has not seen its input yet, and on a trainable parameter
+            that was made under ``torch.inference_mode``; on leaving, if a trainable
             parameter was changed in place inside the block: its value is given back, but a graph
             built before is not valid any more.
     """
@@ -78,8 +79,9 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
         for name, p in m.named_parameters(recurse=False)
         if p.requires_grad
     }
-    versions = [p._version for p in trainable]
     with state_kept(*modules), weights_recomputed():
+        check_differentiable({name: p for p, name in trainable.items()})
+        versions = [p._version for p in trainable]
         for p in trainable:
             # One that is not a leaf is borrowed already: SAMWrapper runs its closure at others.
             if p.is_leaf:
@@ -92,6 +94,22 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
                 "while its module was frozen; it has its value back, but no graph that was built "
                 "before. Step optimizers outside and set requires_grad to False on a momentum "
                 "encoder that the objective updates" + see("A frozen parameter that is changed")
+            )
+
+
+def learning(module: nn.Module, learns: bool) -> None:
+    """What ``requires_grad_`` does, of TorchScript too, which has none."""
+    for parameter in module.parameters():
+        parameter.requires_grad_(learns)
+
+
+def check_differentiable(parameters: Mapping[str, Tensor]) -> None:
+    """Raise on a parameter that no gradient passes."""
+    for name, p in parameters.items():
+        if p.is_inference():
+            raise ValueError(
+                f"{name} was made under torch.inference_mode, and no gradient passes what is made "
+                "there; make the model outside of it, or a copy.deepcopy of it"
             )
 
 

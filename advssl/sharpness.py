@@ -11,7 +11,7 @@ from torch.autograd.graph import disable_saved_tensors_hooks, get_gradient_edge
 from torch.func import functional_call
 
 from advssl.distributed import agree, average
-from advssl.modes import state_kept, weights_recomputed
+from advssl.modes import check_differentiable, state_kept, weights_recomputed
 from advssl.precision import uphill
 from advssl.randomness import random_state, random_state_kept
 from advssl.reaching import moved_since, reached, state_marks, submodules
@@ -171,6 +171,7 @@ class SAMWrapper(nn.Module):
         }
         if not parameters:
             raise ValueError("no parameter of the modules requires gradient; nothing can move")
+        check_differentiable(parameters)
         for name, p in parameters.items():
             if torch.finfo(p.dtype).bits < 32:
                 raise ValueError(

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
+from advssl import AdversarialViewGenerator, SAMWrapper
 from advssl.modes import evaluating, frozen, unlogged, weights_recomputed
 
 
@@ -249,6 +250,20 @@ def test_a_shard_is_refused():
 def test_a_lazy_module_is_refused():
     with pytest.raises(ValueError, match=r"lazy module has no parameters yet.*one batch"):
         frozen(nn.Sequential(nn.LazyLinear(3))).__enter__()
+
+
+def test_a_model_made_in_inference_mode_is_refused_and_a_copy_of_it_is_not():
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12), nn.Linear(12, 2))
+    images = torch.rand(4, 3, 2, 2)
+    for use in (
+        lambda m: frozen(m).__enter__(),
+        lambda m: SAMWrapper(m)(lambda: m(images).square().mean()),
+        lambda m: AdversarialViewGenerator(steps=1)(images, lambda v: m(v).sum(), freeze=m),
+    ):
+        with pytest.raises(ValueError, match=r"weight was made under torch\.inference_mode.*copy"):
+            use(model)
+        use(copy.deepcopy(model))
 
 
 def test_weights_are_computed_for_the_block_alone():

@@ -29,8 +29,8 @@ from advssl.evaluation.protocols import default_preset as default_preset
 from advssl.evaluation.protocols import preset_name as preset_name
 from advssl.evaluation.protocols import protocol as protocol
 from advssl.evaluation.training import State as State
-from advssl.evaluation.training import Training, learning
-from advssl.modes import copied, frozen, random_state_kept
+from advssl.evaluation.training import Training
+from advssl.modes import copied, frozen, learning, random_state_kept
 from advssl.pixels import Pixels
 from advssl.types import check_kind, described, embeddings_of, whole
 

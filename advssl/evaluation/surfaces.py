@@ -13,7 +13,7 @@ from advssl.balls import Ball, Linf, check_ball
 from advssl.evaluation.batches import ANY, Batches, pairs
 from advssl.evaluation.logits import borrowed, check_module, device_of, logits_of, undisturbed
 from advssl.evaluation.search import Attack, Clean, Loss, check_attack, cross_entropy
-from advssl.modes import copied, evaluating, random_state_kept, seeded_state
+from advssl.modes import copied, evaluating, learning, random_state_kept, seeded_state
 from advssl.types import Images, Labels, check_kind, flag, positive, whole
 
 Direction = list[Tensor]  # one tensor per parameter
@@ -159,7 +159,8 @@ def weight_surface(
     given = [*pairs(batches)]
     if not given:
         raise ValueError(_NONE)
-    twin = copied(classifier).requires_grad_(True)
+    twin = copied(classifier)
+    learning(twin, True)
     weights = [*twin.parameters()]
     origin = [w.detach().clone() for w in weights]
     draw = _draw(seed)

@@ -20,7 +20,7 @@ from advssl.evaluation.features import check_finite
 from advssl.evaluation.logits import borrowed, check_module, device_of, logits_of, undisturbed
 from advssl.evaluation.search import check_attack
 from advssl.losses import unit
-from advssl.modes import copied, random_state_kept
+from advssl.modes import copied, learning, random_state_kept
 from advssl.sharpness import SAMWrapper
 from advssl.types import (
     Closure,
@@ -350,7 +350,8 @@ def robust_bounds(
     draw = Generator("cpu").manual_seed(seed)
     partner = _partners(labels.cpu(), draw).to(device)
     counts = torch.unique(labels, return_counts=True)[1]
-    own = copied(encoder).float().eval().requires_grad_(True)
+    own = copied(encoder).float().eval()
+    learning(own, True)
     other = own if adversarial_encoder is None else copied(adversarial_encoder).float().eval()
     size = len(images)
     negatives = ~torch.eye(size, dtype=torch.bool, device=device)

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from advssl.attacks import AdversarialViewGenerator
@@ -31,6 +31,7 @@ from advssl.modes import (
     copied,
     evaluating,
     frozen,
+    learning,
     random_state,
     random_state_kept,
     seeded_state,
@@ -231,11 +232,6 @@ def _not_diverged(epoch: int, how: Protocol) -> Iterator[None]:
             f"result; take a lower learning rate than {how.learning_rate:g}"
             + see("Numbers that are not finite")
         ) from error
-
-
-def learning(module: nn.Module, learns: bool) -> None:
-    for parameter in module.parameters():  # one by one: TorchScript has no requires_grad_
-        parameter.requires_grad_(learns)
 
 
 class _Step:

@@ -25,8 +25,8 @@ from advssl.evaluation.logits import device_of, undisturbed
 from advssl.evaluation.probes import untrained
 from advssl.evaluation.progress import Progress, ignored
 from advssl.evaluation.protocols import Protocol
-from advssl.evaluation.training import Training, learning
-from advssl.modes import evaluating, frozen, random_state_kept
+from advssl.evaluation.training import Training
+from advssl.modes import evaluating, frozen, learning, random_state_kept
 from advssl.pixels import Pixels
 
 PROBING = Protocol("slf", 10, 512, 0.01, 1e-4, ())

@@ -190,6 +190,15 @@ class TestWeights:
         found = weight_surface(model, [(x, y)], attack=Still(), toward_sam=True, points=3)
         assert found == weight_surface(model, [(x, y)], toward_sam=True, points=3)
 
+    @pytest.mark.filterwarnings("ignore")  # PyTorch's own, of what it wants to give up
+    @pytest.mark.parametrize("toward_sam", [False, True])
+    def test_of_torchscript_is_that_of_the_plain_module(self, toward_sam):
+        model, batch = trained(3), blobs(6, 3)
+        given = {"points": 3, "toward_sam": toward_sam}
+        wanted = weight_surface(model, [batch], **given)
+        found = weight_surface(torch.jit.script(model), [batch], **given)
+        torch.testing.assert_close(found.heights, wanted.heights)
+
     def test_batches_do_not_count(self):
         model, (x, y) = trained(3), blobs(7, 3)
         one = weight_surface(model, [(x, y)], points=3)

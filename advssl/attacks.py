@@ -140,6 +140,7 @@ class AdversarialViewGenerator(nn.Module):
             raise ValueError(f"pixels must be Pixels(mean, std, bounds), got {described(pixels)}")
         self.pixels = pixels
         self._check_width(ball)
+        self._say_narrow(ball)
         self.step_size = step_size
         self._say_unreachable()
 
@@ -429,6 +430,13 @@ class AdversarialViewGenerator(nn.Module):
         if text not in said:  # by the constructor, or at an earlier call
             said.add(text)
             warn(f"{text}; take more or larger steps, or step_size=None")
+
+    def _say_narrow(self, ball: Ball) -> None:
+        if self.bounds is not None and self.bounds[1] - self.bounds[0] > 100 and ball.radius <= 0.5:
+            warn(
+                f"{ball} is no more than half a grey level of images in bounds {self.bounds}; it "
+                "is in their unit: write 8 for 8 / 255" + see("A radius in grey levels")
+            )
 
     def _say_wide_step(self, step_size: float) -> None:
         """A number in 255 grey levels, where the bounds are others."""

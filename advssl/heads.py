@@ -182,6 +182,8 @@ class ClusterFitHead(nn.Module):
         if self.centroids is None:
             raise ValueError("this head has no centroids yet; call fit or load a fitted head")
         check_matrix(features)
+        if not len(features):
+            return features.new_empty(0, len(self.num_clusters), dtype=torch.int64)
         if features.shape[1] != self.centroids.shape[1]:
             raise ValueError(
                 f"this head was fitted to features of size {self.centroids.shape[1]}, got shape "

@@ -132,8 +132,9 @@ def embeddings_of(name: str, answer: Any) -> Embeddings:
         if len(held) != 1:
             raise ValueError(f"{name} must answer one tensor of embeddings (B, D), got {seen}")
         (answer,) = held
+    answer = answer.to_dense() if answer.is_sparse else answer
     flat = answer.flatten(1) if answer.ndim > 2 and answer.shape[2:].numel() == 1 else answer
-    if flat.ndim != 2 or not flat.is_floating_point():
+    if flat.ndim != 2 or flat.shape[1] == 0 or not flat.is_floating_point():
         raise ValueError(
             f"{name} must answer floating point embeddings (B, D), got {seen}; pool a feature map, "
             "take the class token or the mean of a sequence" + see("An encoder's answer")

@@ -739,6 +739,11 @@ class TestUnits:
         with pytest.warns(UserWarning, match="255"):
             AdversarialViewGenerator(step_size=2)
 
+    @pytest.mark.parametrize("ball", [Linf(8 / 255), L2(0.5)])
+    def test_a_radius_of_images_in_0_1_beside_bounds_in_grey_levels(self, ball):
+        with pytest.warns(UserWarning, match="half a grey level .*write 8 for 8 / 255"):
+            AdversarialViewGenerator(ball, bounds=(0, 255))
+
     def test_a_mean_outside_the_bounds(self):
         with pytest.raises(ValueError, match=r"mean must lie in bounds .*255 grey levels"):
             AdversarialViewGenerator(mean=(123.7, 116.3, 103.5), std=(58.4, 57.1, 57.4))

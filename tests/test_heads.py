@@ -310,6 +310,12 @@ class TestBadInput:
             head.assign(features)
         assert same_fit(head, before)
 
+    def test_assign_gives_no_feature_no_label(self):
+        assert fitted().assign(torch.empty(0, 6)).shape == (
+            0,
+            fitted().assign(torch.ones(1, 6)).shape[1],
+        )
+
     def test_assign_wants_the_features_that_fit_had(self):
         with pytest.raises(ValueError, match=r"fitted to features of size 6, got shape \(3, 8\)"):
             fitted().assign(torch.randn(3, 8))

@@ -134,9 +134,11 @@ def name_of(part: str, dataset: Any, row: int) -> tuple[str, str]:
     """
     dataset, place = base_of(dataset, row)
     files = getattr(dataset, "samples", None)
-    if not (isinstance(files, list) and files and isinstance(files[place][0], str | Path)):
+    file = files[place] if isinstance(files, list) and place < len(files) else None
+    file = file[0] if isinstance(file, tuple | list) and file else file
+    if not isinstance(file, str | Path):
         return f"{part}[{row}]", f"{part}[{row}]"
-    path = os.fspath(files[place][0])
+    path = os.fspath(file)
     inside = os.path.relpath(path, getattr(dataset, "root", None) or os.path.dirname(path))
     return path, f"{part}/{Path(inside).as_posix()}"
 

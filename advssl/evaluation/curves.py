@@ -39,9 +39,11 @@ def strengths(
 ) -> list[tuple[str, float, Attack]]:
     """Of both curves: "radius" or "steps", where on it, and what is measured there."""
     found, clean = list[tuple[str, float, Attack]](), Clean()
-    with suppress(ValueError):
-        for r in radii:
-            found.append(("radius", r, PGD(resized(ball, r), 20, None) if r else clean))
+    balls = list[Ball]()
+    with suppress(ValueError):  # one that cannot be resized
+        balls = [resized(ball, r) if r else ball for r in radii]
+    for r, one in zip(radii, balls, strict=False):
+        found.append(("radius", r, PGD(one, 20, None) if r else clean))
     for n in steps:
         # Enough to cross the ball in few steps, a quarter of the radius in many.
         step = max(ball.radius / 4, ball.radius / max(n, 1))

@@ -46,6 +46,7 @@ class InMemory(Dataset[Sample]):
     ) -> None:
         self.images = _stored(images)
         labels = _tensor("labels", labels)
+        labels = labels if labels.numel() else labels.long()  # of an empty list it is no integer
         check_indices(len(self.images), labels=labels)
         self.targets: list[int] = labels.tolist()
         if min(self.targets, default=0) < -1:

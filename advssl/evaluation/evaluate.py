@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
-from advssl.balls import Ball, Linf, check_ball, check_radius, grey_of
+from advssl.balls import Ball, Linf, check_ball, check_radius, grey_of, widest
 from advssl.evaluation import beyond, costs, diagnostics, plan, report
 from advssl.evaluation.attacks import PGD, Attack, AutoAttack, Clean, attacks_of
 from advssl.evaluation.census import PARTS, Census, checked
@@ -263,9 +263,11 @@ class Evaluation:
     @cached_property
     def radii(self) -> list[float]:
         """Of the figure, to where every image can become the same grey: accuracy must be chance."""
-        grey = grey_of(self.ball, tuple(self.data.test[0][0].shape))
+        shape = tuple(self.data.test[0][0].shape)
+        grey = grey_of(self.ball, shape)
         scaled = [scale * self.ball.radius for scale in _RADII]
-        return scaled if grey is None else [*(r for r in scaled if r < grey), grey]
+        end = widest(self.ball, shape) if grey is None else grey
+        return [*(r for r in scaled if r < end), *([] if grey is None else [grey])]
 
     @property
     def points(self) -> list[tuple[str, float, Attack]]:

@@ -80,6 +80,18 @@ def classifier_fingerprint(classifier: nn.Module) -> str:
     return fingerprint_of(classifier)
 
 
+def files_of(dataset: Any) -> list[Path] | None:
+    """The file of each sample, where a dataset has them as its ``samples``; else None."""
+    listed = getattr(dataset, "samples", None)
+    if not isinstance(listed, list) or not listed:
+        return None
+    first = [one[0] if isinstance(one, tuple | list) and one else one for one in listed]
+    if not all(isinstance(one, str | Path) for one in first):
+        return None
+    paths = [Path(one) for one in first]
+    return paths if all(path.is_file() for path in paths) else None
+
+
 def dataset_fingerprint(dataset: Dataset[Any]) -> str:
     """:func:`fingerprint_of` every sample of a dataset, in order.
 
@@ -362,18 +374,23 @@ def _samples(dataset: Any, rows: Sequence[int] | None) -> Iterator[str]:
         return
     every = range(len(dataset)) if rows is None else rows
     yield str(len(every))
-    files = getattr(dataset, "samples", None)
+    files = files_of(dataset)
     if type(dataset) is InMemory:
         yield fingerprint_of(dataset.size, [dataset.targets[i] for i in every])
         for start in range(0, len(every), _ROWS):
             yield fingerprint_of(dataset.images[torch.tensor(every[start : start + _ROWS])])
-    elif isinstance(files, list) and files and isinstance(files[0][0], str | Path):
-        content = ("root", "samples", "imgs", "targets", "places")
-        plain = {name: one for name, one in vars(dataset).items() if name not in content}
+    elif files is not None:
+        listed = dataset.samples
+        known: Any = getattr(dataset, "targets", None)
+        by_row = isinstance(known, list) and len(known) == len(files)
+        # Where they are is no content; "imgs" is torchvision's second name of "samples".
+        content = {"root", "places"} | ({"targets"} if by_row else set())
+        held = vars(dataset).items()
+        plain = {name: one for name, one in held if name not in content and one is not listed}
         yield fingerprint_of(type(dataset), plain)
         for i in every:
-            path, *labels = files[i]
-            yield fingerprint_of(Path(path).read_bytes(), labels)
+            labels = listed[i][1:] if isinstance(listed[i], tuple | list) else ()
+            yield fingerprint_of(files[i].read_bytes(), [*labels], known[i] if by_row else None)
     else:
         with torch.random.fork_rng():
             torch.manual_seed(0)

@@ -73,6 +73,12 @@ class Classifier(nn.Module):
                 f"the encoder must answer features {(len(images), self.linear.in_features)} to "
                 f"{len(images)} images in train and in eval mode, got {tuple(features.shape)}"
             )
+        trains = torch.is_grad_enabled() and any(p.requires_grad for p in self.encoder.parameters())
+        if trains and not features.requires_grad:
+            raise ValueError(
+                "the encoder is to be trained and its features have no gradient; let it answer "
+                "without no_grad, inference_mode, detach or a detour through numpy"
+            )
         return features
 
     def read(self, features: Tensor) -> Tensor:

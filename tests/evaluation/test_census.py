@@ -494,3 +494,10 @@ def test_labels_may_come_with_the_images_alone():
         targets(part)
     data = Data("mine", ("a", "b", "c"), part, Bare([]), part, natural=False)
     assert checked(data).counts["test"] == (2, 1, 1)
+
+
+@pytest.mark.parametrize("listed", [lambda path: path, lambda path: (path, 0), lambda path: [path]])
+def test_an_image_of_a_list_of_files_is_named_by_its_file(listed):
+    dataset = Given([FINE])
+    dataset.samples = [listed("there/a.png")]
+    assert module.name_of("test", dataset, 0) == ("there/a.png", "test/a.png")

@@ -104,6 +104,7 @@ def test_zero_is_without_an_attack():
     [
         ({"radii": (-0.1,)}, "a radius must be positive"),
         ({"radii": 0.1}, "radii must be numbers"),
+        ({"radii": (0, 4, 8)}, "radius=4.0.* is wider than the whole range"),
         ({"steps": (1.5,)}, "steps"),
         ({"steps": (-1,)}, "steps"),
     ],

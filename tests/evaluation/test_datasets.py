@@ -150,6 +150,11 @@ def test_other_pixels_and_labels_are_refused(images, labels, message):
         InMemory(images, labels)
 
 
+@pytest.mark.parametrize("labels", [[], (), np.zeros(0), torch.zeros(0, dtype=torch.int64)])
+def test_no_image_has_no_label(labels):
+    assert len(InMemory(torch.zeros(0, 3, 4, 4), labels)) == 0
+
+
 def test_a_label_of_none_is_no_class_to_split_by():
     with pytest.raises(ValueError, match="classes from 0 on, got a label of -1"):
         stratified(torch.tensor([0, 0, -1, 1, 1]), seed=0)

@@ -287,6 +287,39 @@ def test_every_image_label_and_place_counts():
     )  # what is not in a subset does not count
 
 
+class Files(Dataset):
+    """As people write it: paths, or paths and labels, from a root or whole."""
+
+    def __init__(self, root, relative, labelled, targets=(0, 1)):
+        self.root, self.targets = root, list(targets)
+        paths = sorted(root.rglob("*.png"))[:2]
+        names = [str(path.relative_to(root) if relative else path) for path in paths]
+        self.samples = [(name, 0) for name in names] if labelled else names
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        name = self.samples[index]
+        path = self.root / (name if isinstance(name, str) else name[0])
+        return torch.tensor([*Image.open(path).tobytes()]), self.targets[index]
+
+
+@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.parametrize("labelled", [False, True])
+def test_of_a_list_of_files_in_every_form(tmp_path, relative, labelled):
+    for name, colour in (("a", 10), ("b", 10), ("c", 11)):
+        folder(tmp_path / name, colour)
+
+    def made(name, **more):
+        return dataset_fingerprint(
+            Files(tmp_path / name / "train" / "dog", relative, labelled, **more)
+        )
+
+    assert made("a") == made("b") != made("c")
+    assert made("a", targets=(1, 0)) != made("a")
+
+
 def folder(place, colour=10):
     for part in ("train", "test"):
         for kind in ("cat", "dog"):

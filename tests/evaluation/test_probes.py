@@ -229,6 +229,17 @@ def test_an_answer_with_one_meaning_is_read(data, answer):
         torch.testing.assert_close(found(data.test.images), expected(data.test.images))
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("loss", ["ce", "trades"])
+def test_an_encoder_without_gradient_is_read_and_not_trained(data, mode, loss):
+    encoder = Answers(lambda z, _: pooled(z))
+    encoder.forward = mode()(encoder.forward)
+    finetune(encoder, data, replace(SHORT, epochs=1))
+    how = replace(SHORT, trains_encoder=True, reads="raw", loss=loss)
+    with pytest.raises(ValueError, match="its features have no gradient; let it answer without"):
+        finetune(encoder, data, how)
+
+
 @pytest.mark.parametrize(
     ("answer", "complaint"),
     [
@@ -239,6 +250,8 @@ def test_an_answer_with_one_meaning_is_read(data, answer):
         (lambda z, _: pooled(z).numpy(force=True), "got a ndarray"),
         (lambda z, train: pooled(z)[:, : 3 if train else 4], r"in train and in eval.*\(32, 3\)"),
         (lambda z, _: pooled(z)[:1], r"features \(32, 4\) to 32 images"),
+        (lambda z, _: pooled(z)[:, :0], r"must answer floating.*\(2, 0\)"),
+        (lambda z, _: pooled(z).detach(), "its features have no gradient; let it answer without"),
         (lambda z, _: z.view(7, 7), r"broke down on images of \(3, 6, 6\): shape"),
     ],
 )

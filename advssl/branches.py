@@ -52,9 +52,13 @@ class BranchBatchNorm(nn.ModuleDict):
         self._adopt()
 
     def _adopt(self) -> None:
-        """Tools exchange layers by ``setattr`` and in ``_modules`` too."""
-        for module in self._modules.values():
-            if module is not None and not isinstance(module, _Branch):
+        """Tools exchange layers by ``setattr`` and in ``_modules`` too, or give one to several."""
+        met: list[nn.Module] = []
+        for name, module in self.items():
+            if module in met:
+                module = self._modules[name] = copied(module)
+            met.append(module)
+            if not isinstance(module, _Branch):
                 kind: Any = type(module)
                 module.__class__ = _branch_class(kind)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import shlex
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     So do Ctrl-C and SIGTERM, at any moment.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a character that it lacks ends no work
+            stream.reconfigure(errors="replace")
     words = sys.argv[1:] if arguments is None else list(arguments)
     command = shlex.join(["advssl", *map(without_place, words)])
     try:

@@ -240,6 +240,12 @@ def one_branch_from_the_other(model: nn.Module) -> nn.Module:
     return model
 
 
+def one_layer_for_both(model: nn.Module) -> nn.Module:
+    for norm in (model[1], model[5]):
+        norm["adversarial"] = norm["clean"]
+    return model
+
+
 def emptied(model: nn.Module) -> nn.Module:
     return plain_state(model.to("meta").to_empty(device="cpu"))
 
@@ -264,6 +270,7 @@ def swapped(model: nn.Module) -> nn.Module:
         shared_state,
         shared_state_over_meta,
         one_branch_from_the_other,
+        one_layer_for_both,
         emptied,
         branched_on_meta,
         swapped,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import re
 import sys
 import time
@@ -96,6 +97,7 @@ def test_images_in_another_unit_than_the_bounds(change, pixels, remedy):
     assert remedy in found["images and bounds"]
 
 
+@pytest.mark.filterwarnings("ignore:.*half a grey level")
 @pytest.mark.parametrize(
     ("ball", "bounds", "scale"),
     [(BALL, (0, 255), 255), (Linf(8), None, 1), (L2(0.5), (0, 255), 255), (Linf(0.5), (0, 1), 1)],
@@ -557,6 +559,21 @@ def test_the_command_tells_findings_with_their_remedy_and_exits_with_one(capsys,
         setattr(module, name, given)
         with pytest.raises(SystemExit, match=f"advssl: .*{name}"):
             cli.main(["doctor", f"advssl_test_steps:{name}"])
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_the_command_tells_them_where_few_characters_can_be_printed(encoding, monkeypatch):
+    module = ModuleType("advssl_test_steps")
+    module.normalised = lambda: (contrast(net()), [IMAGENET.of(x) for x in views()])
+    module.__spec__ = ModuleSpec("advssl_test_steps", None)
+    monkeypatch.setitem(sys.modules, "advssl_test_steps", module)
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["doctor", "advssl_test_steps:normalised"])
+    sys.stdout.flush()
+    assert ended.value.code == 1
+    assert b"? images and bounds: " in printed.getvalue()
 
 
 @pytest.mark.parametrize("place", ["no_such_module:f", "no.such.module:f", "torch", "torch:a b"])

@@ -60,11 +60,12 @@ def _advice(file: Mapping[str, Any], target: Target, closest: Attempt | None) ->
         )
         return
     if closest is not None and any(
-        re.search(r"\.parametrizations\.|\.weight_[gv]$", key) for key in closest.unexpected
+        re.search(r"\.parametrizations\.|\.\w+_([gvu]|orig|mask)$", key)
+        for key in closest.unexpected
     ):
         yield (
-            "the file's weights are computed from others (parametrizations): save them after "
-            "remove_parametrizations, or give the encoder the same"
+            "the file's weights are computed from others (parametrizations, pruning): save them "
+            "after remove_parametrizations or prune.remove, or give the encoder the same"
         )
     if closest is not None and closest.source:
         lacking = [name.split(" ")[0] for name in (*closest.missing, *closest.unlike.values())]

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from advssl.evaluation.checkpoints import (
     FORMATS,
@@ -245,6 +246,15 @@ def test_both_spellings_of_weight_norm(path):
         torch.testing.assert_close(encoder[0](image), net[0](image))
     message = refuse(tiny(), path, "1 missing in the file: 0.weight")
     assert "remove_parametrizations" in message
+
+
+@pytest.mark.parametrize(
+    "computed", [lambda m: prune.l1_unstructured(m, "weight", 3), nn.utils.spectral_norm]
+)
+def test_a_weight_that_hooks_compute_says_what_to_do(computed, path):
+    net = tiny()
+    computed(net[0])
+    refuse(tiny(), saved(net.state_dict(), path), "computed from others .*prune.remove")
 
 
 # --- names of ResNets -----------------------------------------------------------------------------

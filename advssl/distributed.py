@@ -107,11 +107,17 @@ def average(tensors: Sequence[Tensor], *, agreed: bool = False) -> list[Tensor]:
         agree("average", tensors)
     if not tensors:
         return []
-    flat = torch.cat([widen(t.detach()).flatten() for t in tensors])
+    plain = [t.detach() for t in tensors]
+    reals = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in plain]
+    flat = torch.cat([widen(r).flatten() for r in reals])
     dist.all_reduce(flat)
     flat /= world_size()
-    parts = torch.split(flat, [t.numel() for t in tensors])
-    return [part.view_as(t).to(t.dtype) for part, t in zip(parts, tensors, strict=True)]
+    parts = torch.split(flat, [r.numel() for r in reals])
+    means = [part.view_as(r).to(r.dtype) for part, r in zip(parts, reals, strict=True)]
+    return [
+        torch.view_as_complex(mean.clone()) if t.is_complex() else mean  # an odd place is none
+        for mean, t in zip(means, plain, strict=True)
+    ]
 
 
 def from_first_rank(values: Tensor) -> Tensor:

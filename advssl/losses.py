@@ -265,9 +265,11 @@ class LocalSelectionSupCon(nn.Module):
 def unit(z: Tensor) -> Tensor:
     """``z`` at length one along its last dimension; a zero row stays zero, its gradient finite.
 
+    In float32; float64 stays.
     Only the direction counts, also of a row whose squares over- or underflow. A row that holds inf
     or nan is nan throughout.
     """
+    z = widen(z)
     peak = z.detach().abs().amax(dim=-1, keepdim=True)
     extreme = ((peak > 1e15) | (peak < 1e-15)) & (peak > 0)
     z = z / torch.where(extreme, peak, 1)
@@ -303,7 +305,7 @@ def contrastive(
     check_embeddings(z=z)
     positives, denominator = distinct(pairs, len(z), z.device)
     with without_autocast(z.device):
-        z = unit(widen(z))
+        z = unit(z)
         own = z
         if anchors is not None:
             own, positives, denominator = z[anchors], positives[anchors], denominator[anchors]

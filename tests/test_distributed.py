@@ -72,6 +72,7 @@ def a_step(r: int) -> dict:
     found["numbers"] = numbers
     found["first"] = from_first_rank(numbers.clone())
     found["half"] = average([torch.full((2,), 6e4, dtype=torch.float16)])[0]
+    found["complex"] = average([numbers, torch.full((2, 1), r + 2j * r).conj()])[1]
     found["none"], found["penalty"] = average([]), penalty(mine, weight)
     found["each"] = each(*(mine @ weight)).detach()
     found["refused"] = [said(work, r) for work in DISAGREE]
@@ -182,6 +183,7 @@ def test_gather_average_and_broadcast(ranks):
         assert found["numbers"].tolist() == [r, r + 1, r + 2]
         assert found["first"].tolist() == [0, 1, 2]
         assert found["half"].tolist() == [6e4, 6e4]
+        assert found["complex"].tolist() == [[0.5 - 1j]] * 2
         assert found["none"] == []
 
 

@@ -92,6 +92,26 @@ def test_alignment_uniformity_and_deviation_are_their_sums():
         uniformity(torch.ones(1, 3))
 
 
+MEASURES = {
+    "alignment": alignment,
+    "feature_deviation": feature_deviation,
+    "uniformity": lambda z, _: uniformity(z),
+    "effective_rank": lambda z, _: effective_rank(z),
+    "soft_neighbours": lambda z, y: soft_neighbours(z, y, torch.arange(9) % 3),
+    "info_nce": lambda z, y: theory.info_nce(z, y, y, ~torch.eye(9, dtype=torch.bool)),
+}
+
+
+@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_are_of_half_precision_what_they_are_of_its_numbers_in_float32(name, dtype):
+    z = torch.randn(2, 9, 4).to(dtype)
+    found, wanted = MEASURES[name](*z), MEASURES[name](*z.float())
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(MEASURES[name](*z), wanted)
+
+
 def test_effective_rank_counts_directions():
     corners = torch.cat([torch.eye(6), -torch.eye(6)])
     assert effective_rank(corners) == pytest.approx(6)

@@ -148,8 +148,8 @@ def effective_rank(embeddings: Embeddings) -> float:
 
     Reference: RankMe, Garrido et al. 2023, https://arxiv.org/abs/2210.02885
     """
-    centred = (embeddings - embeddings.mean(dim=0)).double()
-    sizes = torch.linalg.svdvals(centred)
+    embeddings = embeddings.double()
+    sizes = torch.linalg.svdvals(embeddings - embeddings.mean(dim=0))
     if not sizes.sum() > 0:
         return 0.0
     shares = sizes / sizes.sum()

@@ -86,6 +86,10 @@ def tsne(features: Embeddings, *, seed: int = 0) -> Tensor:
     if len(features) < 4:
         raise ValueError(f"t-SNE needs four rows of features at least, got {len(features)}")
     rows = features.detach().double().cpu()
+    centred = rows - rows.mean(dim=0)
+    size = float(centred.abs().amax())
+    if size > 1e15 or 0 < size < 1e-15:  # scikit-learn squares in float32, and crashes on 0 / 0
+        rows = centred / size
     manifold = needed("sklearn.manifold")
     search = manifold.TSNE(
         perplexity=min(_PERPLEXITY, (len(rows) - 1) / 3),

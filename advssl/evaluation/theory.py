@@ -21,6 +21,7 @@ from advssl.evaluation.logits import borrowed, check_module, device_of, logits_o
 from advssl.evaluation.search import check_attack
 from advssl.losses import unit
 from advssl.modes import copied, learning, random_state_kept
+from advssl.precision import product
 from advssl.sharpness import SAMWrapper
 from advssl.types import (
     Closure,
@@ -194,7 +195,8 @@ def info_nce(
     beta = None if beta is None else positive("beta", beta)
     z, z_pos, z_all = unit(anchors), unit(positives), unit(others)
     pull = (z * z_pos).sum(dim=1) / temperature
-    apart = (z @ z_all.T / temperature).masked_fill(~negatives, -torch.inf).logsumexp(dim=1)
+    push = product(z, z_all.mT) / temperature
+    apart = push.masked_fill(~negatives, -torch.inf).logsumexp(dim=1)
     weight = 1.0 if beta is None else beta / negatives.sum(dim=1)
     return torch.logaddexp(pull, apart + torch.as_tensor(weight, device=z.device).log()) - pull
 

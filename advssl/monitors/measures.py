@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from advssl.losses import unit
+from advssl.precision import product
 from advssl.selection import SELECTIONS, Selection, distinct, global_pairs
 from advssl.types import (
     Embeddings,
@@ -47,7 +48,7 @@ def soft_neighbours(
             "embeddings and bank must be (B, D) and (N, D), got "
             f"{described(embeddings)} and {described(bank)}"
         )
-    votes = unit(embeddings) @ unit(bank).T / temperature
+    votes = product(unit(embeddings), unit(bank).mT) / temperature
     classes = range(int(labels.max()) + 1)
     of_class = [votes[:, labels == c].logsumexp(dim=1) for c in classes]
     return torch.stack(of_class, dim=1) - votes.logsumexp(dim=1, keepdim=True)

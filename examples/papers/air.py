@@ -25,7 +25,7 @@ from torch import Tensor
 from acl import ACL, ACLSettings
 from advssl import evaluating
 from advssl.losses import unit
-from advssl.precision import widen, without_autocast
+from advssl.precision import without_autocast
 from dynacl import DynamicSettings, strength
 from harness.draws import Augmentation
 from harness.method import Terms
@@ -53,7 +53,7 @@ def divergence(one: Near, other: Near, temperature: float, form: str) -> Tensor:
 def _near(z: Tensor, of: Tensor, form: str) -> Tensor:
     """Cosines: (N, N) of all pairs, or (N,) of the matching ones."""
     with without_autocast(z.device):
-        z, of = unit(widen(z)), unit(widen(of))
+        z, of = unit(z), unit(of)
         return z @ of.T if form == "kl" else (z * of).sum(1)
 
 

@@ -16,7 +16,6 @@ from torch.optim import Optimizer
 
 from advssl import GlobalDivergenceCritic, SAMWrapper
 from advssl.losses import unit
-from advssl.precision import widen
 from harness.method import Terms
 from harness.optimizers import optimizer, step_apart
 from harness.settings import Settings, setting
@@ -107,4 +106,4 @@ class GSA(nn.Module):
 
 
 def cloud(z: Tensor) -> Tensor:
-    return unit(widen(z))
+    return unit(z)

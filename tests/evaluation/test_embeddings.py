@@ -44,6 +44,13 @@ class TestTsne:
     def test_takes_few_rows_and_rows_that_do_not_vary(self, rows):
         assert tsne(rows).isfinite().all()
 
+    @pytest.mark.parametrize("power", [-200, -90, 60, 100])
+    def test_the_size_of_features_does_not_count(self, power):
+        """In squares of float32 it was zero or infinite, of which scikit-learn crashed."""
+        rows = gaussians(1.0, 8)[0].double()
+        edge = 2.0 ** (60 if power > 0 else -60)  # beyond which rows are made smaller or larger
+        torch.testing.assert_close(tsne(rows * 2.0**power), tsne(rows * edge))
+
     @pytest.mark.parametrize(
         ("rows", "message"),
         [(torch.rand(3, 2), "four rows"), (torch.full((5, 2), torch.nan), "not finite")],

@@ -60,7 +60,8 @@ def test_the_command_leaves_a_checkpoint_and_what_changed(method, words, tmp_pat
 def test_a_dry_run_says_what_training_takes_and_does_nothing(words, tmp_path, capsys):
     main([*words, "--dry-run"])
     said = capsys.readouterr().out
-    assert "training: 1167 images, 8 F per image, 1 epochs, about " in said
+    assert "\ntraining: 1167 images, 8 F per image, 1 epochs, about " in said
+    assert said.endswith("\nnothing was done\n")
     assert not [p for p in (tmp_path / "robust").rglob("*") if p.is_file()]
 
 

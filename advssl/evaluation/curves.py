@@ -38,7 +38,7 @@ def strengths(
     ball: Ball, radii: Sequence[float], steps: Sequence[int]
 ) -> list[tuple[str, float, Attack]]:
     """Of both curves: "radius" or "steps", where on it, and what is measured there."""
-    found, clean = list[tuple[str, float, Attack]](), Clean()
+    found, clean, radius = list[tuple[str, float, Attack]](), Clean(), float(ball.radius)
     balls = list[Ball]()
     with suppress(ValueError):  # one that cannot be resized
         balls = [resized(ball, r) if r else ball for r in radii]
@@ -46,7 +46,7 @@ def strengths(
         found.append(("radius", r, PGD(one, 20, None) if r else clean))
     for n in steps:
         # Enough to cross the ball in few steps, a quarter of the radius in many.
-        step = max(ball.radius / 4, ball.radius / max(n, 1))
+        step = max(radius / 4, radius / max(n, 1))
         found.append(("steps", n, PGD(ball, n, step) if n else clean))
     return found
 

@@ -153,6 +153,13 @@ def chosen_attacks(asked: Sequence[str | Attack], ball: Ball) -> tuple[Attack, .
     if isinstance(asked, str):
         raise ValueError(f"attacks is a list of names or attacks, got {asked!r}; write [{asked!r}]")
     check_ball("ball", ball)
+    try:
+        hash(ball)  # attacks that are equal are measured once
+    except TypeError as error:
+        raise ValueError(
+            f"ball must be hashable, as a frozen dataclass of numbers and tuples is, got {ball!r}: "
+            f"{error}"
+        ) from error
     several("attacks", asked, "a list of names or attacks")
     every = {*ATTACKS} <= {name for name in asked if isinstance(name, str)}
     found = [
@@ -265,7 +272,7 @@ class Evaluation:
         """Of the figure, to where every image can become the same grey: accuracy must be chance."""
         shape = tuple(self.data.test[0][0].shape)
         grey = grey_of(self.ball, shape)
-        scaled = [scale * self.ball.radius for scale in _RADII]
+        scaled = [scale * float(self.ball.radius) for scale in _RADII]
         end = widest(self.ball, shape) if grey is None else grey
         return [*(r for r in scaled if r < end), *([] if grey is None else [grey])]
 
@@ -276,7 +283,7 @@ class Evaluation:
 
     @property
     def step(self) -> float:
-        return self.ball.radius / 4
+        return float(self.ball.radius) / 4
 
     @property
     def short(self) -> tuple[Attack, ...]:

@@ -226,7 +226,7 @@ def transfer(
 def threat_of(attack: Attack) -> Threat | None:
     """What an attack may do to an image; None of one that does not say."""
     ball = getattr(attack, "ball", None)
-    return Threat(name_of(ball), ball.radius) if isinstance(ball, Ball) else None
+    return Threat(name_of(ball), float(ball.radius)) if isinstance(ball, Ball) else None
 
 
 def _measurement_name(attack: Attack, labels: Labels, population: int | None) -> str:

@@ -270,7 +270,10 @@ def planned(asked: Evaluation, folder: str | Path | None = None) -> Plan:
         ("data", f"{without_place(data.name)}, {classes} classes"),
         ("", f"{train:,} images to train on, {validation:,} to validate on, {test:,} to test on"),
         ("images", f"{shape} pixels{data.size_because and ': '}{data.size_because}"),
-        ("threat model", f"{name_of(asked.ball)}, radius {in_levels(asked.ball.radius)} of [0, 1]"),
+        (
+            "threat model",
+            f"{name_of(asked.ball)}, radius {in_levels(float(asked.ball.radius))} of [0, 1]",
+        ),
         ("attacked", f"{n:,} of the test images, class-balanced" if n < test else "all of them"),
         ("branches", ", ".join(filter(None, asked.modules))),
         ("results", "nowhere" if folder is None else str(folder)),

@@ -222,7 +222,7 @@ class Run:
             strip=self._strip(place.classifier) if quick else None,
             classifier=self._kept(place.classifier) if self.stays and way.how else None,
             probe=way.record(None, asked.seed),
-            asked=Threat(name_of(asked.ball), asked.ball.radius),
+            asked=Threat(name_of(asked.ball), float(asked.ball.radius)),
             findings=findings,
         )
         more = [m for m in done.values() if m.n > least]
@@ -397,7 +397,7 @@ class Run:
             labels=names(labels),
             predicted_clean=names(before),
             predicted=names(after),
-            radius=asked.ball.radius,
+            radius=float(asked.ball.radius),
         )
 
     def _kept(self, classifier: nn.Module) -> str:

@@ -265,7 +265,7 @@ def exchanged(settings: Any, **fields: Any) -> None:
 
 def ball_name(ball: Ball) -> str:
     norm = {Linf: "l_inf", L2: "l_2"}.get(type(ball), type(ball).__name__)
-    return f"{norm} {in_levels(ball.radius)}"
+    return f"{norm} {in_levels(float(ball.radius))}"
 
 
 def ball_settings(ball: Ball) -> Settings:

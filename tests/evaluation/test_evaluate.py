@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -269,6 +272,35 @@ class Mine:
 
     radius = 0.1
     sample, steepest, project = Linf.sample, Linf.steepest, Linf.project
+
+
+@dataclass(frozen=True)
+class Held:
+    """With a radius as it came."""
+
+    radius: Any
+
+    def sample(self, images, generator=None):
+        return Linf(self.radius).sample(images, generator)
+
+    def steepest(self, gradient):
+        return gradient.sign()
+
+    def project(self, delta):
+        return Linf(self.radius).project(delta)
+
+
+@pytest.mark.parametrize("kind", [np.float32, torch.tensor, Fraction])
+def test_the_radius_of_a_ball_of_ones_own_may_be_any_number(data, kind, tmp_path):
+    found = evaluate(classifier(), data, ball=Held(kind(0.125)), probe="own", images=10)
+    report.write(found, tmp_path)
+    under = [m for m in found.sections[0].measurements if m.name.startswith("PGD-20 Held 0.125")]
+    assert {type(m.threat.radius) for m in under} == {float}
+
+
+def test_a_ball_that_is_not_hashable_is_refused(data):
+    with pytest.raises(ValueError, match=r"ball must be hashable.*unhashable type: 'list'"):
+        evaluate(classifier(), data, ball=Held([0.1]), probe="own", images=10)
 
 
 def test_a_ball_of_ones_own(data):

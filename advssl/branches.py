@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
@@ -251,12 +251,21 @@ def branch_batchnorm(
 
 def has_statistics(module: nn.Module) -> bool:
     """Whether a layer, without what is inside it, has running statistics."""
-    own = [name for name, b in module._buffers.items() if b is not None and b.is_floating_point()]
-    if isinstance(module, _BatchNorm) or any(map(_RUNNING.fullmatch, own)):
+    buffers = _floating(module._buffers)
+    if isinstance(module, _BatchNorm) or any(map(_RUNNING.fullmatch, buffers)):
         return True
-    # Under other names by its rate; a model around others may have a queue, or a teacher's rate.
-    named = bool(_RATES & vars(module).keys()) or any(map(_AVERAGE.fullmatch, own))
-    return bool(own) and named and not any(child.state_dict() for child in module.children())
+    # Otherwise of a layer alone; a model around others may have a queue, or a teacher's momentum.
+    if any(child.state_dict() for child in module.children()):
+        return False
+    if buffers and (_RATES & vars(module).keys() or any(map(_AVERAGE.fullmatch, buffers))):
+        return True
+    fixed = {name: p for name, p in module._parameters.items() if p is None or not p.requires_grad}
+    held = {**fixed, **vars(module)}
+    return any(_RUNNING.fullmatch(name) and held[name].ndim for name in _floating(held))
+
+
+def _floating(held: Mapping[str, Any]) -> list[str]:
+    return [k for k, t in held.items() if isinstance(t, Tensor) and t.is_floating_point()]
 
 
 @contextmanager

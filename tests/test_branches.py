@@ -517,6 +517,20 @@ class Whitening(nn.Module):
         return x - self.running_mean
 
 
+class Kept(nn.Module):
+    """A running mean that is no buffer."""
+
+    def __init__(self, parameter: bool) -> None:
+        super().__init__()
+        mean = torch.zeros(4, 1, 1)
+        self.running_mean = nn.Parameter(mean, requires_grad=False) if parameter else mean
+
+    def forward(self, x):
+        if self.training:
+            self.running_mean.data.lerp_(x.detach().mean((0, 2, 3))[:, None, None], 0.1)
+        return x - self.running_mean
+
+
 class Averaging(nn.Module):
     """Under other names, and its rate under another still."""
 
@@ -560,6 +574,8 @@ class TestOtherLayers:
             lambda: nn.InstanceNorm2d(4, affine=True, track_running_stats=True),
             evo_norm,
             Whitening,
+            lambda: Kept(parameter=False),
+            lambda: Kept(parameter=True),
             *(lambda name=name: Averaging(name, "") for name in AVERAGES),
             *(lambda rate=rate: Averaging("mean", rate) for rate in ("momentum", "decay")),
         ],
@@ -586,6 +602,7 @@ class TestOtherLayers:
         model = nn.Sequential(nn.BatchNorm2d(4), Averaging("mean", ""), Averaging("std", ""))
         model.momentum = 0.99  # of a teacher
         model.register_buffer("queue", torch.zeros(4))
+        model.running_loss = torch.zeros(4)
         branch_batchnorm(model)
         assert [type(m) for m in model] == [BranchBatchNorm, Averaging, Averaging]
 

@@ -327,7 +327,7 @@ class AdversarialViewGenerator(nn.Module):
                 values = self._values(objective(*views), views)
                 # A sum, so that the gradient of an image does not shrink with the batch.
                 height = values.sum()
-                gradients = self._uphill(height, views)
+                gradients = uphill(height, views)
                 heights.append(values.detach().mean())
                 known = [g for g in gradients if g is not None]
                 if not known:
@@ -393,18 +393,6 @@ class AdversarialViewGenerator(nn.Module):
         if not value.requires_grad:
             raise ValueError(_NO_GRADIENT)
         return widen(value)
-
-    def _uphill(self, height: Tensor, views: Sequence[Images]) -> tuple[Tensor | None, ...]:
-        try:
-            return uphill(height, views)
-        except RuntimeError as error:
-            if "use_reentrant" not in str(error):
-                raise
-            raise ValueError(
-                "the objective uses re-entrant activation checkpointing, which hides what is "
-                "inside from a gradient to the images; pass use_reentrant=False to "
-                "torch.utils.checkpoint"
-            ) from error
 
     @_disable_dynamo
     def _say_moved(self, marks: Any) -> None:

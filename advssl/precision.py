@@ -194,10 +194,11 @@ def uphill(
         One tensor per input, None where ``height`` does not depend on it.
 
     Raises:
-        ValueError: if whoever computed ``height`` has back-propagated it already.
+        ValueError: if whoever computed ``height`` has back-propagated it already, or did so in a
+            way that lets no gradient pass here.
     """
     # Backward belongs outside autocast: inside it a loss's own float32 products are cast again.
-    with without_autocast(height.device), _in_one_backward():
+    with without_autocast(height.device), _said_what_it_is():
         scale = _float16_scale(height)
         gradients = torch.autograd.grad(
             height,
@@ -211,17 +212,27 @@ def uphill(
     return tuple(None if g is None else widen(g) / scale for g in gradients)
 
 
+# What an error of others says, and what it means of an objective or a closure.
+_REFUSED = {
+    "backward through the graph a second time": "the loss has been back-propagated already, and "
+    "its graph is freed; an objective, or a closure, returns its loss without calling backward, "
+    "which belongs after the call",
+    "use_reentrant": "the objective uses re-entrant activation checkpointing, which hides what is "
+    "inside from a gradient to the images; pass use_reentrant=False to torch.utils.checkpoint",
+    "fabric.backward": "a module that Fabric has set up lets a gradient pass in fabric.backward "
+    "alone; call the one inside it, fabric_module.module, under fabric.autocast()",
+}
+
+
 @contextmanager
-def _in_one_backward() -> Iterator[None]:
+def _said_what_it_is() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "backward through the graph a second time" not in str(error):
+        why = next((why for said, why in _REFUSED.items() if said in str(error)), None)
+        if why is None:
             raise
-        raise ValueError(
-            "the loss has been back-propagated already, and its graph is freed; an objective, or "
-            "a closure, returns its loss without calling backward, which belongs after the call"
-        ) from error
+        raise ValueError(why) from error
 
 
 def _float16_scale(height: Scalar) -> Scalar | None:

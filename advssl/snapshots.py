@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.nn.parameter import is_lazy
 
-from advssl.randomness import random_state
+from advssl.randomness import random_state, set_random_state
 
 # Whose objects are not looked into: the loop around the step, loggers, threads, and imports, whose
 # finders lead to all of a process.
@@ -218,17 +218,8 @@ class Snapshot:
         self._hold_all(held)
 
     def _hold_random_state(self, device: torch.device) -> None:
-        states, of_python = random_state(device), random.getstate()
-        of_numpy = np.random.get_state()  # noqa: NPY002 (others' draws, not ours)
-
-        def undo() -> None:
-            torch.set_rng_state(states[0])
-            if len(states) > 1:
-                torch.cuda.set_rng_state(states[1], device)
-            np.random.set_state(of_numpy)  # noqa: NPY002
-            random.setstate(of_python)
-
-        self._undo.append(undo)
+        states = random_state(device)
+        self._undo.append(lambda: set_random_state(states, device))
 
 
 def foreign(value: Any) -> bool:

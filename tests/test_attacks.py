@@ -798,6 +798,15 @@ def test_the_wrong_kind_of_argument(images, call, message):
         call(images)
 
 
+def test_a_module_that_fabric_has_set_up_is_refused(images):
+    fabric = pytest.importorskip("lightning_fabric").Fabric(
+        accelerator="cpu", devices=1, precision="bf16-mixed"
+    )
+    model = fabric.setup_module(nn.Sequential(nn.Flatten(), nn.Linear(192, 4)))
+    with pytest.raises(ValueError, match=r"Fabric .* the one inside it, fabric_module\.module"):
+        AdversarialViewGenerator()(images, lambda v: model(v).square().sum(1), freeze=model)
+
+
 def test_checkpointing_inside_an_objective(images):
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
     adversary = AdversarialViewGenerator(start="zero")

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pytest
 import torch
 
 from advssl.randomness import random_state, random_state_kept, seeded_state
 
 
-def test_random_state_is_kept_and_replayed(device):
+def drawn(device) -> tuple[torch.Tensor, ...]:
+    """By whatever an objective may draw with; of normal numbers half are left over."""
+    others = np.random.rand(), np.random.randn(), random.random(), random.gauss(0, 1)  # noqa: NPY002
+    return torch.rand(3, device=device), torch.rand(3), torch.tensor(others)
+
+
+@pytest.mark.parametrize("left_over", [False, True])
+def test_random_state_is_kept_and_replayed(device, left_over):
+    if left_over:
+        drawn(device)
     start = random_state(device)
-    first = torch.rand(3, device=device), torch.rand(3)
+    first = drawn(device)
     after = random_state(device)
     with random_state_kept(device, replay=start):
-        again = torch.rand(3, device=device), torch.rand(3)
+        again = drawn(device)
     for a, b in zip(first + after, again + random_state(device), strict=True):
         assert torch.equal(a, b)
 
@@ -21,10 +33,11 @@ def test_random_state_is_kept_and_replayed(device):
 def test_seeded_state_depends_on_the_generator_alone(device):
     def draw():
         with random_state_kept(device, seeded_state(device, torch.Generator().manual_seed(5))):
-            return torch.rand(3, device=device)
+            return torch.cat(drawn(device))
 
     first = draw()
     torch.manual_seed(99)
+    drawn(device)
     assert torch.equal(first, draw())
 
 
@@ -33,7 +46,6 @@ def test_draws_inside_are_never_made_outside(device, replayed):
     replay = seeded_state(device, torch.Generator().manual_seed(5)) if replayed else None
     before = random_state(device)
     with pytest.raises(KeyError), random_state_kept(device, replay):
-        torch.rand(3, device=device)
-        torch.rand(3)
+        drawn(device)
         raise KeyError
     assert all(torch.equal(a, b) for a, b in zip(before, random_state(device), strict=True))

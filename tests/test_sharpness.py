@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 import types
 
 import numpy as np
@@ -251,6 +252,23 @@ def test_dropout_repeats(images, given):
     torch.set_rng_state(state[0])
     model(x)
     assert torch.equal(torch.get_rng_state(), after)  # as much was drawn as in one pass
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_draws_of_numpy_and_python_repeat(given):
+    point, seen = Point(3.0, 4.0), []
+
+    def closure():
+        seen.append((np.random.rand(), random.random()))  # noqa: NPY002
+        return point()
+
+    sam = SAMWrapper(point)
+    state = sam.rng_state()
+    loss = closure() if given else None
+    sam(closure, loss, rng_state=state if given else None)
+    assert seen[0] == seen[1]
+    closure()
+    assert seen[2] != seen[1]
 
 
 def test_graphs_built_before_and_after_are_valid(images):

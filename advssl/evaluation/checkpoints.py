@@ -40,7 +40,7 @@ class LoadReport:
 
     Attributes:
         format: the first of :data:`FORMATS` that says where the tensors lie.
-        place: key of the file under which they lie, two with a dot between; "" is the file itself.
+        place: key of the file under which they lie, several with dots between; "" is the file.
         prefix: what stood before their names.
         loaded: number of the encoder's tensors that were filled.
         ignored: names left in the file: heads, queues, other encoders and branches, optimizers.

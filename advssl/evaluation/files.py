@@ -98,12 +98,22 @@ def as_tensor(value: Any) -> Tensor | None:
 
 
 def held_at(file: Mapping[str, Any], place: str) -> Mapping[Any, Any]:
-    """What lies under a key, or under two with a dot between; "" is the file itself."""
-    outer, _, inner = place.partition(".")
-    held = file if place == "" else file.get(place)
-    if held is None and inner and isinstance(above := file.get(outer), Mapping):
-        held = above.get(inner)
-    return held if isinstance(held, Mapping) else {}
+    """What lies under a key, or under several with dots between; "" is the file itself."""
+    return _mappings(file).get(place, {})
+
+
+def _mappings(file: Mapping[Any, Any]) -> dict[str, Mapping[Any, Any]]:
+    found, met = {"": file}, {id(file)}
+    pending = [("", file)]
+    while pending:
+        place, above = pending.pop(0)
+        for key, held in above.items():
+            # An optimizer numbers its own; what holds itself has been met.
+            if isinstance(held, Mapping) and isinstance(key, str) and id(held) not in met:
+                met.add(id(held))
+                pending.append((f"{place}.{key}" if place else key, held))
+                found.setdefault(*pending[-1])
+    return found
 
 
 def tensors_at(file: Mapping[str, Any], place: str) -> dict[str, Tensor]:
@@ -113,10 +123,8 @@ def tensors_at(file: Mapping[str, Any], place: str) -> dict[str, Tensor]:
 
 
 def places_of(file: Mapping[str, Any]) -> list[str]:
-    """All places with tensors, in the file itself, under a key or under two."""
-    inside = {key: value for key, value in file.items() if isinstance(value, Mapping)}
-    below = [f"{key}.{name}" for key, value in inside.items() for name in value]
-    return [place for place in ("", *inside, *below) if tensors_at(file, place)]
+    """All places with tensors, however deep."""
+    return [place for place in _mappings(file) if tensors_at(file, place)]
 
 
 def _file(path: Any) -> Path:

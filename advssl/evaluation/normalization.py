@@ -107,17 +107,19 @@ def normalization_of(
 
 def _run_before(tensors: Tensors, prefix: str) -> list[str]:
     """Tensors of layers that a Sequential, of which the encoder is one, runs before it."""
-    *around, place = re.sub(*OUT_OF_WRAPPERS, prefix).split(".")[:-1] or [""]
-    layers: dict[str, dict[str, str]] = {}
-    for key in tensors if place.isdigit() else ():
-        parts = re.sub(*OUT_OF_WRAPPERS, key).split(".")
-        if parts[: len(around)] == around and len(parts) > len(around) + 1:
-            own = ".".join(parts[len(around) + 1 :])
-            layers.setdefault(parts[len(around)], {})[own] = key
-    encoder = layers.pop(place, {})
-    before = (one for n, one in layers.items() if n.isdigit() and int(n) < int(place))
-    # One with tensors of the same names is another encoder of a list.
-    return [key for layer in before if layer.keys().isdisjoint(encoder) for key in layer.values()]
+    inside = re.sub(*OUT_OF_WRAPPERS, prefix).split(".")[:-1]
+    named = {key: re.sub(*OUT_OF_WRAPPERS, key).split(".") for key in tensors}
+    found: list[str] = []
+    for depth, place in enumerate(inside):
+        layers: dict[str, dict[str, str]] = {}
+        for key, parts in named.items() if place.isdigit() else ():
+            if parts[:depth] == inside[:depth] and len(parts) > depth + 1:
+                layers.setdefault(parts[depth], {})[".".join(parts[depth + 1 :])] = key
+        encoder = layers.pop(place, {})
+        before = (one for n, one in layers.items() if n.isdigit() and int(n) < int(place))
+        # One with tensors of the same names is another encoder of a list.
+        found += [k for one in before if one.keys().isdisjoint(encoder) for k in one.values()]
+    return found
 
 
 def _stands_before(key: str, prefix: str) -> bool:
@@ -133,14 +135,15 @@ def _beside(file: Mapping[str, Any], place: str, channels: Sequence[int]) -> dic
     entries = {name: value for name, value in file.items() if name not in tensors}
     found = {}
     pending: list[tuple[str, Any]] = [*entries.items()]
+    met: set[int] = set()  # some hold themselves
     while pending:
         name, value = pending.pop()
         if isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value):
             value = torch.tensor(value, dtype=torch.float64, device="cpu")
-        elif isinstance(value, list | tuple):
-            value = dict(enumerate(value))
-        if isinstance(value, Mapping):
-            pending += [(f"{name}.{key}", inside) for key, inside in value.items()]
+        if isinstance(value, Mapping | list | tuple) and id(value) not in met:
+            met.add(id(value))
+            inside = value.items() if isinstance(value, Mapping) else enumerate(value)
+            pending += [(f"{name}.{key}", one) for key, one in inside]
         value = as_tensor(value)
         if value is not None and value.numel() in channels and (value.numel() > 1 or value.ndim):
             found[name] = value

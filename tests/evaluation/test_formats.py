@@ -126,13 +126,15 @@ def test_a_module_around_the_encoder_may_lie_anywhere(place, prefix, path):
 
 @pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "model."])
 @pytest.mark.parametrize(
-    "place", ["weights", "model_ema", "teacher", "state.model", "model.state_dict", "my.net"]
+    "place", ["weights", "model_ema", "teacher", "state.model", "model.state_dict", "a.b.c.trunk"]
 )
 def test_a_state_dict_may_lie_under_any_key(place, prefix, path):
     theirs, encoder = tiny(), tiny()
     own = prefixed(theirs.state_dict(), prefix)
-    outer, _, inner = place.partition(".")
-    content = {outer: {inner: own} if inner else own, "epoch": 3, "temperature": torch.ones(())}
+    outer, *inner = place.split(".")
+    for key in reversed(inner):
+        own = {key: own, "epoch": 3}
+    content = {outer: own, "epoch": 3, "temperature": torch.ones(())}
     report = load_encoder(encoder, saved(content, path))
     assert same(encoder, theirs.state_dict())
     assert (report.place, report.prefix) == (place, prefix)

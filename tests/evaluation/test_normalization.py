@@ -109,6 +109,11 @@ def test_any_other_layer_before_the_encoder_is_refused(layer, around, prefix, pa
     refuse(tiny(), saved(state, path), message, prefix=prefix)
 
 
+def test_one_before_a_sequential_around_the_encoder_is_refused_too(path):
+    net = nn.Sequential(nn.BatchNorm2d(3), nn.Sequential(tiny(), nn.Linear(4, 2)))
+    refuse(tiny(), saved(net.state_dict(), path), "in a layer before the", prefix="1.0.")
+
+
 @pytest.mark.parametrize("names", [("shift", "scale"), ("offset", "divisor"), ("sub", "div")])
 @pytest.mark.parametrize("at", ["", "0.", "normalize."])
 def test_two_values_per_channel_under_any_name_are_refused(names, at, path):
@@ -188,6 +193,12 @@ def test_a_normalisation_beside_the_weights(place, beside, path):
 def test_what_is_no_input_layer(others, path):
     state = {**prefixed(tiny().state_dict(), "1."), **others}
     assert load_encoder(tiny(), saved(state, path), prefix="1.").normalization is None
+
+
+def test_a_mean_that_is_its_std_too(path):
+    half = (0.5, 0.5, 0.5)
+    content = {"state_dict": tiny().state_dict(), "settings": {"mean": half, "std": half}}
+    assert load_encoder(tiny(), saved(content, path)).normalization == (half, half)
 
 
 def test_a_normalisation_of_one_channel_beside_the_weights(path):

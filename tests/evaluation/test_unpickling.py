@@ -31,6 +31,7 @@ import pytest
 import torch
 from torch import nn
 
+from advssl.evaluation.checkpoints import load_encoder
 from advssl.evaluation.files import as_tensor, read
 from evaluation.test_files import ONE, STATE, holds, refused
 
@@ -181,6 +182,14 @@ def test_arrays_of_both_numpys_are_read(old, path):
     path.write_bytes(content.replace(there, f"numpy.{old}.multiarray".encode()))
     for name in ("x", "swapped"):
         assert as_tensor(read(path)[name]).tolist() == [0, 1, 2]
+
+
+def test_what_holds_itself_is_looked_at_once(path):
+    net, settings = nn.Linear(2, 2), {"mean": [0.5]}
+    settings["again"], settings["list"] = settings, [settings]
+    settings["list"].append(settings["list"])
+    torch.save({"weights": net.state_dict(), "settings": settings}, path)
+    assert load_encoder(nn.Linear(2, 2), path).place == "weights"
 
 
 def test_what_the_caller_allows_is_passed_over_and_stays_allowed(path):

@@ -254,8 +254,10 @@ def has_statistics(module: nn.Module) -> bool:
     buffers = _floating(module._buffers)
     if isinstance(module, _BatchNorm) or any(map(_RUNNING.fullmatch, buffers)):
         return True
-    # Otherwise of a layer alone; a model around others may have a queue, or a teacher's momentum.
-    if any(child.state_dict() for child in module.children()):
+    # Otherwise of a layer alone, which has a forward; a loss may keep a centre, and a model around
+    # others a queue, or a teacher's momentum.
+    layer = type(module).forward is not nn.Module.forward
+    if not layer or any(child.state_dict() for child in module.children()):
         return False
     if buffers and (_RATES & vars(module).keys() or any(map(_AVERAGE.fullmatch, buffers))):
         return True

@@ -531,6 +531,15 @@ class Kept(nn.Module):
         return x - self.running_mean
 
 
+class Centre(nn.Module):
+    """As lightly's losses have one: updated by its own method."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.momentum = 0.9
+        self.register_buffer("center", torch.zeros(4))
+
+
 class Averaging(nn.Module):
     """Under other names, and its rate under another still."""
 
@@ -603,8 +612,9 @@ class TestOtherLayers:
         model.momentum = 0.99  # of a teacher
         model.register_buffer("queue", torch.zeros(4))
         model.running_loss = torch.zeros(4)
+        model.loss = Centre()
         branch_batchnorm(model)
-        assert [type(m) for m in model] == [BranchBatchNorm, Averaging, Averaging]
+        assert [type(m) for m in model] == [BranchBatchNorm, Averaging, Averaging, Centre]
 
     def test_around_others_are_refused(self):
         whole = Whitening()

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from advssl.copying import copied as copied
@@ -106,7 +107,7 @@ def learning(module: nn.Module, learns: bool) -> None:
 def check_differentiable(parameters: Mapping[str, Tensor]) -> None:
     """Raise on a parameter that no gradient passes."""
     for name, p in parameters.items():
-        if p.is_inference():
+        if not is_lazy(p) and p.is_inference():
             raise ValueError(
                 f"{name} was made under torch.inference_mode, and no gradient passes what is made "
                 "there; make the model outside of it, or a copy.deepcopy of it"

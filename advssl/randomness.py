@@ -21,12 +21,13 @@ def random_state(device: torch.device) -> tuple[Tensor, ...]:
 
 
 def set_random_state(states: tuple[Tensor, ...], device: torch.device) -> None:
-    """Go on from a :func:`random_state`."""
-    of_cpu, of_others, *of_device = states
-    torch.set_rng_state(of_cpu)
-    _set_others(of_others)
-    for state in of_device if device.type == "cuda" else ():
-        torch.cuda.set_rng_state(state, device)
+    """Go on from a :func:`random_state`, or from torch's part of one."""
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        if state.dtype == torch.int64:
+            _set_others(state)
+        elif device.type == "cuda":
+            torch.cuda.set_rng_state(state, device)
 
 
 def seeded_state(device: torch.device, generator: torch.Generator) -> tuple[Tensor, ...]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import disable_saved_tensors_hooks, get_gradient_edge
 from torch.func import functional_call
+from torch.nn.parameter import is_lazy
 
 from advssl.distributed import agree, average
 from advssl.modes import check_differentiable, state_kept, weights_recomputed
 from advssl.precision import uphill
 from advssl.randomness import random_state, random_state_kept
 from advssl.reaching import moved_since, reached, state_marks, submodules
+from advssl.snapshots import Snapshot
 from advssl.types import Closure, Scalar, described, flag, height_of, modules_of, number, see, warn
 
 
@@ -32,13 +35,13 @@ class SAMWrapper(nn.Module):
         While the closure runs a second time the modules' parameters are replaced by θ + e; the
         parameters themselves, and ``.grad``, are never touched. BatchNorm buffers, a momentum
         encoder, a queue and its pointer move in the pass at θ and not in the second, in the modules
-        given and in others that the closure calls, as far as they are found from its variables;
-        both passes draw the same random numbers. Weights that ``parametrize.cached()`` remembers
-        are computed anew. Parameters that the closure does not reach stay where they are. Under
-        ``torch.distributed`` g is averaged over ranks, so every rank must make the call; the term
-        is then that of one process on the whole batch. A closure must read parameters from the
-        modules (call them), not from a variable bound before. Second derivatives through e are
-        dropped, as in the paper.
+        given and in others that the closure calls, as far as they are found from its variables; the
+        second begins from what the first began from, so that at ρ = 0 it is the first. Both draw
+        the same random numbers. Weights that ``parametrize.cached()`` remembers are computed anew.
+        Parameters that the closure does not reach stay where they are. Under ``torch.distributed``
+        g is averaged over ranks, so every rank must make the call; the term is then that of one
+        process on the whole batch. A closure must read parameters from the modules (call them), not
+        from a variable bound before. Second derivatives through e are dropped, as in the paper.
 
     Args:
         *modules: whose parameters move. Referenced, not registered: they do not join this module's
@@ -91,10 +94,10 @@ class SAMWrapper(nn.Module):
             closure: forwards and returns a scalar, without backward; it runs at θ and at θ + e. One
                 element of another shape is taken too, and a mapping that holds it as "loss".
             loss: its value at θ with its graph, if your loop has it already: then the closure runs
-                at θ + e only. Give it where it joins the same ``backward`` and the closure changes
-                parameters in place, as SwAV its prototypes. The graph stays alive for your own
-                ``backward``; if a compiled module made it, set
-                ``torch._functorch.config.donated_buffer = False`` before.
+                at θ + e only, and begins from what queues and statistics are then. Give it where it
+                joins the same ``backward`` and the closure changes parameters in place, as SwAV its
+                prototypes. The graph stays alive for your own ``backward``; if a compiled module
+                made it, set ``torch._functorch.config.donated_buffer = False`` before.
             rng_state: what :meth:`rng_state` returned before ``loss`` was computed, so that dropout
                 repeats; without ``loss`` there is no need of it.
 
@@ -112,13 +115,15 @@ class SAMWrapper(nn.Module):
             raise ValueError(f"rng_state is what rng_state() returned, got {described(rng_state)}")
         if loss is None and rng_state is not None:
             raise ValueError("rng_state belongs to a loss that was computed before; give loss too")
-        problem, at_theta = None, loss
+        problem, before, at_theta = None, None, loss
         with torch.enable_grad():
             try:
                 parameters = self._parameters_moved()
                 device = next(iter(parameters.values())).device
                 state = random_state(device) if loss is None else rng_state
                 if loss is None:
+                    held = self.modules_moved, reached(closure).modules
+                    before = _Untrained(*chain(*held), generators=False)
                     with weights_recomputed():
                         at_theta = closure()
                 gradients = self._slopes(at_theta, parameters, retain_graph=loss is not None)
@@ -137,6 +142,8 @@ class SAMWrapper(nn.Module):
                 state_kept(*self.modules_moved, *modules),
                 disable_saved_tensors_hooks(_CHECKPOINTED),
             ):
+                if before is not None:
+                    before.restore()
                 run = _Run(self.modules_moved)
                 lent = _wherever_they_stand(run, parameters, moved)
                 again = functional_call(run, lent, (closure,), tie_weights=False)
@@ -250,6 +257,14 @@ def _wherever_they_stand(
         for name, p in module._parameters.items()
         if p in new
     }
+
+
+class _Untrained(Snapshot):
+    """What a pass meets beside the parameters that are moved: queues, statistics, generators."""
+
+    def _hold_tensor(self, tensor: Tensor) -> None:
+        if not (tensor.requires_grad or is_lazy(tensor)):
+            super()._hold_tensor(tensor)
 
 
 def _as_parameter(value: Tensor, memo: Any) -> nn.Parameter:  # noqa: ARG001

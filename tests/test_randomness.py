@@ -30,6 +30,16 @@ def test_random_state_is_kept_and_replayed(device, left_over):
         assert torch.equal(a, b)
 
 
+def test_torchs_part_of_a_state_is_one(device):
+    start = random_state(device)
+    first = drawn(device)
+    with random_state_kept(device, replay=(start[0], *start[2:])):
+        again = drawn(device)
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[2], again[2])
+
+
 def test_seeded_state_depends_on_the_generator_alone(device):
     def draw():
         with random_state_kept(device, seeded_state(device, torch.Generator().manual_seed(5))):

@@ -366,6 +366,14 @@ def test_a_module_with_several_names_moves_once_and_keeps_its_parameters(made):
         torch.testing.assert_close(p.grad, expected[name])
 
 
+def test_lazy_modules_get_their_shapes_in_the_first_pass():
+    model = nn.Sequential(nn.LazyLinear(3), nn.LazyBatchNorm1d())
+    SAMWrapper(model)(square(model, torch.randn(5, 4))).backward()
+    assert [type(m) for m in model] == [nn.Linear, nn.BatchNorm1d]
+    assert all(isinstance(p.grad, Tensor) for p in model.parameters())
+    assert model[1].num_batches_tracked == 1
+
+
 def test_sparse_gradients_move_as_dense_ones():
     sparse = nn.Sequential(nn.Embedding(5, 3, sparse=True), nn.Linear(3, 2))
     dense, words = copy.deepcopy(sparse), torch.tensor([0, 0, 3])
@@ -591,6 +599,42 @@ class TestOtherModulesThatTheClosureCalls:
         assert found == wanted
         for mine, other in zip(tensors, others, strict=True):
             torch.testing.assert_close(mine, other)
+
+    class Noisy(nn.Module):
+        """A generator of its own, one of numpy's, and a schedule that counts."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.draws, self.others = torch.Generator(), np.random.default_rng(0)
+            self.calls = 0
+
+        def forward(self, z):
+            self.calls += 1
+            return z * torch.rand((), generator=self.draws) * self.others.random() / self.calls
+
+    class Queue(nn.Module):
+        """Compares with what is in it, then takes the batch in."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("rows", torch.ones(4, 8))
+
+        def forward(self, z):
+            seen = z @ self.rows.mT
+            self.rows = torch.cat([z.detach(), self.rows])[:4]
+            return seen
+
+    @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+    @pytest.mark.parametrize("outside", [Noisy, Queue, Slow, lambda: nn.BatchNorm1d(8)])
+    @pytest.mark.parametrize("moved", [False, True])
+    def test_at_no_distance_the_second_pass_is_the_first(self, outside, moved):
+        encoder, head, x = nn.Linear(6, 8), outside(), torch.randn(9, 6)
+        once = copy.deepcopy(head)
+        wanted = once(encoder(x)).square().mean()
+        sam = SAMWrapper(encoder, *[head] * moved, rho=0.0)
+        for _ in range(2):
+            torch.testing.assert_close(sam(lambda: head(encoder(x)).square().mean()), wanted)
+            wanted = once(encoder(x)).square().mean()
 
     def test_move_once_also_when_the_second_pass_fails(self):
         encoder, head, x, calls = nn.Linear(6, 8), nn.BatchNorm1d(8), torch.randn(9, 6), []

@@ -419,8 +419,21 @@ class AdversarialViewGenerator(nn.Module):
             said.add(text)
             warn(f"{text}; take more or larger steps, or step_size=None")
 
+    @property
+    def _in_levels(self) -> bool:
+        return self.bounds is not None and self.bounds[1] - self.bounds[0] > 100
+
+    def _say_dark(self, clean: Sequence[Images]) -> None:
+        if not self._in_levels or not 0 < max(float(x.max()) for x in clean) <= 1:
+            return
+        said = _SAID.setdefault(self, set())
+        text = f"no pixel of these images is above 1, and bounds are {self.bounds}"
+        if text not in said:
+            said.add(text)
+            warn(f"{text}: give images in grey levels, or bounds and radius for images in [0, 1]")
+
     def _say_narrow(self, ball: Ball) -> None:
-        if self.bounds is not None and self.bounds[1] - self.bounds[0] > 100 and ball.radius <= 0.5:
+        if self._in_levels and ball.radius <= 0.5:
             warn(
                 f"{ball} is no more than half a grey level of images in bounds {self.bounds}; it "
                 "is in their unit: write 8 for 8 / 255" + see("A radius in grey levels")
@@ -487,6 +500,7 @@ class AdversarialViewGenerator(nn.Module):
                     f"{step} of {self.steps}; look for a square root, logarithm or division at zero"
                     + see("Numbers that are not finite")
                 )
+        self._say_dark(clean)
         self._note(climbed)
 
     @_disable_dynamo

@@ -744,6 +744,13 @@ class TestUnits:
         with pytest.warns(UserWarning, match="half a grey level .*write 8 for 8 / 255"):
             AdversarialViewGenerator(ball, bounds=(0, 255))
 
+    def test_images_in_0_1_beside_bounds_in_grey_levels(self, images):
+        adversary = AdversarialViewGenerator(Linf(8), bounds=(0, 255))
+        with pytest.warns(UserWarning, match="no pixel of these images is above 1, and bounds"):
+            adversary(images, lambda v: v.sum())
+        adversary(images, lambda v: v.sum())  # said once
+        adversary(255 * images, lambda v: v.sum())
+
     def test_a_mean_outside_the_bounds(self):
         with pytest.raises(ValueError, match=r"mean must lie in bounds .*255 grey levels"):
             AdversarialViewGenerator(mean=(123.7, 116.3, 103.5), std=(58.4, 57.1, 57.4))

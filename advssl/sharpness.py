@@ -73,13 +73,23 @@ class SAMWrapper(nn.Module):
         for m in submodules(*modules):
             if isinstance(m, torch.jit.ScriptModule):
                 raise ValueError("the weights of TorchScript cannot move; give the plain module")
-        self.rho = number("rho", rho)
-        if not 0 <= self.rho < float("inf"):
-            raise ValueError(f"rho must be non-negative and finite, got {rho}")
+        self.rho = rho
         self.adaptive = flag("adaptive", adaptive)
         # A tuple of modules is not registered, so nothing of theirs is moved or saved through here.
         self.modules_moved = modules
         self._said = False
+
+    @property
+    def rho(self) -> float:
+        """ρ, which a schedule may set between steps."""
+        return self._rho
+
+    @rho.setter
+    def rho(self, rho: float) -> None:
+        plain = number("rho", rho)
+        if not 0 <= plain < float("inf"):
+            raise ValueError(f"rho must be non-negative and finite, got {rho}")
+        self._rho = plain
 
     def forward(
         self,

@@ -860,6 +860,8 @@ def test_rho_as_numpy_and_torch_give_it(rho):
     sam = SAMWrapper(Point(3.0, 4.0), rho=rho, adaptive=np.bool_(False))
     assert type(sam.rho) is float
     assert sam.rho == float(rho)
+    sam.rho = 2 * rho
+    assert (type(sam.rho), sam.rho) == (float, 2 * float(rho))
 
 
 @pytest.mark.parametrize("answer", [lambda z: z.view(1), lambda z: {"loss": z}])
@@ -905,8 +907,12 @@ def test_references_its_modules_without_registering_them():
 class TestErrors:
     @pytest.mark.parametrize("rho", [-0.1, float("nan"), float("inf")])
     def test_rho(self, rho):
+        sam = SAMWrapper(Point(1.0))
         with pytest.raises(ValueError, match="rho must be non-negative and finite, got"):
             SAMWrapper(Point(1.0), rho=rho)
+        with pytest.raises(ValueError, match="rho must be non-negative and finite, got"):
+            sam.rho = rho  # as a schedule sets it
+        assert sam.rho == 0.05
 
     def test_no_module(self):
         with pytest.raises(ValueError, match="needs the modules whose weights move"):

@@ -64,13 +64,13 @@ def random_state_kept(
 # number is left over; 625 of Python's; and what both have left over, bit by bit.
 @_disable_dynamo
 def _of_others(of_numpy: Any = np.random, of_python: Any = random) -> Tensor:
-    state = of_numpy.get_state()
-    if not isinstance(state, tuple):  # another bit generator was set for numpy
+    state = of_numpy.get_state(legacy=False)
+    if state["bit_generator"] != "MT19937":  # another was set for numpy
         return torch.empty(0, dtype=torch.int64, device="cpu")
-    _, words, *rest, spare = state
+    words, place = state["state"]["key"], (state["state"]["pos"], state["has_gauss"])
     _, own, following = of_python.getstate()
-    left = np.array([spare, nan if following is None else following]).view(np.int64)
-    return torch.from_numpy(np.concatenate([words, rest, own, left]).astype(np.int64))
+    left = np.array([state["gauss"], nan if following is None else following]).view(np.int64)
+    return torch.from_numpy(np.concatenate([words, place, own, left]).astype(np.int64))
 
 
 @_disable_dynamo

@@ -89,7 +89,7 @@ def check_kind(name: str, value: Any, kind: Any) -> None:
     if not isinstance(value, kind):
         names = (getattr(one, "__name__", str(one)) for one in get_args(kind) or (kind,))
         wanted = " or ".join({"NoneType": "None", "Callable": "function"}.get(n, n) for n in names)
-        article = "an" if wanted[0] in "AEIOU" else "a"
+        article = "an" if wanted[0].upper() in "AEIOU" else "a"
         raise ValueError(f"{name} must be {article} {wanted}, got {described(value)}")
 
 

@@ -65,7 +65,9 @@ class TestLoss:
         with torch.autocast("cpu", dtype):
             loss = head(self.embeddings, self.index)
             narrow = head(self.embeddings.to(dtype), self.index)
+            logits = head.logits(self.embeddings)
         assert torch.equal(loss, expected)
+        assert all(map(torch.equal, logits, head.logits(self.embeddings)))
         assert narrow.dtype == torch.float32
         torch.testing.assert_close(narrow, expected, rtol=0, atol=0.02)
 

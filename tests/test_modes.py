@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
 from advssl import AdversarialViewGenerator, SAMWrapper
-from advssl.modes import evaluating, frozen, unlogged, weights_recomputed
+from advssl.modes import evaluating, frozen, learning, unlogged, weights_recomputed
 
 
 class Boom(Exception):
@@ -105,6 +105,16 @@ def test_frozen_gives_back_gradients_that_were_exchanged(before):
         layer.zero_grad()
         layer.weight.grad = torch.zeros(6, 8)
     assert layer.weight.grad is before
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+@pytest.mark.parametrize("scripted", [False, True])
+def test_learning_is_of_every_parameter(scripted):
+    layer = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    layer = torch.jit.script(layer) if scripted else layer
+    for learns in (False, True):
+        learning(layer, learns)
+        assert {p.requires_grad for p in layer.parameters()} == {learns}
 
 
 @pytest.mark.parametrize("block", [frozen, evaluating])

@@ -51,6 +51,26 @@ def test_seeded_state_depends_on_the_generator_alone(device):
     assert torch.equal(first, draw())
 
 
+def test_states_of_two_seeds_draw_otherwise(device):
+    def draw(seed):
+        with random_state_kept(device, seeded_state(device, torch.Generator().manual_seed(seed))):
+            return torch.cat(drawn(device)).float()
+
+    assert (draw(5) != draw(6)).all()
+
+
+def test_another_bit_generator_of_numpys_is_left_alone(device):
+    before = np.random.get_bit_generator()
+    try:
+        np.random.set_bit_generator(np.random.PCG64(1))
+        expected = np.random.RandomState(np.random.PCG64(1)).rand(2).tolist()
+        with random_state_kept(device, random_state(device)):
+            found = [np.random.rand()]  # noqa: NPY002
+        assert [*found, np.random.rand()] == expected  # noqa: NPY002
+    finally:
+        np.random.set_bit_generator(before)
+
+
 @pytest.mark.parametrize("replayed", [False, True])
 def test_draws_inside_are_never_made_outside(device, replayed):
     replay = seeded_state(device, torch.Generator().manual_seed(5)) if replayed else None

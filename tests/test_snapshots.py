@@ -157,6 +157,16 @@ def test_everything_is_given_back_as_often_as_asked(module):
         now.restore()
 
 
+@pytest.mark.parametrize("before", [None, torch.ones(2, 2)])
+def test_gradients_that_were_exchanged_are_given_back(before):
+    layer = nn.Linear(2, 2)
+    layer.weight.grad = before
+    now = Snapshot(layer)
+    layer.weight.grad = torch.zeros(2, 2)
+    now.restore()
+    assert layer.weight.grad is before
+
+
 def test_a_graph_built_before_survives(module):
     x = torch.randn(4, 2)
     (plain,) = torch.autograd.grad(module.net[0](x).square().sum(), module.net[0].weight)

@@ -15,6 +15,7 @@ from advssl import AdversarialViewGenerator, Linf, SAMWrapper
 from advssl.types import (
     check_embeddings,
     check_indices,
+    check_kind,
     check_reduction,
     described,
     embeddings_of,
@@ -268,6 +269,23 @@ def test_other_views_are_refused(value):
 def test_what_is_long_is_cut():
     assert described("x" * 58) == repr("x" * 58)
     assert described("x" * 99) == "'" + "x" * 59
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (nn.Module, "model must be a Module, got 3"),
+        (int | None, "model must be an int or None, got 'x'"),
+        (Linf, "model must be a Linf, got None"),
+        (AdversarialViewGenerator, "model must be an AdversarialViewGenerator, got None"),
+    ],
+)
+def test_a_kind(kind, message):
+    wrong = {"3": 3, "'x'": "x", "None": None}[message.rpartition(" ")[2]]
+    if message.startswith("model must be an int"):
+        check_kind("model", None, kind)
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        check_kind("model", wrong, kind)
 
 
 # --- warnings -------------------------------------------------------------------------------------

@@ -127,9 +127,7 @@ class AdversarialViewGenerator(nn.Module):
         self.steps = steps
         self.start = start
         self.clamp_start = flag("clamp_start", clamp_start)
-        self.zerograd = number("zerograd", zerograd)
-        if not 0 <= self.zerograd < 1:
-            raise ValueError(f"zerograd is a share, in [0, 1), got {self.zerograd}")
+        self.zerograd = zerograd
         if pixels is None:
             pixels = Pixels(mean, std, bounds)  # type: ignore[arg-type]
         elif mean is not None or std is not None or bounds is not _UNIT:
@@ -162,6 +160,17 @@ class AdversarialViewGenerator(nn.Module):
     @steps.setter
     def steps(self, steps: int) -> None:
         self._steps = whole("steps", steps, 0)
+
+    @property
+    def zerograd(self) -> float:
+        return self._zerograd
+
+    @zerograd.setter
+    def zerograd(self, zerograd: float) -> None:
+        plain = number("zerograd", zerograd)
+        if not 0 <= plain < 1:
+            raise ValueError(f"zerograd is a share, in [0, 1), got {plain}")
+        self._zerograd = plain
 
     @property
     def step_size(self) -> float:

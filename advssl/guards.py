@@ -124,13 +124,30 @@ class CatastrophicOverfittingGuard:
     ) -> None:
         check_kind("adversary", adversary, AdversarialViewGenerator)
         self.adversary = adversary
-        self.every = whole("every", every, 1)
-        self.least = number("least", least)
-        if not 0 < self.least < 1:
-            raise ValueError(f"least is a share of PGD's gain, in (0, 1), got {self.least}")
+        self.every = every
+        self.least = least
         self._pgd = AdversarialViewGenerator(Linf(8 / 255), PGD_STEPS)
         self._calls = 0
         self._highest = 0.0
+
+    @property
+    def every(self) -> int:
+        return self._every
+
+    @every.setter
+    def every(self, every: int) -> None:
+        self._every = whole("every", every, 1)
+
+    @property
+    def least(self) -> float:
+        return self._least
+
+    @least.setter
+    def least(self, least: float) -> None:
+        plain = number("least", least)
+        if not 0 < plain < 1:
+            raise ValueError(f"least is a share of PGD's gain, in (0, 1), got {plain}")
+        self._least = plain
 
     def __call__(
         self,

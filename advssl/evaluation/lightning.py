@@ -15,7 +15,12 @@ from advssl.evaluation.attacks import Attack
 from advssl.evaluation.batches import ANY, check_batch
 from advssl.evaluation.plain_json import msgspec
 from advssl.evaluation.theory import MeanClassifier, robust_bounds
-from advssl.integrations.lightning.bolts import Callback, check_kind
+from advssl.integrations.lightning.bolts import (
+    Callback,
+    check_given_once,
+    check_kind,
+    submodule_of,
+)
 from advssl.types import Images, Labels, positive, several, whole
 
 if TYPE_CHECKING:
@@ -24,7 +29,18 @@ if TYPE_CHECKING:
 _LOGGED = ("benign", "adversarial", "sharp", "js", "pearson", "tv", "accuracy", "measured")
 
 
-class TheoremTerms(Callback):
+class Watcher(Callback):
+    """What the callbacks here share: they look at an encoder by its name, and log what they see."""
+
+    on: str
+    branches: tuple[str, str] | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        check_given_once(trainer, self)  # two would log their mean
+        encoders_of(pl_module, self.on, self.branches)
+
+
+class TheoremTerms(Watcher):
     """Logs the terms of GSA-RSL's Theorem 4.9 on the same images after every so many epochs.
 
     Logged are, behind "theorem/", "benign", "adversarial", "sharp", "js", "pearson", "tv",
@@ -89,7 +105,7 @@ class TheoremTerms(Callback):
         pl_module.log_dict({f"theorem/{name}": value for name, value in terms.items()})
 
 
-class ClassTerms(Callback):
+class ClassTerms(Watcher):
     """Logs how classes lie, and how many pairs an anchor has, after every so many epochs.
 
     Logged are, behind "classes/", "intra", "inter", "relative" (R-DIV), "clean" and "robust"
@@ -176,13 +192,7 @@ def encoders_of(
     module: nn.Module, on: str, branches: tuple[str, str] | None
 ) -> tuple[nn.Module, nn.Module | None]:
     """The encoder of that name, or with branches that of benign and that of attacked images."""
-    try:
-        encoder = module.get_submodule(on)
-    except AttributeError as error:
-        raise ValueError(
-            f"{type(module).__name__} has no submodule {on!r}; name its encoder, one of "
-            f"{[name for name, _ in module.named_children()]}"
-        ) from error
+    encoder = submodule_of(module, on)
     if branches is None:
         return encoder, None
     first, second = (keep_branch(encoder, name) for name in branches)

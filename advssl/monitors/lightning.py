@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from advssl.evaluation.lightning import check_branches, encoders_of
-from advssl.integrations.lightning.bolts import Callback, check_kind
+from advssl.evaluation.lightning import Watcher, check_branches, encoders_of
+from advssl.integrations.lightning.bolts import check_kind
 from advssl.monitors.alarms import Alarms
 from advssl.monitors.watching import Monitors
 from advssl.types import warn, whole
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
 
 
-class EncoderMonitor(Callback):
+class EncoderMonitor(Watcher):
     """Logs what monitors see after every so many epochs, and warns when an alarm begins.
 
     The numbers stand behind "monitor/", in whatever loggers the trainer has. The training is bit

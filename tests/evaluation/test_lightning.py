@@ -17,6 +17,8 @@ from advssl.evaluation.anchors import class_terms
 from advssl.evaluation.attacks import PGD
 from advssl.evaluation.lightning import ClassTerms, TheoremTerms
 from advssl.evaluation.theory import MeanClassifier, robust_bounds
+from advssl.monitors import Monitors
+from advssl.monitors.lightning import EncoderMonitor
 
 BALL = Linf(0.1)
 pytestmark = pytest.mark.filterwarnings("ignore:.*(many workers|LeafSpec|logging interval)")
@@ -111,6 +113,44 @@ def test_branches_are_told_from_the_perturbation():
         clean, None, *blobs(12, 4, seed=5), adversarial_encoder=adversarial, ball=BALL
     )
     assert float(logged["theorem/branch_accuracy"]) == pytest.approx(found.branch_accuracy)
+
+
+class Untrained(Plain):
+    def training_step(self, *_):
+        raise AssertionError("training began")
+
+
+def watchers(on: str, branches=None) -> list:
+    """One of each that looks at an encoder by its name."""
+    images, labels = blobs(12, 4, seed=5)
+    monitors = Monitors(images, labels, images, labels, ball=BALL)
+    return [
+        TheoremTerms(images, labels, on=on, branches=branches),
+        EncoderMonitor(monitors, on=on, branches=branches),
+        *([] if branches else [ClassTerms(images, labels, on=on)]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("on", "branches", "complaint"),
+    [
+        ("encoder", None, r"no submodule 'encoder'.*backbone"),
+        ("backbone.9", None, "no submodule 'backbone.9'"),
+        ("backbone", ("clean", "attacked"), "no BatchNorm branch 'attacked'"),
+    ],
+)
+def test_a_name_that_is_none_is_refused_before_training(on, branches, complaint):
+    for watch in watchers(on, branches):
+        with pytest.raises(ValueError, match=complaint):
+            trained(Untrained(["clean", "adversarial"]), watch)
+
+
+def test_two_that_would_log_their_mean_under_one_name_are_refused():
+    module = Plain()
+    module.other = nn.Sequential(nn.Flatten(), nn.Linear(100, 3))
+    pair = [TheoremTerms(*blobs(12, 4, seed=5), on=on) for on in ("backbone", "other")]
+    with pytest.raises(ValueError, match="TheoremTerms 2 times; give it once"):
+        trained(module, *pair)
 
 
 def test_mistakes_are_refused():

@@ -89,6 +89,15 @@ def divergence(on: str = "projection_head", **arguments) -> GlobalDivergence:
     return GlobalDivergence(GlobalDivergenceCritic(OUT), on, **arguments)
 
 
+def built(self) -> None:
+    self.net = nn.Sequential(nn.Flatten(), nn.Linear(48, OUT))
+    self.also = self.net
+
+
+def manual(self) -> None:
+    self.automatic_optimization = False
+
+
 class Indexed(SimCLR):
     def train_dataloader(self):
         return DataLoader(IndexedDataset(Views()), batch_size=8)
@@ -467,6 +476,28 @@ class TestAllCallbacks:
             with pytest.raises(ValueError, match=r"Manual optimises manually.*adversary\(view"):
                 fit(made(Manual), [callback])
 
+    @pytest.mark.parametrize("hook", ["setup", "configure_model"])
+    @pytest.mark.parametrize("on", ["net", "net.1", "also", "also.1"])
+    def test_find_what_the_module_builds_late_under_each_of_its_names(self, hook, on):
+        def late(self, stage=None) -> None:
+            built(self)
+
+        kind = type("Late", (Plain,), {hook: late})
+        module = kind()
+        del module.net
+        term = GlobalDivergence(GlobalDivergenceCritic(OUT), on, weight=0.5)
+        trainer = fit(module, [adversarial(), term], steps=1)
+        assert trainer.callback_metrics["global_divergence"].isfinite()
+
+    @pytest.mark.parametrize("hook", ["setup", "configure_model"])
+    def test_refuse_manual_optimisation_wherever_the_module_chooses_it(self, hook):
+        def late(self, stage=None) -> None:
+            manual(self)
+
+        for callback in (adversarial(), SharpnessAware()):
+            with pytest.raises(ValueError, match="Late optimises manually"):
+                fit(type("Late", (Plain,), {hook: late})(), [callback])
+
     def test_refuse_strategies_that_shard(self):
         callback = adversarial()
         strategy = type("FSDPStrategy", (), {})()
@@ -800,6 +831,20 @@ class TestGlobalDivergence:
     def test_clouds_of_an_attack_without_effect_are_one(self):
         trainer = fit(made(SimCLR), [still(1), divergence()], steps=3)
         assert all(m["global_divergence"] <= 1e-6 for m in trainer.logger.metrics)
+
+    def test_a_critic_that_is_frozen_stays_and_its_estimate_joins(self):
+        term, alone = divergence(), made(SimCLR)
+        before = copy.deepcopy(term.critic.requires_grad_(False).state_dict())
+        fit(alone, [adversarial()])
+        fit(module := made(SimCLR), [adversarial(), term])
+        assert_same(before, term.critic.state_dict())
+        name = "projection_head.layers.0.weight"
+        assert not torch.equal(alone.state_dict()[name], module.state_dict()[name])
+
+    def test_an_optimizer_that_takes_several_steps_at_once_is_refused(self):
+        critic = GlobalDivergenceCritic(OUT)
+        with pytest.raises(ValueError, match=r"one step per batch, LBFGS needs a closure"):
+            GlobalDivergence(critic, "net", optimizer=torch.optim.LBFGS(critic.parameters()))
 
     def test_its_weight_is_what_joins_the_loss(self):
         class Returns(SimCLR):
@@ -1473,6 +1518,27 @@ class TestScheduled:
         fit(made(SimCLR), callbacks, steps=4)  # two batches an epoch
         assert seen == [(1, 1), (3, 2), (5, 2), (5, 2)]
         assert term.weight == 1.5
+
+    @pytest.mark.parametrize(
+        ("setting", "wrong", "complaint"),
+        [
+            ("weight", -1, "weight must be finite and not negative"),
+            ("weight", float("nan"), "weight must be finite"),
+            ("weight", "1", "weight must be a number"),
+            ("every", 0, "every must be at least 1"),
+            ("least", 1, "least is a share"),
+            ("zerograd", 1, "zerograd is a share"),
+            ("zerograd", float("nan"), "zerograd is a share"),
+        ],
+    )
+    def test_what_a_schedule_sets_is_held_to_what_a_constructor_is(self, setting, wrong, complaint):
+        attack, term = adversarial(), divergence()
+        guard = CatastrophicOverfittingGuard(attack.adversary)
+        target = next(one for one in (term, guard, attack.adversary) if hasattr(one, setting))
+        before = getattr(target, setting)
+        with pytest.raises(ValueError, match=complaint):
+            fit(made(SimCLR), [attack, term, Scheduled(target, **{setting: lambda _: wrong})])
+        assert getattr(target, setting) == before
 
     def test_a_mistake_is_refused_before_data_are_opened(self):
         class Unopened(Plain):

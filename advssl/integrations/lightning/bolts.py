@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,6 +53,7 @@ class Bolt(Callback):
             self.check(trainer, pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.check_module(pl_module)
         bolts = bolts_of(trainer)
         if bolts[0] is self and self._release is None:
             step = WrappedStep(pl_module, TrainingStep(trainer, pl_module, bolts))
@@ -80,7 +82,8 @@ class Bolt(Callback):
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_release": None}  # a copy has wrapped nothing
 
-    def check(self, trainer: Trainer, module: LightningModule) -> None:
+    def check_module(self, module: LightningModule) -> None:
+        """What its own setup() and configure_model(), which come after callbacks', may decide."""
         name = type(module).__name__
         if not module.automatic_optimization:
             raise ValueError(
@@ -90,15 +93,15 @@ class Bolt(Callback):
                 "adversary(view, lambda v: loss_of(v), freeze=[modules]) and train on the view; "
                 "add critic.estimate(...) or sam(closure) to the loss" + see("Manual optimisation")
             )
+
+    def check(self, trainer: Trainer, module: LightningModule) -> None:
         strategy = type(trainer.strategy).__name__
         if any(kind in strategy for kind in _SHARDED):
             raise ValueError(
                 f"{strategy} shards parameters, which cannot be given back between the steps of an "
                 "attack; use DDP"
             )
-        same = sum(type(b) is type(self) for b in bolts_of(trainer))
-        if same > 1:
-            raise ValueError(f"the trainer has {type(self).__name__} {same} times; give it once")
+        check_given_once(trainer, self)
 
 
 class Term(Bolt):
@@ -115,28 +118,38 @@ class Term(Bolt):
     def __init__(self, network: nn.Module, on: str, weight: float, optimizer: Optimizer) -> None:
         check_kind("on", on, str)
         check_kind("optimizer", optimizer, Optimizer)
-        weight = number("weight", weight)
-        if not 0 <= weight < float("inf"):
-            raise ValueError(f"weight must be finite and not negative, got {weight}")
         steps = {p for group in optimizer.param_groups for p in group["params"]}
         if not steps <= set(network.parameters()):
             raise ValueError(
                 f"optimizer must be of the parameters of this {type(network).__name__} alone; give "
                 "one made of its parameters(), the module's own trains the module"
             )
+        closure = signature(optimizer.step).parameters.get("closure")
+        if closure is not None and closure.default is closure.empty:
+            raise ValueError(
+                f"optimizer takes one step per batch, {type(optimizer).__name__} needs a closure "
+                "to take several; give another, such as SGD or Adam"
+            )
         self.network = network
         self.on = on
         self.weight = weight
         self.optimizer = optimizer
 
-    def check(self, trainer: Trainer, module: LightningModule) -> None:
-        super().check(trainer, module)
-        names = dict(module.named_modules())
-        if not self.on or self.on not in names:
-            raise ValueError(
-                f"{type(module).__name__} has no submodule {self.on!r}; on= is a name such as "
-                f"{[n for n, _ in module.named_children()]}"
-            )
+    @property
+    def weight(self) -> float:
+        """λ, which a schedule may set."""
+        return self._weight
+
+    @weight.setter
+    def weight(self, weight: float) -> None:
+        plain = number("weight", weight)
+        if not 0 <= plain < float("inf"):
+            raise ValueError(f"weight must be finite and not negative, got {plain}")
+        self._weight = plain
+
+    def check_module(self, module: LightningModule) -> None:
+        super().check_module(module)
+        submodule_of(module, self.on)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.network.to(pl_module.device)
@@ -160,7 +173,7 @@ class Term(Bolt):
     def listening(self, module: nn.Module) -> Iterator[list[Any]]:
         """What the submodule returns inside the block, call by call."""
         ear = Ear()
-        hook = module.get_submodule(self.on).register_forward_hook(ear)
+        hook = submodule_of(module, self.on).register_forward_hook(ear)
         try:
             yield ear.calls
         finally:
@@ -185,6 +198,8 @@ class Term(Bolt):
 
     def improve(self, clean: Calls, seen: Calls) -> None:
         parameters = [p for p in self.network.parameters() if p.requires_grad]
+        if not parameters:  # a network that is trained already, and frozen
+            return
         gradients = average(torch.autograd.grad(self.own_loss(clean, seen), parameters))
         # A step that overflowed in float16 is skipped by the gradient scaler; so it is here, and on
         # all ranks, whose average it is.
@@ -203,6 +218,23 @@ class Term(Bolt):
 
 def bolts_of(trainer: Any) -> list[Bolt]:
     return [c for c in trainer.callbacks if isinstance(c, Bolt)]
+
+
+def check_given_once(trainer: Any, callback: Callback) -> None:
+    same = sum(type(one) is type(callback) for one in trainer.callbacks)
+    if same > 1:
+        raise ValueError(f"the trainer has {type(callback).__name__} {same} times; give it once")
+
+
+def submodule_of(module: nn.Module, on: str) -> nn.Module:
+    """The submodule of that name, be it one of several names."""
+    try:
+        return module.get_submodule(on)
+    except AttributeError as error:
+        raise ValueError(
+            f"{type(module).__name__} has no submodule {on!r}; on= is a name such as "
+            f"{[name for name, _ in module.named_children()]}"
+        ) from error
 
 
 def _all_finite(tensors: Sequence[Tensor]) -> bool:

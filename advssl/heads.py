@@ -126,8 +126,7 @@ class ClusterFitHead(nn.Module):
                 f"this head takes embeddings of size {self.in_features}, "
                 f"got shape {tuple(embeddings.shape)}; set in_features to the embeddings' size"
             )
-        with without_autocast(embeddings.device):
-            return [wide_linear(embeddings, *head.parameters()) for head in self.heads]
+        return [wide_linear(embeddings, *head.parameters()) for head in self.heads]
 
     def fit(self, features: Tensor, *, seed: int = 0) -> None:
         """Cluster the dataset: spherical k-means for each K, on the features' device.

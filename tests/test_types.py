@@ -269,6 +269,8 @@ def test_other_views_are_refused(value):
 def test_what_is_long_is_cut():
     assert described("x" * 58) == repr("x" * 58)
     assert described("x" * 99) == "'" + "x" * 59
+    assert described([1] * 6) == "list of [1, 1, 1, 1, 1, 1]"
+    assert described([1] * 7) == "list of [1, 1, 1, 1, 1, 1, ...]"
 
 
 @pytest.mark.parametrize(

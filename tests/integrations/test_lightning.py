@@ -747,6 +747,17 @@ class TestOverfittingGuard:
         trainer = fit(made(SimCLR), [views, guard], steps=1, log_every_n_steps=1)
         assert "pgd_gain" not in trainer.logger.metrics[0]
 
+    @pytest.mark.parametrize("setting", ["steps", "step_size"])
+    def test_a_schedule_that_would_undo_what_it_does_is_refused(self, setting):
+        attack = adversarial(steps=1)
+        watch = OverfittingGuard(CatastrophicOverfittingGuard(attack.adversary))
+        ramp = Ramp(1, 2, epochs=1)
+        with pytest.raises(ValueError, match=f"sets the adversary's {setting} before each batch"):
+            fit(made(SimCLR), [attack, watch, Scheduled(attack.adversary, **{setting: ramp})])
+        of_radius = Scheduled(attack.adversary, radius=Ramp(0.01, 0.02, 1))
+        of_another = Scheduled(adversarial().adversary, **{setting: Ramp(1, 1, 1)})
+        fit(made(SimCLR), [attack, watch, of_radius, of_another])
+
     def test_needs_the_attack_that_it_watches(self):
         (views, _), (_, guard) = self.callbacks(), self.callbacks()
         for callbacks in ([guard], [views, guard]):

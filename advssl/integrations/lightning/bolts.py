@@ -216,12 +216,16 @@ class Term(Bolt):
             )
 
 
+def callbacks_of(trainer: Any) -> list[Callback]:
+    return list(trainer.callbacks)
+
+
 def bolts_of(trainer: Any) -> list[Bolt]:
-    return [c for c in trainer.callbacks if isinstance(c, Bolt)]
+    return [c for c in callbacks_of(trainer) if isinstance(c, Bolt)]
 
 
 def check_given_once(trainer: Any, callback: Callback) -> None:
-    same = sum(type(one) is type(callback) for one in trainer.callbacks)
+    same = sum(type(one) is type(callback) for one in callbacks_of(trainer))
     if same > 1:
         raise ValueError(f"the trainer has {type(callback).__name__} {same} times; give it once")
 

@@ -13,7 +13,8 @@ from advssl.attacks import AdversarialViewGenerator
 from advssl.critics import GlobalDivergenceCritic
 from advssl.guards import CatastrophicOverfittingGuard
 from advssl.integrations.lightning.batches import Batch, views_of
-from advssl.integrations.lightning.bolts import Bolt, Term, bolts_of
+from advssl.integrations.lightning.bolts import Bolt, Term, bolts_of, callbacks_of
+from advssl.integrations.lightning.scheduling import Scheduled
 from advssl.integrations.lightning.steps import Calls, TrainingStep
 from advssl.losses import unit
 from advssl.sharpness import SAMWrapper
@@ -121,6 +122,15 @@ class OverfittingGuard(Bolt):
                 "OverfittingGuard watches the attack of AdversarialViews; give the trainer that "
                 "too, with the adversary that the guard is made of"
             )
+        for other in callbacks_of(trainer):
+            if not isinstance(other, Scheduled) or other.target is not self.guard.adversary:
+                continue
+            if both := {"steps", "step_size"} & other.schedules.keys():
+                raise ValueError(
+                    f"a schedule sets the adversary's {', '.join(sorted(both))} before each batch, "
+                    "and would undo what OverfittingGuard makes of it; give one of the two, or a "
+                    "schedule of the radius"
+                )
 
     def state_dict(self) -> dict[str, Any]:
         return self.guard.state_dict()

@@ -489,6 +489,7 @@ def test_it_leaves_no_trace(breaks):
     [
         (3, None, {}, "must be a LightningModule, or a function of a batch"),
         (contrast(net()), [torch.rand(8, 3)], {}, "no floating point"),
+        (contrast(net()), [torch.rand(0, 3, 8, 8)], {}, r"no floating point.*\(0, 3, 8, 8\)"),
         (contrast(net()), None, {"views": (2,)}, "has 2 views"),
         (contrast(net()), None, {"adversary": BALL}, "must be an AdversarialViewGenerator"),
         (lambda b: net()(b[0]), None, {}, "fails on this batch: ValueError: the step must return"),

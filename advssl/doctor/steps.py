@@ -239,7 +239,7 @@ def leaf(images: Images) -> Images:
 
 def _places(batch: Batch, views: Chosen) -> list[int]:
     """Where, among the batch's tensors, the attacked views stand."""
-    there = [i for i, x in enumerate(tensors_of(batch)) if is_view(x)]
+    there = [i for i, x in enumerate(tensors_of(batch)) if is_view(x) and x.numel()]
     if not there:
         raise ValueError(
             f"the batch holds no floating point (B, C, H, W) to attack, it is {described(batch)}"

@@ -199,7 +199,8 @@ def _measured(reports: Sequence[Report]) -> dict[tuple[Place, str], list[Measure
 
 def _how(name: str, measurement: Measurement) -> str:
     """Threat model and settings of an attack; of a worst case, those of all it is made of."""
-    parts = [_attack(part["name"], part.get("settings", {})) for part in made_of(measurement)]
+    # Sorted, as the worst of several attacks does not depend on which of them was run first.
+    parts = sorted(_attack(part["name"], part.get("settings", {})) for part in made_of(measurement))
     attack = parts or _attack(name, measurement.settings)
     return repr((measurement.threat, attack))
 

@@ -92,6 +92,17 @@ class TestDifferences:
         expected = compare(worst_case(a.measurements[1:]), worst_case(b.measurements[1:]))
         assert found["slf", "worst case"][2] == 100 * expected.difference
 
+    def test_of_the_worst_case_do_not_depend_on_the_order_of_attacks(self):
+        turned = section(30)
+        clean, *attacks = turned.measurements
+        turned = replace(turned, measurements=(clean, *reversed(attacks)))
+        one, other = (
+            rows(compared({"a": [report(section(12))], "b": [report(b)]}, ""))
+            for b in (section(30), turned)
+        )
+        assert one == other
+        assert ("slf", "worst case") in other
+
     def test_worst_cases_of_other_attacks_are_not_compared(self):
         fewer = section(30)
         fewer = replace(fewer, measurements=fewer.measurements[:2])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advssl.balls import Ball, name_of
 from advssl.distributed import rank
@@ -34,6 +34,8 @@ from advssl.types import Images, Labels, PerExample, check_kind, described, whol
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_ROUNDING = 1e-5  # of a pixel, by which an image may lie outside of a ball
 
 
 def measure(
@@ -206,7 +208,7 @@ def transfer(
             data.update(x, y)
             size += len(x)
             for done, source in enumerate(names if is_mine(number) else [], start=1):
-                hard = attack(classifiers[source], x, y, seed=seed)
+                hard = _made_by(attack, classifiers[source], x, y, seed)
                 for target in names:
                     correct = _still_correct(classifiers[target], hard, y, seed)
                     standing[source, target] += int(correct.sum())
@@ -310,9 +312,39 @@ def _attacked(case: _Case, report: Progress) -> list[bool]:
             correct[right] = found.correct
     else:
         check_labels(y, len(y), class_count(classifier, x))
-        hard = attack(classifier, x, y, seed=case.seed, progress=report)
+        hard = _made_by(attack, classifier, x, y, case.seed, report)
         correct = _still_correct(classifier, hard, y, case.seed)
     return [bool(c) for c in correct.tolist()]
+
+
+def _made_by(
+    attack: Attack,
+    classifier: nn.Module,
+    images: Images,
+    labels: Labels,
+    seed: int,
+    progress: Progress | None = None,
+) -> Images:
+    """An attack's images, one for each and in the ball that it names.
+
+    It is given copies: one that writes into its images must not change what the next one sees.
+    """
+    hard = attack(classifier, images.clone(), labels.clone(), seed=seed, progress=progress)
+    if not isinstance(hard, Tensor) or hard.shape != images.shape:
+        raise ValueError(
+            f"{attack.name} must return an image for each, {tuple(images.shape)}, "
+            f"got {described(hard)}"
+        )
+    ball = getattr(attack, "ball", None)
+    if isinstance(ball, Ball):
+        delta = hard.to(images) - images
+        outside = float((delta - ball.project(delta)).abs().max())
+        if outside > _ROUNDING:
+            raise ValueError(
+                f"{attack.name} leaves its ball, {ball}, by {outside:.3g} in a pixel, and a record "
+                "would state that threat model; project its images, or name the ball it stays in"
+            )
+    return hard
 
 
 def _still_correct(classifier: nn.Module, images: Images, labels: Labels, seed: int) -> PerExample:

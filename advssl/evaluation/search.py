@@ -15,6 +15,7 @@ from advssl.balls import L2, Ball, Linf, widest
 from advssl.evaluation.batches import ANY, Indices, check_batch, image_seeds
 from advssl.evaluation.logits import Logits, borrowed, check_classes, device_of, logits_of
 from advssl.evaluation.progress import Progress, ignored
+from advssl.evaluation.records import WORST
 from advssl.types import (
     Images,
     Labels,
@@ -89,6 +90,11 @@ def check_attack(attack: Any) -> None:
         raise ValueError(
             "attack must have a name and settings and be callable, such as PGD(), got "
             f"{attack.__name__ if isinstance(attack, type) else described(attack)}"
+        )
+    if not isinstance(attack.name, str) or not attack.name or attack.name == WORST:
+        raise ValueError(
+            f"an attack's name is text for people, and not {WORST!r}, as a report calls what all "
+            f"attacks leave together; got {attack.name!r}"
         )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import weakref
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from toys import EVERY, QUICK, Alone, Linear, Mine, blobs, trained
 
 from advssl import Linf, branch_batchnorm, on_branch
@@ -442,6 +444,42 @@ def test_numbers_from_numpy_and_torch_are_plain(net, batches, tmp_path):
 def test_the_wrong_kind_of_thing_is_named(net, batches, call, complaint):
     with pytest.raises(ValueError, match=complaint):
         call(net, batches)
+
+
+@dataclass
+class Own:
+    """An attack of a user's own, by what it does to images."""
+
+    change: Callable[[Tensor], Any]
+    name: str = "own"
+    ball: Linf | None = None
+
+    settings: ClassVar = {}
+
+    def __call__(self, classifier, images, labels, *, seed, progress=None):  # noqa: ARG002
+        return self.change(images)
+
+
+def test_an_attack_that_writes_into_its_images_changes_them_for_no_other(net, batches):
+    before = [x.clone() for x, _ in batches]
+    writes = Own(lambda x: x.add_(0.3).clamp_(0, 1))
+    measure(net, writes, batches)
+    transfer({"a": net, "b": net}, batches, writes)
+    assert all(torch.equal(x, was) for (x, _), was in zip(batches, before, strict=True))
+
+
+@pytest.mark.parametrize("how", [measure, lambda net, own, b: transfer({"a": net}, b, own)])
+def test_an_attack_gives_an_image_for_each_in_its_ball_or_is_refused(net, batches, how):
+    how(net, Own(lambda x: (x + 0.03).clamp(0, 1), ball=Linf(0.03)), batches)
+    for own, complaint in (
+        (Own(lambda x: x[:3]), r"own must return an image for each, \(8, 1, 8, 8\), got"),
+        (Own(lambda _: None), "own must return an image for each.* got None"),
+        (Own(lambda x: (x + 0.05).clamp(0, 1), ball=Linf(0.03)), "leaves its ball.* by 0.02 in"),
+        (Own(lambda x: x, "worst case"), "an attack's name .* not 'worst case'"),
+        (Own(lambda x: x, None), "an attack's name is text .* got None"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            how(net, own, batches)
 
 
 @pytest.mark.parametrize("attack", EVERY, ids=lambda a: a.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -23,7 +24,7 @@ from advssl.evaluation.images import IMAGE_ENDINGS as IMAGE_ENDINGS
 from advssl.evaluation.images import read_image as read_image
 from advssl.evaluation.streams import Stream as Stream
 from advssl.evaluation.streams import batches as batches
-from advssl.types import whole
+from advssl.types import several, whole
 
 Part: TypeAlias = Literal["train", "validation", "test"]
 _FLOAT = 4  # bytes
@@ -38,7 +39,8 @@ class Data:
 
     Attributes:
         name: as given.
-        classes: names, in the order of the labels.
+        classes: names, in the order of the labels; one that comes again, as ImageNet's "crane", is
+            followed by its label.
         train: without ``validation``.
         validation: a stratified, seeded tenth of the training images, at most 5,000. It is empty
             where no class has a second image.
@@ -60,6 +62,12 @@ class Data:
     image_size: int | None = None
     size_because: str = ""
     folders: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [str(name) for name in several("classes", self.classes, "a list of names")]
+        shared = {name for name, count in Counter(names).items() if count > 1}
+        told = (f"{name} ({i})" if name in shared else name for i, name in enumerate(names))
+        object.__setattr__(self, "classes", tuple(told))
 
     @property
     def spec(self) -> str:

@@ -183,6 +183,9 @@ def modules_by_branch(given: nn.Module | Modules) -> dict[str | None, nn.Module]
             "an encoder or a classifier is a torch.nn.Module, or a mapping of them by BatchNorm "
             f"branch, got {described(given)}"
         )
+    for branch in found:
+        if branch is not None and not (isinstance(branch, str) and branch):
+            raise ValueError(f"a BatchNorm branch has a name, such as 'adv', got {branch!r}")
     return found
 
 

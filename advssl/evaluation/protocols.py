@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
@@ -175,12 +176,16 @@ def ways(probe: Probes | None, data: Data) -> tuple[Way, ...]:
         probe = default_preset(data)
     if isinstance(probe, str) or not isinstance(probe, Sequence):
         probe = [probe]
-    found = tuple(dict.fromkeys(_way(one) for one in probe))
+    found, met = list[Way](), Counter[str]()
+    for way in dict.fromkeys(_way(one) for one in probe):
+        met[way.label] += 1  # a second one of this name is told apart by its number
+        again = met[way.label] > 1
+        found.append(replace(way, preset=f"{way.preset} {met[way.label]}") if again else way)
     if not found:
         raise ValueError(
             'probe must name one at least; without, probe="own" is a classifier\'s own head'
         )
-    return found
+    return tuple(found)
 
 
 def _way(probe: Any) -> Way:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from pictures import write_images
@@ -88,3 +91,15 @@ def test_torchs_defaults_have_no_say(spec, request):
 def test_errors_say_what_to_do(spec, settings, message):
     with pytest.raises(ValueError, match=message):
         open_data(spec, **settings)
+
+
+@pytest.mark.parametrize(
+    ("classes", "told"),
+    [
+        (np.arange(3), ("0", "1", "2")),
+        (["crane", "dog", "crane"], ("crane (0)", "dog", "crane (2)")),
+    ],
+)
+def test_classes_are_words_that_can_be_told_apart(classes, told):
+    known = replace(open_data("digits", image_size=8), classes=classes)
+    assert known.classes == replace(known).classes == told

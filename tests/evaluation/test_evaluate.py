@@ -502,6 +502,8 @@ def test_the_default_probe_gives_way_where_it_would_eat_the_budget(data, monkeyp
         ({"probe": "own", "encoder_or_classifier": encoder()}, "logits of the data's 10 classes"),
         ({"encoder_or_classifier": lambda x: x}, "torch.nn.Module"),
         ({"encoder_or_classifier": {}}, "torch.nn.Module"),
+        ({"encoder_or_classifier": {1: encoder()}}, "branch has a name, such as 'adv', got 1"),
+        ({"encoder_or_classifier": {None: encoder(), "": encoder()}}, "branch has a name.*got ''"),
     ],
 )
 def test_mistakes_are_refused_before_any_work(asked, message, data, monkeypatch):

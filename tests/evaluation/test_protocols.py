@@ -133,6 +133,7 @@ MINE = replace(protocol("advcl", "slf"), epochs=3)
         (OWN, [(OWN, OWN)]),
         (MINE, [("custom", "slf")]),
         (["advcl", "gsa", "advcl"], [("advcl", "slf"), ("gsa", "slf")]),
+        ([MINE, replace(MINE, epochs=4), MINE], [("custom", "slf"), ("custom 2", "slf")]),
         (protocol("dynacl", "aff"), [("dynacl", "aff")]),
     ],
 )

@@ -185,7 +185,9 @@ def share_of(flags: PerExample) -> float:
 
 
 def percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    """With a decimal, or as many as tell it from none and from all."""
+    places = (p for p in range(1, 9) if not 0 < share < 1 or 0 < round(100 * share, p) < 100)
+    return f"{100 * share:.{next(places, 8)}f} %"
 
 
 def points(share: float) -> str:

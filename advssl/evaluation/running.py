@@ -16,6 +16,7 @@ from advssl.balls import name_of
 from advssl.evaluation import beyond, diagnostics, measuring, probes, report
 from advssl.evaluation.attacks import PGD, Attack, AutoAttack, Clean
 from advssl.evaluation.census import Census
+from advssl.evaluation.checks import percent
 from advssl.evaluation.chosen import Chosen
 from advssl.evaluation.data import Data, targets
 from advssl.evaluation.identity import classifier_fingerprint
@@ -413,7 +414,7 @@ class Run:
 def shown(m: Measurement) -> str:
     """A share with its interval, in per cent."""
     low, high = wilson(sum(m.correct), m.n)
-    return f"{100 * m.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{percent(m.value)} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _predicted(classifier: nn.Module, images: Images) -> torch.Tensor:

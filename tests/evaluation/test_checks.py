@@ -69,4 +69,6 @@ def test_a_check_was_made_or_says_why_not():
 
 def test_shares_are_said_in_per_cent_and_differences_in_points():
     assert (percent(0.1234), percent(1.0)) == ("12.3 %", "100.0 %")
+    assert (percent(0.0), percent(0.0004), percent(0.9999)) == ("0.0 %", "0.04 %", "99.99 %")
+    assert percent(1 - 2**-24) == "99.99999 %"
     assert points(-0.0312) == "-3.1 points"

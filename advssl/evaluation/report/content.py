@@ -21,7 +21,7 @@ from advssl.evaluation.records import (
     plain,
     worst_case,
 )
-from advssl.evaluation.report.words import Cell, cell, columns, percent
+from advssl.evaluation.report.words import Cell, cell, columns, counted
 from advssl.types import Images, described, number, whole
 
 CLEAN = "clean"
@@ -251,8 +251,8 @@ def checks_of(section: Section) -> Iterator[Check]:
             yield Check(
                 "attacks leave no more than clean accuracy",
                 "fail",
-                f"{m.name} leaves {percent(m.value)} where clean accuracy is "
-                f"{percent(clean.value)}: its attack is broken, or the record is not as measured",
+                f"{m.name} leaves {sum(m.correct)} of {counted(m.n, 'image')} right and no attack "
+                f"{sum(clean.correct)}: its attack is broken, or the record is not as measured",
                 {"clean": clean.value, "left": m.value},
                 follows="Believe no robust accuracy of this attack.",
             )

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+from advssl.evaluation.checks import percent as percent
 from advssl.evaluation.records import Measurement, Threat
 from advssl.evaluation.statistics import Interval, wilson
 
@@ -15,10 +16,6 @@ Cell: TypeAlias = str | int | float | Interval | None
 _MOST_VALUES = 12  # of a list, printed in a table's cell
 _LENGTHS = ("eps", "epsilon", "radius", "step_size")
 _NORMS = {"linf": "ℓ∞", "l2": "ℓ2"}
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def ends(measurement: Measurement) -> Interval:

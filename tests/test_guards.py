@@ -134,6 +134,16 @@ class TestGuard:
         assert adversary.steps == 2
         assert adversary.step_size == pytest.approx(total / 2)
 
+    def test_an_attack_that_was_weak_from_the_start_is_not_accused(self, images):
+        model = Bent(images)
+        with pytest.warns(UserWarning, match="cannot reach the edge"):
+            weak = fgsm(step_size=RADIUS / 20)
+        guard = CatastrophicOverfittingGuard(weak)
+        assert (guard.every, guard.least) == (100, 0.25)
+        gains = guard(images, model, freeze=model)
+        assert gains.training < guard.least * gains.pgd
+        assert weak.steps == 1
+
     def test_ends_at_the_steps_of_the_pgd_that_it_compares_with(self, images):
         """An attack that cannot be mended."""
 

@@ -125,6 +125,13 @@ class TestState:
         fresh.load_state_dict(safetensors.load_file(tmp_path / "model.safetensors"))
         assert same_fit(fresh["head"], model["head"])
 
+    def test_a_loaded_head_shares_no_memory_with_what_it_was_loaded_from(self):
+        state, fresh = fitted().state_dict(), ClusterFitHead(8, (2, 5))
+        fresh.load_state_dict(state)
+        for value in state.values():
+            value.zero_()
+        assert same_fit(fresh, fitted())
+
     def test_assigned_to_a_head_on_the_meta_device(self):
         head = fitted()
         with torch.device("meta"):

@@ -33,6 +33,21 @@ def test_defaults_are_those_that_help_names():
     assert parse([*FEWEST, "--no-figures"]).figures is False
     assert asked.measures == []
     assert parse([*FEWEST, "--with", "divergence"]).measures == ["divergence"]
+    assert parse([*FEWEST, "--num-images", "0"]).num_images == 0  # all of them
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["doctor", "no_such_module:step"], "there is no module no_such_module here"),
+        (["doctor", "math.no.such:step"], "there is no module math.no.such here"),
+        (["doctor", "advssl"], "a function's place as package.module:function, got 'advssl'"),
+        (["gallery", "math:step", "--out", "views.jpg"], "--out views.jpg: one PNG is written"),
+    ],
+)
+def test_a_step_s_function_has_a_place_and_a_gallery_an_ending(words, message):
+    with pytest.raises(ValueError, match=message):
+        parse(words)
 
 
 def actions(parser):

@@ -476,6 +476,7 @@ class AdversarialViewGenerator(nn.Module):
         if self.bounds is not None:
             check_radius(self.ball, images.shape[1:], self.bounds)
 
+    @_disable_dynamo  # its numbers would be guarded
     def _check_afterwards(
         self,
         clean: Sequence[Images],
@@ -512,7 +513,6 @@ class AdversarialViewGenerator(nn.Module):
         self._say_dark(clean)
         self._note(climbed)
 
-    @_disable_dynamo
     def _note(self, heights: list[float]) -> None:
         """What the attack climbed, and, once, that it has long climbed nothing."""
         climb = _CLIMBED.setdefault(self, _Climbed())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 import shlex
+import signal
 import sys
 import time
 from types import SimpleNamespace
@@ -244,3 +245,11 @@ def test_a_campaign_is_made_in_pieces(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         campaign("SimCLR", "SimCRL")
     assert "equal_cifar has no row SimCRL" in capsys.readouterr().err
+
+
+def test_a_signal_to_end_is_answered_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(course, "open_data", lambda _: data())
+    words = ["--data", "d", "--out", str(tmp_path), "--record", str(tmp_path / "record.json")]
+    with pytest.raises(SystemExit, match=r"half_hour\.py: interrupted; the same command goes on$"):
+        course.run(lambda _: signal.raise_signal(signal.SIGTERM), "half_hour", 30, NETWORK, words)
+    assert not (tmp_path / "record.json").exists()

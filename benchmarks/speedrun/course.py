@@ -31,6 +31,7 @@ from advssl.evaluation.attacks import PGD
 from advssl.evaluation.data import Data, InMemory, open_data
 from advssl.evaluation.identity import fingerprint_of, keep, kept
 from advssl.evaluation.records import Model, replacing
+from advssl.stopping import stopping
 from harness import fastest
 from harness.cost import step
 from harness.data import Batch
@@ -148,17 +149,20 @@ def run(record: Record, name: str, minutes: int, backbone: str, words: Sequence[
     }
     runs = []
     try:
-        for seed in seeds:
-            course = Course(data, o.out / f"{name}-{seed}", seed, deadline)
-            course.spent["reading"] = {"seconds": reading}
-            encoder = record(course)
-            if seed == 0 and o.weights:
-                _publish(encoder, o.weights, {"backbone": backbone, "record": o.record.name})
-            runs.append({**_run(course, encoder, backbone, o), **by})
-            print(_line(runs[-1]), flush=True)
+        with stopping():
+            for seed in seeds:
+                course = Course(data, o.out / f"{name}-{seed}", seed, deadline)
+                course.spent["reading"] = {"seconds": reading}
+                encoder = record(course)
+                if seed == 0 and o.weights:
+                    _publish(encoder, o.weights, {"backbone": backbone, "record": o.record.name})
+                runs.append({**_run(course, encoder, backbone, o), **by})
+                print(_line(runs[-1]), flush=True)
     except Unfinished:
         print(f"{len(runs)} of {len(seeds)} runs; the same command goes on")
         return
+    except KeyboardInterrupt:
+        raise SystemExit(f"{script}: interrupted; the same command goes on") from None
     if o.seed and o.record.exists():
         there = json.loads(o.record.read_text(encoding="utf-8"))["runs"]
         runs += [run for run in there if run["seed"] not in seeds]

@@ -118,13 +118,17 @@ def _mappings(file: Mapping[Any, Any]) -> dict[str, Mapping[Any, Any]]:
 
 def tensors_at(file: Mapping[str, Any], place: str) -> dict[str, Tensor]:
     """The tensors of the state dict that lies there, see :func:`held_at`."""
-    found = ((str(name), as_tensor(value)) for name, value in held_at(file, place).items())
+    return _tensors_of(held_at(file, place))
+
+
+def _tensors_of(held: Mapping[Any, Any]) -> dict[str, Tensor]:
+    found = ((str(name), as_tensor(value)) for name, value in held.items())
     return {name: value for name, value in found if value is not None}
 
 
 def places_of(file: Mapping[str, Any]) -> list[str]:
     """All places with tensors, however deep."""
-    return [place for place in _mappings(file) if tensors_at(file, place)]
+    return [place for place, held in _mappings(file).items() if _tensors_of(held)]
 
 
 def _file(path: Any) -> Path:

@@ -54,9 +54,9 @@ def backbone(spec: str, *, in_channels: int = 3) -> nn.Module:
         return NoIdentityResNet(in_channels, _widths(widths[0])[0])
     timm = needed("timm", f"the backbone {spec}")
     # Of a name with a tag, "resnet18.a1_in1k", it looks at what stands before it.
-    names = timm.list_models(include_tags="." in name)
-    if not timm.is_model(name) or ("." in name and name not in names):
-        close = ", ".join(get_close_matches(name, names, n=5))
+    tagged = "." in name
+    if not timm.is_model(name) or (tagged and name not in timm.list_models(include_tags=True)):
+        close = ", ".join(get_close_matches(name, timm.list_models(include_tags=tagged), n=5))
         raise ValueError(f"timm has no model {name!r}; close to it: {close or 'none'}")
     asked: dict[str, Any] = {"channels": _widths(widths[0])} if widths else {}
     if source == "cifar" and name.startswith("resnet"):

@@ -1,7 +1,9 @@
-"""What trains fastest on this machine: the precision of products, the layout of images."""
+"""What trains fastest on this machine: the precision of products, the layout of images, memory."""
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from typing import TypeVar
 
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 
 M = TypeVar("M", bound=nn.Module)
 _BLOCK = 8  # channels that oneDNN's kernels take at once
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def precision() -> str:
@@ -36,3 +39,15 @@ def laid_out(module: M) -> M:
         if isinstance(conv, nn.Conv2d)
     )
     return module if narrow else module.to(memory_format=torch.channels_last)
+
+
+def keep_memory() -> None:
+    """What is freed stays with this process from now on, for the next tensor of its size.
+
+    glibc gives large tensors back to the system, and the next step's meet a page fault for every
+    4 KiB: an eighth of a small network's training on a CPU. Elsewhere nothing is done.
+    """
+    malloc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(malloc, "mallopt"):  # musl has none
+        malloc.mallopt(_MMAP_MAX, 0)
+        malloc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)

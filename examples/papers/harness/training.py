@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 import torch._functorch.config
 
+from harness import fastest
 from harness.callbacks import Bar, Keeper, Shelf
 from harness.data import Loader
 from harness.logs import loggers, quiet
@@ -62,6 +63,7 @@ def pretrain(
     Raises:
         KeyboardInterrupt: on Ctrl-C and SIGTERM, once the step is done and its checkpoint written.
     """
+    fastest.keep_memory()
     path = folder / LAST
     steps = recipe.epochs * steps_per_epoch
     shelf = Shelf(path, identity)

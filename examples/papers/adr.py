@@ -22,7 +22,7 @@ from torch import Tensor
 
 from harness.method import Terms
 from harness.settings import Settings, setting
-from supervised import AT, Classifying
+from supervised import AT, STEP, Classifying
 
 _SCALE = 0.99  # of the weight of pairs, in all releases
 
@@ -55,6 +55,7 @@ class ADR(Classifying):
         "BatchNorm statistics are those of the training pass; in the release also of the attack's "
         "and of two logging passes (exact_bn=True).",
         "Where a batch is of one class all weights of pairs are 1; in the releases 0/0.",
+        STEP,
     )
 
     def __init__(self, *args: Any) -> None:

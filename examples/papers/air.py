@@ -77,6 +77,7 @@ class ACLAIR(ACL):
     ours: ClassVar[tuple[str, ...]] = (
         "The form kl of the regularizers is our reading of the text: distributions over the batch "
         "for each image, the mean over images, and of a product the sum of the divergences.",
+        "The probes are DynACL's; the release has rates and epochs of its own for each data set.",
     )
     weights = (1.0, 1.0)
 

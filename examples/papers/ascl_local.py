@@ -77,6 +77,7 @@ class ASCL(Classifying):
         "Similarity is the cosine: the text does not name it, the release offers five.",
         "One weakly augmented view per image; the release's script draws two. Its τ of 0.2, linear "
         "projection, divergence of weight 2, mean and std layer and 120 epochs are not taken over.",
+        "Shifts are of 4 pixels, as released, where the text has a tenth of the width.",
         "BatchNorm statistics are those of the training pass; in the release also of the attack's "
         "and of two logging passes (exact_bn=True).",
     )

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from advssl import MultiViewNTXentLoss, branch_batchnorm, evaluating
 from advssl.branches import BranchBatchNorm
-from gsa_rsl import GSARSL
+from gsa_rsl import OfTheirTables
 from harness.heads import projection
-from harness.method import IMAGENET, Method, Terms
+from harness.method import Method, Terms
 from harness.schedules import Recipe, Steps
 from harness.settings import Settings, setting
 
@@ -90,21 +90,12 @@ class CLAEGSASettings(Settings):
     steps: int = setting(7, "of the attack")
 
 
-class CLAEGSA(Method):
+class CLAEGSA(OfTheirTables):
     """The attacked view is drawn to the clean one that it was made of, not to the other."""
 
     title, paper = "CLAE of GSA-RSL's tables", "Ho and Vasconcelos 2020, by GSA-RSL's authors"
     settings: CLAEGSASettings
     settings_type = CLAEGSASettings
-    recipe, probe, pixels, strong_as = GSARSL.recipe, "gsa", IMAGENET, GSARSL.strong_as
-    released_network = GSARSL.released_network
-    ours = GSARSL.recipe_ours
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args, clamp_start=False)
-        self.head = projection(self.width, self.width, 128, of_unit=True)
-        branch_batchnorm(self.encoder, self.measured()[1])
-        self.contrast = MultiViewNTXentLoss(0.5, gather_distributed=True)
 
     def step(self, images: Tensor, labels: Tensor, index: Tensor) -> Terms:
         p, q = self.strong(images), self.second(images)
@@ -115,6 +106,3 @@ class CLAEGSA(Method):
         z_p, z_q = self.embed((p, q), "clean")
         z_hard = self.embed(hard, "adversarial")
         return {"clean": self.contrast(z_p, z_q), "adversarial": self.contrast(z_q, z_hard)}
-
-    def measured(self) -> tuple[nn.Module, tuple[str, ...]]:
-        return self.encoder, ("adversarial", "clean")

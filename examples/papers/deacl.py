@@ -39,6 +39,8 @@ class DeACL(Taught):
         "The teacher is this chain's SimCLR, which reads images in [0, 1]; the release's is "
         "solo-learn's, whose CIFAR stem pads by 2 and whose input is normalised.",
         "No classifier is trained beside the student: in the release it gives it no gradient.",
+        "Finetuning is DynACL's; the release's has a rate of 0.1 for a head on clean images, and "
+        "TRADES at 0.01 for one on attacked images and for the whole network.",
     )
 
     def __init__(self, *args: Any) -> None:

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from advcl import AdvCL, AdvCLSettings, Labels
 from advssl import evaluating
 from extended_acl import ACLGSA as ACLGSA
-from extended_acl import SAM
+from extended_acl import SAM, STEPS
 from gsa import GSA, GSASettings
 from gsa_rsl import GSARSL
 from harness.method import IMAGENET, Terms, total
@@ -39,7 +39,12 @@ class GSAOnAdvCL(AdvCL):
     title, paper = "AdvCL of its authors + GSA", "GSA-RSL, on top of Fan et al. 2021"
     settings: OnAdvCLSettings
     settings_type = OnAdvCLSettings
-    ours = (*AdvCL.ours[1:], *GSA.ours, "The attack is in eval mode, as in GSA-RSL's release.")
+    ours = (
+        *AdvCL.ours[1:],
+        *GSA.ours,
+        "The attack is in eval mode, as in GSA-RSL's release.",
+        STEPS,
+    )
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)

@@ -23,6 +23,7 @@ from harness.method import Terms
 from harness.settings import setting
 
 SAM = "the text does not say; 0.05 is SAM's own"
+STEPS = "The attack has 7 steps, as GSA-RSL's, where the host's has 5."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,7 @@ class ACLGSA(GSAOnACL):
     title, paper = "ACL + GSA", "GSA-RSL, on top of Jiang et al. 2020"
     settings: ACLGSASettings
     settings_type = ACLGSASettings
-    ours = (*ACL.ours, *GSA.ours)
+    ours = (*ACL.ours, *GSA.ours, STEPS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,7 @@ class DynACLGSA(GSAOnACL, DynACL):
     title, paper = "DynACL + GSA", "GSA-RSL, on top of Luo et al. 2023"
     settings: DynACLGSASettings
     settings_type = DynACLGSASettings
-    ours = (*DynACL.ours, *GSA.ours)
+    ours = (*DynACL.ours, *GSA.ours, STEPS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,7 @@ class ACLAIRGSA(GSAOnACL, ACLAIR):
     title, paper = "ACL-AIR + GSA", "GSA-RSL, on top of Xu et al. 2023"
     settings: ACLAIRGSASettings
     settings_type = ACLAIRGSASettings
-    ours = (*ACLAIR.ours, *GSA.ours)
+    ours = (*ACLAIR.ours, *GSA.ours, STEPS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,4 +118,4 @@ class DynAIRGSA(GSAOnACL, DynAIR):
     title, paper = "DynACL-AIR + GSA", "GSA-RSL, on top of Xu et al. 2023"
     settings: DynAIRGSASettings
     settings_type = DynAIRGSASettings
-    ours = (*DynAIR.ours, *GSA.ours)
+    ours = (*DynAIR.ours, *GSA.ours, STEPS)

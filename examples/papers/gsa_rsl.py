@@ -37,29 +37,40 @@ class GSARSLSettings(GSASettings):
     )
 
 
-class GSARSL(Method):
-    title, paper = "GSA-RSL", "Generalization bounds for robust contrastive learning"
-    settings: GSARSLSettings
-    settings_type = GSARSLSettings
+class OfTheirTables(Method):
+    """How GSA-RSL's authors train the methods of their tables, whatever the step."""
+
     recipe = Recipe(500, 512, WarmupCosine(0.5, 10, floor=1e-8, per_epoch="start"))
     probe, pixels, strong_as = "gsa", IMAGENET, {"blur_p": 0.5}
     released_network = "resnet18_no_identity"
-    recipe_ours: ClassVar[tuple[str, ...]] = (  # whatever the step
+    ours: ClassVar[tuple[str, ...]] = (
         "Warm-up is linear over ten epochs; the release's is over nine, and the first iteration of "
         "each is at the cosine's full rate.",
-        "The last incomplete batch of an epoch is left out; the release trains on it.",
         "A probe is trained and attacked on one BatchNorm branch, its last epoch and the best on "
-        "validation images are told; the release trains it on the clean branch, attacks through "
-        "the adversarial one, and keeps the epoch that is best on test images under PGD.",
+        "validation images are told; the release trains LE's on the clean branch, AT-LE's on the "
+        "adversarial one, attacks both through the latter, and keeps the epoch that is best on "
+        "test images under PGD.",
         "AutoAttack is its authors' at the same radius as PGD; the release's is torchattacks'.",
     )
-    ours: ClassVar[tuple[str, ...]] = (*GSA.ours, *recipe_ours)
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args, clamp_start=False)
         self.head = projection(self.width, self.width, 128, of_unit=True)  # as its probe
         branch_batchnorm(self.encoder, self.measured()[1])
         self.contrast = MultiViewNTXentLoss(0.5, gather_distributed=True)
+
+    def measured(self) -> tuple[nn.Module, tuple[str, ...]]:
+        return self.encoder, ("adversarial", "clean")
+
+
+class GSARSL(OfTheirTables):
+    title, paper = "GSA-RSL", "Generalization bounds for robust contrastive learning"
+    settings: GSARSLSettings
+    settings_type = GSARSLSettings
+    ours: ClassVar[tuple[str, ...]] = (*GSA.ours, *OfTheirTables.ours)
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self.gsa = GSA(128, self.settings, self.encoder, self.head)
 
     def step(self, images: Tensor, labels: Tensor, index: Tensor) -> Terms:
@@ -93,6 +104,3 @@ class GSARSL(Method):
 
     def optimizers(self) -> dict[str, tuple[Optimizer, float]]:
         return self.gsa.own
-
-    def measured(self) -> tuple[nn.Module, tuple[str, ...]]:
-        return self.encoder, ("adversarial", "clean")

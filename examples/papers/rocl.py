@@ -6,19 +6,19 @@ https://arxiv.org/abs/2006.07589. With t1 and t2 two views and δ an instance-wi
     adversary   max over δ of  NT(t1 + δ, t2)
     encoder     min of  NT(t1, t2, t1 + δ), the sum over positives, + 1/256 · NT(t1 + δ, t2)
 
-``RoCLGSA`` is the RoCL of GSA-RSL's tables: its authors' step without their three terms.
+``RoCLGSA`` is the RoCL of GSA-RSL's tables: this loss of t1, t2 and t2 + δ, trained as theirs.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from advssl import MultiViewNTXentLoss, evaluating
-from gsa_rsl import GSARSL, GSARSLSettings
+from gsa_rsl import OfTheirTables
 from harness.heads import projection
 from harness.method import Method, Terms
 from harness.schedules import Recipe, WarmupCosine
@@ -48,6 +48,9 @@ class RoCL(Method):
         "once more, with batch statistics of their own.",
         "Negatives are those of all processes in the attack and the regularizer too; in the "
         "release they are one process's there, 256 images of 512.",
+        "The rate warms up in each step; in the release in each epoch.",
+        "A view is cropped first; the release's colours and mirrors first.",
+        "LARS has the rate in its momentum, as ACL's; the release's has it outside.",
         "The probe is AdvCL's, which its tables measure RoCL by; the release's has 150 epochs.",
     )
 
@@ -72,18 +75,32 @@ class RoCL(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoCLGSASettings(GSARSLSettings):
-    sam: bool = setting(False, "the benign loss at the worst nearby weights")
-    critic: bool = setting(False, "benign and adversarial embeddings are aligned as clouds")
-    benign_weight: float = setting(0.0, "λ_benign: RoCL has no such term there")
-    second_view: Literal["strong", "weak"] = setting("strong", "how q, attacked, is augmented")
+class RoCLGSASettings(Settings):
+    steps: int = setting(7, "of the attack")
+    regularizer: float = setting(1 / 256, "weight of the attacked view's own loss")
 
 
-class RoCLGSA(GSARSL):
-    """The attacked view is the second one, on a BatchNorm of its own, and has one positive."""
+class RoCLGSA(OfTheirTables):
+    """The attacked view is the second one, on a BatchNorm of its own."""
 
     title, paper = "RoCL of GSA-RSL's tables", "Kim et al. 2020, as GSA-RSL's authors train it"
     settings: RoCLGSASettings
     settings_type = RoCLGSASettings
     recipe = Recipe(500, 512, WarmupCosine(0.1, 10, floor=1e-8, per_epoch="start"))
-    ours = GSARSL.recipe_ours
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.robust = MultiViewNTXentLoss(0.5, positives="sum", gather_distributed=True)
+
+    def step(self, images: Tensor, labels: Tensor, index: Tensor) -> Terms:
+        p, q = self.strong(images), self.second(images)
+        with evaluating(self), torch.no_grad():
+            z_p = self.embed(p, "clean")
+            hard = self.attack(q, lambda v: self.contrast(z_p, self.embed(v, "adversarial")))
+
+        z_p, z_q = self.embed((p, q), "clean")
+        z_hard = self.embed(hard, "adversarial")
+        return {
+            "contrastive": self.robust(z_p, z_q, z_hard),
+            "regularizer": self.settings.regularizer * self.contrast(z_p, z_hard),
+        }

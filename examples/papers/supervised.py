@@ -49,6 +49,7 @@ class Classifying(Method):
 
 # How Bui et al.'s release trains, with an attack and without.
 _BUI = Recipe(120, 128, Steps(0.1, (100, 105, 110), 120), weight_decay=5e-4)
+STEP = "A step of the attack is 2/255 at 8/255; the release's is 0.007 at 0.031."
 
 
 class Natural(Classifying):
@@ -75,6 +76,7 @@ class AT(Classifying):
     ours = (
         "BatchNorm statistics are those of the training pass; in the release of Bui et al. also of "
         "the attack's, of clean images of weight 0 and of two logging passes (exact_bn=True).",
+        STEP,
     )
 
     def step(self, images: Tensor, labels: Tensor, index: Tensor) -> Terms:
@@ -93,6 +95,7 @@ class AT(Classifying):
 @dataclass(frozen=True, kw_only=True)
 class TRADESSettings(Settings):
     steps: int = setting(10, "of the attack")
+    relative_step: float = setting(0.007 / 0.031, "length of each, of the radius: 0.007 at 0.031")
     beta: float = setting(6.0, "weight of the divergence")
 
 
@@ -100,7 +103,7 @@ class TRADES(Classifying):
     title, paper = "TRADES", "Zhang et al. 2019"
     settings: TRADESSettings
     settings_type = TRADESSettings
-    recipe = Recipe(76, 128, Steps(0.1, (75,), 76), weight_decay=2e-4)
+    recipe = Recipe(76, 128, Steps(0.1, (74,), 76), weight_decay=2e-4)
     ours = ("x is forwarded once per training pass, not twice.",)
 
     def __init__(self, *args: Any, start: str = "gaussian") -> None:

@@ -80,7 +80,7 @@ def foreseen(plan: Plan, methods: Mapping[str, type[Method]]) -> str:
     lines += [f"settings: {_shown(asdict(method.settings))}"]
     lines += [f"neither as released nor as in the paper: {line}" for line in method.ours]
     if method.after:
-        lines.append(f"before it: {method.after}, for its clusters (not in what follows)")
+        lines.append(f"before it: {method.after} (not in what follows)")
     if plan.plus:
         lines.append(
             f"after it: DynACL++, {FINETUNING.epochs} epochs of TRADES on its own clusters, 27 F "

@@ -68,8 +68,9 @@ def first_step(plan: Plan, methods: Mapping[str, type[Method]], data: Data) -> t
     method = build(plan, methods[plan.method], data)
     images = training_images(method, data)
     if method.after is not None:
-        known = method.after in methods  # else a network's features, of which none is read here
-        earlier = build(before(plan, method), methods[method.after], data) if known else method
+        earlier = method  # after a network, of whose features none is read here
+        if method.after in methods:
+            earlier = build(before(plan, method, methods), methods[method.after], data)
         method.prepare(earlier, torch.randn(len(images), 8))
     batch = next(iter(loader(images, plan, 0.0, 0, 1)))
     return method, batch._replace(images=pixels(batch.images))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -101,10 +102,19 @@ def build(plan: Plan, method: type[Method], data: Data) -> Method:
     return fastest.laid_out(built)
 
 
-def before(plan: Plan, method: Method) -> Plan:
-    """Of the method that is trained first: with those of the flags that any method has."""
+def before(plan: Plan, method: Method, methods: Mapping[str, type[Method]]) -> Plan:
+    """Of the method that is trained first: with those of the flags that any method has.
+
+    Where the plan's schedule is its method's own, the first one has its own too: the same share of
+    its epochs.
+    """
+    first, own, recipe = methods[str(method.after)].recipe, method.recipe, plan.recipe
+    if replace(recipe, epochs=own.epochs, batch_size=own.batch_size) == own:
+        size = first if recipe.batch_size == own.batch_size else recipe
+        epochs = math.ceil(first.epochs * recipe.epochs / own.epochs)
+        recipe = replace(first, epochs=epochs, batch_size=size.batch_size)
     shared = {f.name: plan.flags[f.name] for f in fields(Settings) if f.name in plan.flags}
-    return replace(plan, method=method.after or plan.method, flags=shared)
+    return replace(plan, method=str(method.after), recipe=recipe, flags=shared)
 
 
 def digest(content: Any) -> str:

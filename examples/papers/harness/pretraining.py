@@ -36,7 +36,7 @@ class Pretrained(NamedTuple):
     Attributes:
         method: with its weights.
         told: presentations (of images, over all epochs), seconds, commit and machine of the
-            training, as plain JSON; with "before", the same of the method that gave its clusters.
+            training, as plain JSON; with "before", the same of what was trained before it.
     """
 
     method: Method
@@ -54,8 +54,8 @@ def pretrained(
 ) -> Pretrained | None:
     """The plan's method, trained: read from ``out`` if it was trained before, else trained there.
 
-    Pseudo-labels come from another method's encoder, which is trained first with the same plan, or
-    from a finished network.
+    Pseudo-labels and a teacher come from another method's encoder, which is trained first
+    (:func:`harness.plans.before`), or from a finished network.
 
     Args:
         plan: what to train.
@@ -98,12 +98,12 @@ def pretrained(
     if there is not None:
         method.load_state_dict(there["weights"])
         return Pretrained(method, there["told"])
-    if method.after is not None:  # labels of the plan's own images
+    if method.after is not None:
         found: Pretrained | None
         if network is not None:
             found = Pretrained(network, {})
         else:
-            earlier = before(plan, method)
+            earlier = before(plan, method, methods)
             alone = {**options, "watch": ()}  # who looks on does so at the plan's own training
             found = pretrained(earlier, methods, data, out, memory_gb=memory_gb, **alone)
         if found is None:

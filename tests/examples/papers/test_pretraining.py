@@ -10,8 +10,8 @@ from torch import nn
 
 from advcl import AdvCL
 from advssl.evaluation.data import InMemory, open_data, targets
-from harness import chain, pretraining
-from reproduce import METHODS
+from harness import chain, plans, pretraining
+from reproduce import METHODS, parse, plan_of
 
 from . import tiny
 from .tiny import never, opened
@@ -55,6 +55,26 @@ def test_unlabelled_images_are_presented_too(tmp_path):
     more = InMemory(torch.rand(25, 3, 8, 8), torch.full((25,), -1))
     found = chain.pretrained(plan, METHODS, replace(data, unlabelled=more), tmp_path)
     assert found.told["presentations"] == 80
+
+
+@pytest.mark.parametrize("name", ["fare", "deacl", "advcl"])
+def test_what_is_trained_first_has_its_own_schedule_where_the_method_has(name):
+    """FARE's two epochs at a rate of 1e-5 would leave its teacher as it began."""
+    method, first = opened(tiny.plan(name))[0], METHODS["simclr"].recipe
+
+    def recipe(*words):
+        plan = plan_of(name, parse([name, "--data", "digits", *words]), {})
+        return plans.before(plan, method, METHODS).recipe, plan.recipe
+
+    paper = ("--preset", "paper")
+    assert recipe(*paper)[0] == first
+    half = str(method.recipe.epochs // 2)
+    assert recipe(*paper, "--epochs", half)[0] == replace(first, epochs=first.epochs // 2)
+    assert recipe(*paper, "--epochs", "1")[0].epochs == first.epochs / method.recipe.epochs
+    assert recipe(*paper, "--batch-size", "7")[0] == replace(first, batch_size=7)
+    for words in (["--preset", "quick"], ["--preset", "look"], [*paper, "--recipe", "bui-adam"]):
+        earlier, own = recipe(*words)
+        assert earlier == own
 
 
 def test_batches_that_cannot_be_are_refused_before_any_work(tmp_path):

@@ -91,19 +91,15 @@ def test_the_second_factor_held_fixed_would_halve_the_gradient():
     assert torch.cosine_similarity(half.flatten(), whole.flatten(), dim=0) > 0.9
 
 
-def test_gsa_rsl_s_rocl_has_one_term_and_two_batchnorms():
+def test_gsa_rsl_s_rocl_has_rocl_s_loss_and_two_batchnorms():
+    """All ordered pairs of p, q and q + δ, and the regularizer; q is attacked against p alone."""
     method = build(RoCLGSA)
     assert not method.optimizers()
     assert (method.recipe.schedule.peak, method.probe, method.pixels) == (0.1, "gsa", IMAGENET)
-    assert type(method).settings_type.of("released").second_view == "strong"
     r = run(method)
     (p, q), ((hard,),) = r.drawn, r.found
     assert r.given == [(q,)]
-    close(r.terms["adversarial"], nt_xent(r.seen(p), r.seen(hard)))
-    assert r.terms["benign"] == 0
-    assert set(r.terms) == {"adversarial", "benign"}
-
-
-def test_short_runs_have_no_other_benign_weight():
-    """GSA-RSL's own has one."""
-    assert "benign_weight" not in RoCLGSA.settings_type.where("short")
+    z = [r.seen(view) for view in (p, q, hard)]
+    assert r.terms.keys() == {"contrastive", "regularizer"}
+    close(r.terms["contrastive"], ordered_pairs(*z))
+    close(r.terms["regularizer"], nt_xent(z[0], z[2]) / 256)

@@ -138,7 +138,7 @@ PUBLISHED = {
 # Epochs after which the rate falls to a tenth.
 FALLS = {
     **dict.fromkeys(("natural", "at", "adr"), (100, 105, 110)),
-    "trades": (75,),
+    "trades": (74,),  # its release counts from 1
     "clae": (),
     "ascl_local": (100, 150),
     "ascl_pretrain": (60, 80),

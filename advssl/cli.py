@@ -88,7 +88,7 @@ def prepared(options: Options) -> tuple[Evaluation, list[str]]:
     from advssl.balls import BALLS
     from advssl.evaluation import loading
     from advssl.evaluation.data import open_data, targets
-    from advssl.evaluation.evaluate import IMAGES, Evaluation, Way, chosen_attacks
+    from advssl.evaluation.evaluate import Evaluation, Way, chosen_attacks
     from advssl.evaluation.protocols import default_preset, protocol
     from advssl.evaluation.report import Table
     from advssl.integrations.timm import backbone
@@ -135,7 +135,7 @@ def prepared(options: Options) -> tuple[Evaluation, list[str]]:
             for name in options.protocol
         ),
         pixels=Pixels() if own else found.pixels,
-        images=IMAGES if options.num_images is None else options.num_images,
+        images=options.num_images,
         doubts=options.more if options.doubts is None else options.doubts,
         curves=options.more if options.figures is None else options.figures,
         with_beside=True,
@@ -147,7 +147,7 @@ def prepared(options: Options) -> tuple[Evaluation, list[str]]:
         measures=options.measures,
         tables=[Table(_UNNORMALISED, (), (), told) for told in [found.unnormalised] if told],
     )
-    if options.preset is None and not own:
+    if options.preset is None and options.protocol == ["slf"]:
         asked = asked.affordable(read.append)
     asked.checked(None if options.dry_run else Path(options.out) / "work")
     return asked, read

@@ -95,7 +95,7 @@ class CatastrophicOverfittingGuard:
 
     A call leaves model, random state and images as they are, so that a run in which nothing is
     caught is bit for bit the run without the guard. One that is due costs 2K + 13 forwards of
-    the images, with K the adversary's steps.
+    the images, with K the adversary's steps; an adversary of five or more is left alone.
 
     Args:
         adversary: the one that training uses; its ``steps`` and ``step_size`` are set.

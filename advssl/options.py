@@ -286,7 +286,7 @@ def _channels(text: str) -> tuple[float, ...]:
     if len(values) not in (1, 3) or not all(0 <= value <= 1 for value in values):
         wanted = "one number or three, for pixels in [0, 1] (123.7 grey levels are 123.7/255)"
         raise _wrong(text, wanted)
-    return tuple(values)
+    return tuple(values * (3 // len(values)))
 
 
 def _deviations(text: str) -> tuple[float, ...]:
@@ -362,7 +362,7 @@ def _parser() -> argparse.ArgumentParser:
         "--train",
         type=_place,
         metavar="FOLDER",
-        help="and --val, --test: where they are not PATH/train, .../val, .../test",
+        help="and --val, --test: in place of PATH/train, a tenth of it, PATH/test",
     )
     add("--val", type=_place, help=hidden)
     add("--test", type=_place, help=hidden)

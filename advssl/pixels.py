@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
+from typing import Any
 
 from torch import Tensor
 
-from advssl.types import Images, Perturbation, numbers
+from advssl.types import Images, Perturbation, described, numbers
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,13 @@ class Pixels:
             raise ValueError(
                 f"mean and std have {len(self.mean)} channels, the images {images.shape[1]}"
             )
+
+
+def check_unit(pixels: Any) -> None:
+    """Raise unless pixels are in [0, 1], as all images that are measured."""
+    if not isinstance(pixels, Pixels) or pixels.bounds not in ((0.0, 1.0), None):
+        seen = pixels if isinstance(pixels, Pixels) else described(pixels)
+        raise ValueError(f"pixels must be Pixels(mean, std) of images in [0, 1], got {seen}")
 
 
 def _bounds(value: tuple[float, float]) -> tuple[float, float]:

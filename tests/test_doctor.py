@@ -118,6 +118,7 @@ def test_a_loss_that_does_not_depend_on_the_attacked_view():
 
     assert ills(step) == {}
     assert [*ills(step, views=(1,))] == ["loss depends on the view"]
+    assert ills(step, views=(0, -2)) == {}  # of two, one and the same
     assert [*ills(lambda b: step(b[1:] * 2) + 0 * b[0].sum())] == ["loss depends on the view"]
     assert [*ills(lambda b: step(b[::-1]) + 0 * b[0].sum())] == ["attack rises"]
 

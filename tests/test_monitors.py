@@ -248,6 +248,7 @@ def test_the_attack_of_training_may_be_the_fast_one_and_forgets_it():
         ({"images": 4}, "8 images at least"),
         ({"temperature": 0}, "temperature"),
         ({"batch_size": 0}, "batch_size"),
+        ({"pixels": Pixels(bounds=(0, 255))}, r"images in \[0, 1\], got Pixels"),
         ({"bank": 3}, "bank has no image of label 3"),
     ],
 )

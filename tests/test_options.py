@@ -34,6 +34,8 @@ def test_defaults_are_those_that_help_names():
     assert asked.measures == []
     assert parse([*FEWEST, "--with", "divergence"]).measures == ["divergence"]
     assert parse([*FEWEST, "--num-images", "0"]).num_images == 0  # all of them
+    grey = parse([*FEWEST, "--mean", "0.4", "--std", "0.5"])  # one number is every channel's
+    assert (grey.mean, grey.std) == ((0.4,) * 3, (0.5,) * 3)
 
 
 @pytest.mark.parametrize(

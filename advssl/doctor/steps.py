@@ -249,7 +249,7 @@ def _places(batch: Batch, views: Chosen) -> list[int]:
         return there
     if not all(-len(there) <= i < len(there) for i in chosen):
         raise ValueError(f"the batch has {len(there)} views, got views={views}")
-    return [there[i] for i in dict.fromkeys(chosen)]
+    return [there[i] for i in dict.fromkeys(i % len(there) for i in chosen)]
 
 
 def _callable(step: Step) -> Callable[[Batch], Any]:

@@ -51,9 +51,12 @@ def radius(case: Case) -> Check:
     if grey is None:
         return not_run(f"no largest useful radius is known for {type(case.ball).__name__}")
     radii = radii_of(case.ball, grey)
+    try:
+        balls = [resized(case.ball, at) for at in radii]
+    except ValueError as error:
+        return not_run(str(error))
     stands = []
-    for at in radii:
-        ball = resized(case.ball, at)
+    for ball in balls:
         stands.append(case.under_pgd if ball == case.ball else case.standing(case.pgd_in(ball)))
     accuracy = [share_of(flags) for flags in stands]
     with_grey = case.each(lambda x, y, _: _called_otherwise(case.classifier, x, y)).bool()

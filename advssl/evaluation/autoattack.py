@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -28,7 +28,7 @@ from advssl.extras import needed
 from advssl.types import Images, Labels, see, whole
 
 MOST_TARGETS = 9  # of multi-targeted attacks, as in AutoAttack and in Gowal et al. 2019
-_SMALLEST_SQUARE = 5  # the l_2 Square attack tiles an image with five squares along each side
+_TILES = 5  # squares along each side, with which the l_2 Square attack begins
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,24 @@ class AutoAttack(Search):
             "library": f"pyautoattack {version('pyautoattack')}",
         }
 
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Raise unless the library can attack images of ``shape`` (C, H, W) in this ball.
+
+        Its l_2 Square begins with squares side by side, of which none may stick out.
+        """
+        height, width = shape[1:]
+        side = height // _TILES
+        begun = (height - _TILES * side) // 2
+        if isinstance(self.ball, L2) and (
+            min(height, width) < _TILES
+            or any(side > 1 and begun + n // side * side > n for n in (height, width))
+        ):
+            raise ValueError(
+                f"the l_2 Square attack needs images of {_TILES} pixels or more that its squares "
+                f"of {max(side, 1)} fit into, got {(height, width)}; use multi-targeted PGD, or "
+                "images of another size"
+            )
+
     def for_classes(self, classes: int) -> AutoAttack:
         """The same for a classifier with that many classes."""
         return replace(self, classes=classes)
@@ -117,11 +135,7 @@ class AutoAttack(Search):
                 f"the classifier has {classes} classes, this attack is for {self.classes}; use "
                 "for_classes, or classes=None"
             )
-        if isinstance(self.ball, L2) and min(images.shape[2:]) < _SMALLEST_SQUARE:
-            raise ValueError(
-                f"the l_2 Square attack needs images of {_SMALLEST_SQUARE} pixels or more, got "
-                f"{tuple(images.shape[2:])}; use multi-targeted PGD"
-            )
+        self.check_shape(images.shape[1:])
         alone = _DrawsForOne()
         run = self.for_classes(classes)._library_run(classifier, images.device, seed, report, alone)
         with _settrace_kept(), _every_generator_kept(), alone:

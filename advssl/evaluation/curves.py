@@ -87,11 +87,13 @@ def curves(
         raise ValueError("there are no images whose accuracy could be found; give at least one")
     found: dict[str, list[tuple[float, float]]] = {"radius": [], "steps": []}
     points = strengths(ball, radii, steps)
-    known = dict[Attack, float]()
+    known: list[tuple[Attack, float]] = []  # a user's ball may be equal to another and not hashable
     for i, (kind, where, attack) in enumerate(points, start=1):
-        if attack not in known:
-            known[attack] = measure(classifier, attack, given, seed=seed).value
-        found[kind].append((where, known[attack]))
+        share = next((share for one, share in known if one == attack), None)
+        if share is None:
+            share = measure(classifier, attack, given, seed=seed).value
+            known.append((attack, share))
+        found[kind].append((where, share))
         progress("curves", i, len(points))
     by_steps = tuple((int(n), share) for n, share in found["steps"])
     return Curves(tuple(found["radius"]), by_steps, sum(len(y) for _, y in given))

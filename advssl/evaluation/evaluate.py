@@ -38,7 +38,7 @@ from advssl.evaluation.running import FIRST, Run
 from advssl.evaluation.search import check_attack
 from advssl.evaluation.sharing import of_first_rank
 from advssl.extras import EVAL, check
-from advssl.pixels import Pixels
+from advssl.pixels import Pixels, check_unit
 from advssl.types import check_kind, described, flag, positive, several, whole
 
 Modules: TypeAlias = Mapping[str | None, nn.Module]  # by BatchNorm branch
@@ -58,7 +58,7 @@ def evaluate(
     attacks: Sequence[str | Attack] = ATTACKS,
     probe: Probes | None = None,
     pixels: Pixels = Pixels(),  # noqa: B008 (a frozen value)
-    images: int = IMAGES,
+    images: int | None = None,
     doubts: bool = True,
     curves: bool = True,
     beside: bool = True,
@@ -91,7 +91,7 @@ def evaluate(
             finetuning for photographs, "standardised" for digits and the like.
         pixels: what the numbers of the encoder's input mean.
         images: how many test images are attacked at most, class-balanced, the same for every seed;
-            0 is all.
+            0 is all. By default 200, and under a budget as many as fit.
         doubts: look into the reasons not to believe the numbers.
         curves: accuracy against radius and against steps.
         beside: a short section of the other probe, if its features are made once.
@@ -100,8 +100,8 @@ def evaluate(
         seed: of the probe and of the attacks, and by which reports are paired.
         folder: where results are kept; None keeps none.
         progress: called with what is done, how much of it, and of how much.
-        budget: seconds. As many images as fit are then attacked, of ``images``, or of all if that
-            was left as it is; what is left out is said. An attack's record has its own n.
+        budget: seconds. As many images as fit are then attacked, of ``images``, or of all if
+            that is None; what is left out is said. An attack's record has its own n.
         attack_seed: of the attacks, if it is another than ``seed``.
         batch_size: of attacked images.
         model: what the report says of the network.
@@ -153,13 +153,7 @@ def chosen_attacks(asked: Sequence[str | Attack], ball: Ball) -> tuple[Attack, .
     if isinstance(asked, str):
         raise ValueError(f"attacks is a list of names or attacks, got {asked!r}; write [{asked!r}]")
     check_ball("ball", ball)
-    try:
-        hash(ball)  # attacks that are equal are measured once
-    except TypeError as error:
-        raise ValueError(
-            f"ball must be hashable, as a frozen dataclass of numbers and tuples is, got {ball!r}: "
-            f"{error}"
-        ) from error
+    _check_hashable("ball", ball)
     several("attacks", asked, "a list of names or attacks")
     every = {*ATTACKS} <= {name for name in asked if isinstance(name, str)}
     found = [
@@ -170,7 +164,18 @@ def chosen_attacks(asked: Sequence[str | Attack], ball: Ball) -> tuple[Attack, .
     ]
     for one in found:
         check_attack(one)
+        _check_hashable("an attack", one)
     return (Clean(), *(attack for attack in dict.fromkeys(found) if not isinstance(attack, Clean)))
+
+
+def _check_hashable(name: str, value: Any) -> None:
+    try:
+        hash(value)  # attacks that are equal are measured once
+    except TypeError as error:
+        raise ValueError(
+            f"{name} must be hashable, as a frozen dataclass of numbers and tuples is, got "
+            f"{value!r}: {error}"
+        ) from error
 
 
 def modules_by_branch(given: nn.Module | Modules) -> dict[str | None, nn.Module]:
@@ -199,7 +204,7 @@ class Evaluation:
     attacks: tuple[Attack, ...]
     ways: tuple[Way, ...]
     pixels: Pixels
-    images: int
+    images: int | None
     doubts: bool
     curves: bool
     with_beside: bool
@@ -214,7 +219,9 @@ class Evaluation:
     def __post_init__(self) -> None:
         for name in ("seed", "attack_seed"):
             whole(name, getattr(self, name), -(2**63))
-        whole("images", self.images, 0)
+        check_unit(self.pixels)
+        if self.images is not None:
+            whole("images", self.images, 0)
         whole("batch_size", self.batch_size, 1)
         for name in ("doubts", "curves", "with_beside"):
             flag(name.removeprefix("with_"), getattr(self, name))
@@ -224,6 +231,9 @@ class Evaluation:
             raise ValueError("data.test holds no image, and there is nothing to attack")
         shape = tuple(self.data.test[0][0].shape)
         check_radius(self.ball, shape)
+        for attack in self.attacks:
+            if isinstance(attack, AutoAttack):
+                attack.check_shape(shape)
         if any(way.how is None for way in self.ways):
             if len(self.ways) > 1:
                 raise ValueError(
@@ -262,7 +272,9 @@ class Evaluation:
     def measured(self) -> Chosen:
         """The test images that are attacked; under a budget as many of them as fit."""
         within = self.budget is not None
-        count = 0 if within and self.images == IMAGES else self.images
+        count = self.images
+        if count is None:
+            count = 0 if within else IMAGES
         return attacked(self.data.test, count, self.batch_size, self.device, drawn=within)
 
     @cached_property

@@ -30,7 +30,10 @@ from advssl.evaluation.datasets import InMemory
 from advssl.evaluation.provenance import replacing
 from advssl.modes import evaluating
 
-_DEPENDED_ON = ("torchvision", "timm", "kornia", "lightly", "numpy", "pillow")
+_DEPENDED_ON = (
+    *("torchvision", "timm", "kornia", "lightly", "numpy", "pillow", "scipy", "scikit-learn"),
+    "pyautoattack",
+)
 # What every module has, and what torch.compile and Lightning's Fabric leave there: no content.
 _COMPILED = {"_compiled_call_impl", "_is_torch_compile", "_compile_kwargs"}
 _BOOKKEEPING = {*vars(nn.Module()), *_COMPILED}

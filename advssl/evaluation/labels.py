@@ -13,7 +13,7 @@ from advssl.types import see
 _LISTS = ("classes", "class_names", "label_names", "labels", "idx_to_class", "id2label")
 _INDICES = ("class_to_idx", "label2id")
 _NUMBERED = re.compile(r"(?:label|class)?[ _-]?\d+", re.IGNORECASE)  # LABEL_3 is no name
-_DO = "give the names of its outputs in their order with labels= (--labels), in the data's words"
+_DO = "give the names of its outputs in their order with labels=, in the data's words"
 
 
 def labels_of(file: Mapping[Any, Any], outputs: int) -> tuple[str, ...] | None:

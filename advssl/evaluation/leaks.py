@@ -74,6 +74,8 @@ def easier_than_training(case: Case) -> Check:
 
 
 def _often(chance: float) -> str:
+    if chance < 1e-9:  # beyond is rounding
+        return "less than once in a billion times"
     return f"once in {1 / chance:,.0f} times" if chance < 0.1 else f"in {percent(chance)} of cases"
 
 

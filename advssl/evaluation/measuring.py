@@ -297,7 +297,9 @@ def _finished(
 def _computed_by(classifier: nn.Module, attack: Attack) -> str:
     """What a batch's result depends on besides the attack's settings, the seed and the batch."""
     held = next(chain(classifier.parameters(), classifier.buffers()), None)
-    return identity_of(classifier, type(attack), None if held is None else held.device.type)
+    device = None if held is None else held.device.type
+    # The settings have a ball's name and numbers; one of a user's may hold, and do, more.
+    return identity_of(classifier, type(attack), getattr(attack, "ball", None), device)
 
 
 def _attacked(case: _Case, report: Progress) -> list[bool]:

@@ -71,6 +71,22 @@ def with_head(
     Raises:
         ValueError: if there is no head, or several, or it does not fit the encoder.
     """
+    try:
+        return _with_head(encoder, path, tensors, report, head, expected)
+    except ValueError:
+        if callable(getattr(encoder, "reset_classifier", None)):
+            encoder.reset_classifier(0)  # as it came
+        raise
+
+
+def _with_head(
+    encoder: nn.Module,
+    path: Any,
+    tensors: Tensors,
+    report: LoadReport,
+    head: str | None,
+    expected: int,
+) -> Headed:
     names = _own_names(encoder)
     parts = {name: report.prefix + name for name in names if report.prefix + name in tensors}
     if head is None and len(names) > 2 and len(parts) == len(names):  # distilled: two heads
@@ -138,7 +154,7 @@ def _chosen(
             + see("A checkpoint without a head")
         )
     if len(found) > 1:
-        raise ValueError(f"{path} has several heads: {some(shown)}; say which with head= (--head)")
+        raise ValueError(f"{path} has several heads: {some(shown)}; say which with head=")
     keys = linear[found[0]]
     return found[0], [keys[own] for own in ("weight", "bias") if own in keys]
 

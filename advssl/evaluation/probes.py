@@ -16,6 +16,7 @@ from advssl.distributed import agree
 from advssl.evaluation.batches import check_labels
 from advssl.evaluation.data import Data, targets
 from advssl.evaluation.features import check_finite, in_order
+from advssl.evaluation.identity import fingerprint_of
 from advssl.evaluation.linear import Classifier as Classifier
 from advssl.evaluation.linear import accuracy as accuracy
 from advssl.evaluation.logits import check_module, device_of, undisturbed
@@ -31,8 +32,8 @@ from advssl.evaluation.protocols import protocol as protocol
 from advssl.evaluation.training import State as State
 from advssl.evaluation.training import Training
 from advssl.modes import copied, frozen, learning, random_state_kept
-from advssl.pixels import Pixels
-from advssl.types import check_kind, described, embeddings_of, whole
+from advssl.pixels import Pixels, check_unit
+from advssl.types import check_kind, embeddings_of, whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +115,8 @@ def finetune(
     _check(data, how)
     if pixels is not None:
         mean, std = _normalisation(pixels, mean, std)
-    agree("the probe of", str((how, ball, seed, len(data.classes), len(data.train))))  # type: ignore[arg-type]
+    told = how, fingerprint_of(ball), seed, len(data.classes), len(data.train)
+    agree("the probe of", str(told))  # type: ignore[arg-type]
     device = device_of(encoder, torch.empty(0, device="cpu"))
     with undisturbed(device), random_state_kept(device):
         torch.manual_seed(seed)
@@ -130,9 +132,7 @@ def finetune(
 
 
 def _normalisation(pixels: Any, mean: Any, std: Any) -> tuple[Any, Any]:
-    if not isinstance(pixels, Pixels) or pixels.bounds not in ((0.0, 1.0), None):
-        seen = pixels if isinstance(pixels, Pixels) else described(pixels)
-        raise ValueError(f"pixels must be Pixels(mean, std) of images in [0, 1], got {seen}")
+    check_unit(pixels)
     if mean is not None or std is not None:
         raise ValueError(f"pixels={pixels} says mean and std; give it alone, or the two without it")
     return pixels.mean, pixels.std

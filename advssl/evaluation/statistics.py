@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # records give these names too
     from advssl.evaluation.records import Measurement
 
 Interval: TypeAlias = tuple[float, float]  # low and high end, 95 %
+_Counts: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"  # (n,), of an example
 
 CONFIDENCE = 0.95
 
@@ -105,7 +106,8 @@ def compare(
     A plain Wald or bootstrap interval is empty where a and b agree on all examples, at 0 % or
     100 % above all, and too short at small n; this one is neither, and it is a formula, so it needs
     no random numbers. The p-value is exact: the share of the 2ⁿ ways to exchange a and b
-    example by example that differ as much. With one seed that is the exact McNemar test.
+    example by example that differ as much. With one seed that is the exact McNemar test. Where one
+    has more seeds than the other, what is exchanged is which of the answers to an example are b's.
 
     *Seeds.* Student's t over the differences by seed if both have the same seeds, else Welch's.
 
@@ -133,7 +135,11 @@ def compare(
     return Comparison(
         difference=float(steps.sum()) / (len(a) * len(b) * len(steps)),
         image_interval=_adjusted_wald(per_example),
-        p_value=_exchange_test(steps),
+        p_value=(
+            _exchange_test(steps)
+            if len(a) == len(b)
+            else _regrouping_test(hits_a, hits_b, len(a), len(b))
+        ),
         seed_interval=_seed_interval(a, b),
         n=len(steps),
         seeds=(len(a), len(b)),
@@ -199,6 +205,30 @@ def _exchange_test(steps: np.ndarray[Any, np.dtype[np.int64]]) -> float:
     seen = abs(int(steps.sum())) // unit
     # Index k is the sum k, or k - size: both tails are the indices from `seen` up to `-seen`.
     tails = probability[seen : len(probability) - seen + 1]
+    return min(max(float(tails.sum()), 0.0), 1.0)
+
+
+def _regrouping_test(hits_a: _Counts, hits_b: _Counts, of_a: int, of_b: int) -> float:
+    """The same over all ways to say which ``of_b`` of the answers to an example are b's.
+
+    Of right ones b has then a hypergeometric number; the sum's distribution is the transform of the
+    product of their characteristic functions.
+    """
+    every, right = of_a + of_b, hits_a + hits_b
+    totals, counts = np.unique(right, return_counts=True)
+    farthest = int(np.minimum(totals, of_b) @ counts)
+    omega = 2 * np.pi * np.arange(farthest + 1) / (farthest + 1)
+    characteristic = np.ones_like(omega, dtype=np.complex128)
+    for total, count in zip(totals.tolist(), counts.tolist(), strict=True):
+        ways = [
+            math.comb(total, k) * math.comb(every - total, of_b - k)
+            for k in range(min(total, of_b) + 1)
+        ]
+        each = sum(n * np.exp(1j * k * omega) for k, n in enumerate(ways))
+        characteristic *= (each / math.comb(every, of_b)) ** count
+    probability = np.fft.fft(characteristic).real / (farthest + 1)
+    away = np.abs(every * np.arange(farthest + 1) - of_b * int(right.sum()))
+    tails = probability[away >= away[int(hits_b.sum())]]
     return min(max(float(tails.sum()), 0.0), 1.0)
 
 

@@ -90,7 +90,7 @@ def input_surface(
     second: Tensor | None = None
     for images, labels in pairs(batches):
         device = device_of(classifier, images)
-        x, y = images.clone().to(device), labels.to(device)
+        x, y = images.clone().to(device), labels.to(device).long()
         if second is None:
             draw = torch.randn(x[:1].shape, generator=_draw(seed), dtype=x.dtype, device="cpu")
             second = ball.steepest(draw.to(device))
@@ -228,7 +228,7 @@ def _attacked(
 ) -> tuple[Images, Labels, torch.device]:
     device = device_of(classifier, images)
     hard = attack(classifier, images, labels, seed=seed)
-    return hard.clone().to(device), labels.to(device), device
+    return hard.clone().to(device), labels.to(device).long(), device
 
 
 def _uphill(

@@ -202,7 +202,10 @@ def info_nce(
 
 
 def at_worst_weights(model: nn.Module, closure: Closure, rho: float) -> float:
-    """The closure's loss at θ + ρ g / ‖g‖: SAM's estimate of its maximum at that distance."""
+    """The closure's loss at θ + ρ g / ‖g‖: SAM's estimate of its maximum at that distance.
+
+    Under ``torch.distributed`` g is a mean over ranks, and every rank must make the call.
+    """
     return float(SAMWrapper(model, rho=rho)(closure).detach())
 
 
@@ -307,7 +310,8 @@ def robust_bounds(
 
     A positive pair is two images of one class, as in the theorem; the negatives of a pair are all
     other images, K = β = N - 2. The adversary is PGD-10 on InfoNCE, and maxima over attacks, nearby
-    weights and critics are those found: each term is a lower estimate of the theorem's.
+    weights and critics are those found: each term is a lower estimate of the theorem's. Under
+    ``torch.distributed`` every rank must make the call.
 
     Note:
         As printed A(K, β) lacks log 1/min π: an encoder that maps each of M balanced classes to a

@@ -23,7 +23,7 @@ from advssl.monitors.measures import (
     soft_neighbours,
     uniformity,
 )
-from advssl.pixels import Pixels
+from advssl.pixels import Pixels, check_unit
 from advssl.types import Embeddings, Images, Labels, embeddings_of, positive, whole
 
 _STEPS = 10  # of PGD
@@ -107,6 +107,7 @@ class Monitors:
         self.bank, self.bank_labels = bank, bank_labels
         self.pgd = AdversarialViewGenerator(ball, _STEPS)
         self.fast = fast or AdversarialViewGenerator(ball, 1, ball.radius, start="zero")
+        check_unit(pixels)
         self.augment, self.pixels = augment, pixels
         self.temperature = positive("temperature", temperature)
         self.seed = whole("seed", seed, ANY)

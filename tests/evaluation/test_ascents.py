@@ -98,6 +98,18 @@ class TestAscents:
         assert "Half" in checks[RADIUS].evidence
         assert failing(checks.values()) == set()
 
+    def test_a_ball_that_cannot_be_widened_is_not_looked_at_wider(self, learnt):
+        class Grey:
+            radius, sample, steepest, project = 0.05, Linf.sample, Linf.steepest, Linf.project
+
+            def grey(self, shape):  # noqa: ARG002
+                return 0.5
+
+        checks = named(doubts(*learnt, ball=Grey()))
+        assert checks[RADIUS].verdict == "not run"
+        assert "method resized(radius)" in checks[RADIUS].evidence
+        assert failing(checks.values()) == set()
+
     def test_autoattack_takes_the_place_of_multi_targeted_pgd(self):
         pytest.importorskip("pyautoattack")
         data = blobs()

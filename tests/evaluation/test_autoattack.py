@@ -206,3 +206,26 @@ class TestAutoAttack:
         small, labels = torch.rand(2, 1, 4, 16), torch.zeros(2, dtype=torch.int64)
         with pytest.raises(ValueError, match=r"5 pixels or more, got \(4, 16\)"):
             AutoAttack(L2(0.5))(Linear(4), small, labels, seed=0)
+
+
+@pytest.mark.parametrize("height", range(5, 70))
+def test_l_2_is_refused_where_the_librarys_first_squares_stick_out(height):
+    """As its Square lays them: rows from the middle of what five leave, until none is left."""
+    side = height // 5
+    begun = (height - 5 * side) // 2
+    for width in (height, height + 4, 32):
+        laid, fits = torch.zeros(height, width), True
+        for row in range(height // side):
+            for column in range(width // side):
+                top, left = begun + row * side, begun + column * side
+                try:
+                    laid[top : top + side, left : left + side] += torch.ones(side, side)
+                except RuntimeError:
+                    fits = False
+        attack = AutoAttack(L2(0.5))
+        if fits:
+            attack.check_shape((3, height, width))
+        else:
+            with pytest.raises(ValueError, match=r"squares of .* use multi-targeted PGD"):
+                attack.check_shape((3, height, width))
+        AutoAttack(Linf(0.1)).check_shape((3, height, width))

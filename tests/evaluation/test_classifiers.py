@@ -146,6 +146,11 @@ def test_what_does_not_fit_is_refused(options, match, theirs, path):
 def test_files_that_hold_no_classifier(theirs, path):
     with pytest.raises(ValueError, match=r"no classifier's head .*--protocol slf"):
         loaded(saved(small().state_dict(), path))
+    network = small()
+    features = network(IMAGES).shape
+    with pytest.raises(ValueError, match=r"no classifier's head"):
+        load_classifier(network, path, classes=CLASSES)
+    assert network(IMAGES).shape == features == (4, network.num_features)  # which a probe takes
     with pytest.raises(ValueError, match="there is no file"):
         loaded(path.with_name("none.pt"))
     with pytest.raises(ValueError, match="is a directory"):

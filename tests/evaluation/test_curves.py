@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn
@@ -67,6 +69,19 @@ def test_each_point_is_what_its_attack_measures():
     ]
     assert [share for _, share in (*found.by_radius, *found.by_steps)] == expected
     assert told == [("curves", i, 4) for i in (1, 2, 3, 4)]
+
+
+def test_a_ball_without_a_hash_will_do():
+    @dataclass
+    class Mine:
+        radius: float
+        sample, steepest, project = Linf.sample, Linf.steepest, Linf.project
+
+    found = [
+        curves(Line(), around_a_half(), ball=ball, radii=[0, 0.08, 0.2], steps=[2, 2])
+        for ball in (Mine(0.1), Linf(0.1))
+    ]
+    assert found[0] == found[1]
 
 
 def test_leaves_no_trace():

@@ -303,6 +303,23 @@ def test_a_ball_that_is_not_hashable_is_refused(data):
         evaluate(classifier(), data, ball=Held([0.1]), probe="own", images=10)
 
 
+class Odd(attacks.Search):
+    """Equal to others of its kind, and so without a hash."""
+
+    name, settings, ball = "odd", {"attack": "odd"}, BALL
+
+    def __eq__(self, other):
+        return isinstance(other, Odd)
+
+    def _run(self, *_):
+        raise AssertionError
+
+
+def test_an_attack_that_is_not_hashable_is_refused(data):
+    with pytest.raises(ValueError, match=r"an attack must be hashable.*unhashable type: 'Odd'"):
+        evaluate(classifier(), data, ball=BALL, attacks=[Odd()], probe="own", images=10)
+
+
 def test_a_ball_of_ones_own(data):
     found = evaluate(classifier(), data, ball=Mine(), probe="own", images=10)
     (section,) = found.sections
@@ -473,6 +490,20 @@ def test_what_is_beside_the_headline_is_measured_clean_and_under_pgd_20(data, mo
     assert [one.short for one in asked] == [(clean, pgd), (clean,)]
 
 
+@pytest.mark.parametrize("budget", [None, 1e6])
+def test_a_number_of_images_that_is_said_counts(data, monkeypatch, budget):
+    """200 is what is taken without a budget, and a number like any other."""
+    monkeypatch.setattr(Evaluation, "run", lambda asked, *_, **__: asked)
+
+    def n(images):
+        asked = evaluate(classifier(), data, probe="own", images=images, budget=budget)
+        return asked.measured.n
+
+    whole = len(data.test)
+    assert whole > 200
+    assert [n(None), n(200), n(0), n(7)] == [200 if budget is None else whole, 200, whole, 7]
+
+
 @pytest.mark.parametrize("enough", [True, False])
 def test_the_default_probe_gives_way_where_it_would_eat_the_budget(data, monkeypatch, enough):
     monkeypatch.setattr(Evaluation, "run", lambda asked, *_, **__: asked)
@@ -497,6 +528,8 @@ def test_the_default_probe_gives_way_where_it_would_eat_the_budget(data, monkeyp
         ({"probe": ["own", "advcl"]}, "not both"),
         ({"images": -1}, "images"),
         ({"seed": 0.5}, "seed"),
+        ({"pixels": Pixels(bounds=(0, 255))}, r"images in \[0, 1\], got Pixels.*255"),
+        ({"pixels": Pixels((123.0,), (58.0,), (0, 255)), "probe": "own"}, r"images in \[0, 1\]"),
         ({"batch_size": 0}, "batch_size"),
         ({"ball": Linf(8.0)}, "255 grey levels"),
         ({"probe": "own", "encoder_or_classifier": encoder()}, "logits of the data's 10 classes"),

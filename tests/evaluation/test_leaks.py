@@ -64,7 +64,12 @@ def test_every_overlap_that_makes_a_number_wrong_is_a_doubt(where, fails):
 
 
 @pytest.mark.parametrize(
-    ("chance", "told"), [(1e-6, "once in 1,000,000 times"), (0.95, "in 95.0 % of cases")]
+    ("chance", "told"),
+    [
+        (0.0, "less than once in a billion times"),  # of what a float holds no more
+        (1e-6, "once in 1,000,000 times"),
+        (0.95, "in 95.0 % of cases"),
+    ],
 )
 def test_a_chance_is_told_in_words(chance, told):
     assert leaks._often(chance) == told

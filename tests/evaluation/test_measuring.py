@@ -143,6 +143,27 @@ class TestMeasure:
         assert measure(net, mine, batches, folder=tmp_path) == record
         assert mine.runs == 4
 
+    def test_a_ball_of_ones_own_is_part_of_what_is_kept(self, net, batches, tmp_path):
+        """One that has no fields says nothing in an attack's settings but its radius."""
+
+        class Side:
+            radius, sample, steepest = 0.5, Linf.sample, Linf.steepest
+
+            def __init__(self, width):
+                self.width = width
+
+            def project(self, delta):
+                moved = torch.zeros_like(delta)
+                moved[..., : self.width] = delta[..., : self.width]
+                return moved.clamp(-self.radius, self.radius)
+
+        def of(width, folder):
+            return measure(net, PGD(Side(width), 3, 0.25), batches, folder=folder)
+
+        kept = [of(width, tmp_path / "one") for width in (0, 8)]
+        assert kept == [of(width, tmp_path / f"{width}") for width in (0, 8)]
+        assert kept[0].value > kept[1].value
+
     def test_no_batches(self, net, tmp_path):
         with pytest.raises(ValueError, match="no batches to measure on"):
             measure(net, Clean(), [], folder=tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 
@@ -292,6 +293,29 @@ class TestSeveralSeeds:
         signs = 1 - 2 * ((np.arange(2 ** len(steps))[:, None] >> np.arange(len(steps))) & 1)
         expected = np.mean(np.abs(signs @ steps) >= abs(steps.sum()))
         assert statistics._exchange_test(steps) == pytest.approx(expected, abs=1e-12)
+
+    def test_unequal_numbers_of_seeds_by_counting(self):
+        """All ways to say which two of the three answers to an image are b's, images alike."""
+        a = measured([1, 0, 0, 1], seed=0)
+        b = [measured(f, seed=s) for s, f in enumerate(([1, 1, 1, 1], [1, 1, 0, 1]))]
+        answers = np.array([m.correct for m in (a, *b)], dtype=int)
+        ways = []
+        for one in itertools.product(range(3), repeat=4):  # which of three is a's
+            of_a = answers[one, range(4)].sum()
+            ways.append((answers.sum() - of_a) / 2 - of_a)
+        seen = answers[1:].sum() / 2 - answers[0].sum()
+        expected = np.mean([abs(way) >= abs(seen) - 1e-9 for way in ways])
+        assert compare([a], b).p_value == pytest.approx(expected)
+        assert compare(b, [a]).p_value == pytest.approx(expected)
+
+    @pytest.mark.parametrize("seeds", [(1, 5), (3, 2)])
+    def test_equal_models_of_unequal_numbers_of_seeds_are_seldom_told_apart(self, seeds):
+        rng, of_a = np.random.default_rng(0), seeds[0]
+        draws = (rng.random((400, sum(seeds), 20)) < 0.9).astype(int)
+        found = [
+            statistics._regrouping_test(d[:of_a].sum(0), d[of_a:].sum(0), *seeds) for d in draws
+        ]
+        assert np.mean(np.array(found) < 0.05) < 0.06
 
     def test_unequal_numbers_of_seeds(self):
         a, b = replicas([50, 52]), replicas([60, 62, 64], first=5)

@@ -58,6 +58,12 @@ class TestInput:
         assert found.centre == pytest.approx(float((x - 0.5).square().sum() / 10), rel=1e-5)
         json.dumps(asdict(found), allow_nan=False)
 
+    @pytest.mark.parametrize("kind", [torch.int16, torch.int32, torch.uint8])
+    def test_labels_may_be_short(self, kind):
+        model, (x, y) = Linear(2), blobs(4, 2)
+        found = [input_surface(model, [(x, labels)], points=3) for labels in (y, y.to(kind))]
+        assert found[0] == found[1]
+
     def test_pixels_stay_pixels(self):
         x, y = torch.tensor([0.0, 0.25, 1.0]).repeat(2, 1, 1, 1), torch.tensor([0, 1])
         found = input_surface(Pixels(), [(x, y)], ball=Linf(3.0), loss=bowl, points=3)

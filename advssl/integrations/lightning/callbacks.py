@@ -35,9 +35,9 @@ class AdversarialViews(Bolt):
     logs is dropped. Every step of the attack and the training pass draw the same random numbers,
     and the module's random state advances as it would without the attack. Batches pass through
     unchanged where ``training_step`` returns None. Logged are "attack_start" and "attack_end", the
-    objective at the attack's first and last step. A copy of the module that is taken or saved
-    meanwhile (deepcopy, pickle, averaging callbacks) has its plain ``training_step``, without any
-    callback.
+    objective at the first and the last step of an attack of several. A copy of the module that is
+    taken or saved meanwhile (deepcopy, pickle, averaging callbacks) has its plain
+    ``training_step``, without any callback.
 
     Args:
         adversary: gives ball and steps; for normalised views with ``pixels=IMAGENET``, or ``mean``

@@ -74,8 +74,9 @@ def with_head(
     try:
         return _with_head(encoder, path, tensors, report, head, expected)
     except ValueError:
-        if callable(getattr(encoder, "reset_classifier", None)):
-            encoder.reset_classifier(0)  # as it came
+        reset: Any = getattr(encoder, "reset_classifier", None)
+        if callable(reset):
+            reset(0)  # as it came
         raise
 
 

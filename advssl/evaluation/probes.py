@@ -115,8 +115,8 @@ def finetune(
     _check(data, how)
     if pixels is not None:
         mean, std = _normalisation(pixels, mean, std)
-    told = how, fingerprint_of(ball), seed, len(data.classes), len(data.train)
-    agree("the probe of", str(told))  # type: ignore[arg-type]
+    images: Any = data.train
+    agree("the probe of", str((how, fingerprint_of(ball), seed, len(data.classes), len(images))))
     device = device_of(encoder, torch.empty(0, device="cpu"))
     with undisturbed(device), random_state_kept(device):
         torch.manual_seed(seed)

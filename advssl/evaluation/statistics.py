@@ -128,8 +128,8 @@ def compare(
         _check_replicates(side, name)
     check_same_examples([*a, *b])
     # Whole numbers, so that the exact test meets no rounding: per example, hits over all seeds.
-    hits_a = np.sum([m.correct for m in a], axis=0, dtype=np.int64)
-    hits_b = np.sum([m.correct for m in b], axis=0, dtype=np.int64)
+    hits_a: _Counts = np.sum([m.correct for m in a], axis=0, dtype=np.int64)
+    hits_b: _Counts = np.sum([m.correct for m in b], axis=0, dtype=np.int64)
     steps = hits_b * len(a) - hits_a * len(b)
     per_example = steps / (len(a) * len(b))
     return Comparison(

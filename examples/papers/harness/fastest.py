@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -47,7 +47,7 @@ def keep_memory() -> None:
     glibc gives large tensors back to the system, and the next step's meet a page fault for every
     4 KiB: an eighth of a small network's training on a CPU. Elsewhere nothing is done.
     """
-    malloc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    malloc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(malloc, "mallopt"):  # musl has none
         malloc.mallopt(_MMAP_MAX, 0)
         malloc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
+from advssl.attacks import is_view
 from advssl.extras import needed
 from advssl.types import Images, described
 
@@ -19,10 +20,6 @@ def _applied(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
     """The batch with each of its tensors changed."""
     lightning = needed("lightning_utilities.core.apply_func", "a batch of Lightning's")
     return lightning.apply_to_collection(batch, Tensor, change)
-
-
-def is_view(value: Tensor) -> bool:
-    return value.ndim == 4 and value.is_floating_point()
 
 
 def views_of(batch: Batch) -> list[Images]:

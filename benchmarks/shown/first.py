@@ -100,10 +100,10 @@ def evidence() -> str:
         "\n\nLinear probes on frozen encoders, of photographs a quarter as wide as the papers'; "
         "the last two rows by the own head of a full-width network. The papers' methods had "
         f"{runs[0]['presentations']:,} presentations, {spent[0]:.0f} to "
-        f"{spent[-1]:.0f} minutes of a CPU core; GSA-RSL's network is its release's, another than "
-        f"the others'. FARE took {record['seconds']['training'] / 60:.0f} minutes; what the "
+        f"{spent[-1]:.0f} minutes of a CPU core; GSA-RSL's network is its release's. "
+        f"FARE took {record['seconds']['training'] / 60:.0f} minutes; what the "
         "[speedrun](docs/speedrun.md) took stands there. "
-        "Records: `quickstart.json`, `papers_cifar.json`, `speedrun_half_hour.json` and "
+        "Records: `quickstart.json`, `papers_cifar.json`, `speedrun_*.json`, "
         "`robustify.json` in `benchmarks/results/`."
     )
 

@@ -24,6 +24,7 @@ from advssl.evaluation import (
     running,
     training,
 )
+from advssl.evaluation.evaluate import Evaluation
 from advssl.evaluation.report import faces
 from advssl.options import parse
 
@@ -395,3 +396,19 @@ def test_is_a_command_that_explains_itself():
     )
     for option in ("--backbone", "--checkpoint", "--protocol", "--attacks", "--bn-branch"):
         assert option in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "gives_way"),
+    [
+        ([], True),
+        (["--protocol", "alf,aff"], False),
+        (["--preset", "standardised"], False),
+    ],
+)
+def test_a_budget_changes_no_probe_that_is_named(words, gives_way, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Evaluation, "affordable", lambda self, _: asked.append(self) or self)
+    given = ["evaluate", "--backbone", "cifar:resnet10t", "--image-size", "8", "--attacks", "pgd"]
+    cli.prepared(parse([*given, "--budget", "1s", "--dry-run", *words]))
+    assert bool(asked) == gives_way

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -71,52 +72,47 @@ def with_head(
     Raises:
         ValueError: if there is no head, or several, or it does not fit the encoder.
     """
+    with _as_it_came_if_refused(encoder):
+        names = _own_names(encoder)
+        parts = {name: report.prefix + name for name in names if report.prefix + name in tensors}
+        if head is None and len(names) > 2 and len(parts) == len(names):  # distilled: two heads
+            keys, head = parts, ", ".join(dict.fromkeys(map(_first, names)))
+        else:
+            head, found = _chosen(path, tensors, report, head, expected, names)
+            if len(names) > 2:
+                raise ValueError(
+                    f"{path} has the one head {head!r}, and the network's own has {some(names)}; "
+                    "give the file of the whole classifier"
+                )
+            keys = dict(zip(names or ("head.weight", "head.bias"), found, strict=False))
+        matrix = next(tensors[key] for key in reversed(keys.values()) if tensors[key].ndim > 1)
+        model = _headed(encoder, *matrix.shape[:2])
+        state = model.state_dict()
+        for name, key in keys.items():
+            wanted = state[name]
+            value = tensors[key].flatten(1) if wanted.ndim == 2 else tensors[key]
+            if value.is_meta or value.shape != wanted.shape:
+                raise ValueError(
+                    f"{path} has {key} {tuple(tensors[key].shape)}, and the network's head "
+                    f"{tuple(wanted.shape)}; it is the head of another network"
+                )
+            with torch.no_grad():
+                wanted.copy_(sound(path, key, value, wanted.dtype))
+        if "bias" not in {key.rpartition(".")[2] for key in keys.values()}:
+            with torch.no_grad():
+                state[list(names or ("", "head.bias"))[1]].zero_()
+        return Headed(model, len(matrix), head, tuple(keys.values()))
+
+
+@contextmanager
+def _as_it_came_if_refused(encoder: Any) -> Iterator[None]:
+    """Without the head that timm's network has been given meanwhile."""
     try:
-        return _with_head(encoder, path, tensors, report, head, expected)
+        yield
     except ValueError:
-        reset: Any = getattr(encoder, "reset_classifier", None)
-        if callable(reset):
-            reset(0)  # as it came
+        if callable(getattr(encoder, "reset_classifier", None)):
+            encoder.reset_classifier(0)
         raise
-
-
-def _with_head(
-    encoder: nn.Module,
-    path: Any,
-    tensors: Tensors,
-    report: LoadReport,
-    head: str | None,
-    expected: int,
-) -> Headed:
-    names = _own_names(encoder)
-    parts = {name: report.prefix + name for name in names if report.prefix + name in tensors}
-    if head is None and len(names) > 2 and len(parts) == len(names):  # distilled: two heads
-        keys, head = parts, ", ".join(dict.fromkeys(map(_first, names)))
-    else:
-        head, found = _chosen(path, tensors, report, head, expected, names)
-        if len(names) > 2:
-            raise ValueError(
-                f"{path} has the one head {head!r}, and the network's own has {some(names)}; give "
-                "the file of the whole classifier"
-            )
-        keys = dict(zip(names or ("head.weight", "head.bias"), found, strict=False))
-    matrix = next(tensors[key] for key in reversed(keys.values()) if tensors[key].ndim > 1)
-    model = _headed(encoder, *matrix.shape[:2])
-    state = model.state_dict()
-    for name, key in keys.items():
-        wanted = state[name]
-        value = tensors[key].flatten(1) if wanted.ndim == 2 else tensors[key]
-        if value.is_meta or value.shape != wanted.shape:
-            raise ValueError(
-                f"{path} has {key} {tuple(tensors[key].shape)}, and the network's head "
-                f"{tuple(wanted.shape)}; it is the head of another network"
-            )
-        with torch.no_grad():
-            wanted.copy_(sound(path, key, value, wanted.dtype))
-    if "bias" not in {key.rpartition(".")[2] for key in keys.values()}:
-        with torch.no_grad():
-            state[list(names or ("", "head.bias"))[1]].zero_()
-    return Headed(model, len(matrix), head, tuple(keys.values()))
 
 
 def _chosen(

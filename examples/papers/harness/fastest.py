@@ -45,7 +45,7 @@ def keep_memory() -> None:
     """What is freed stays with this process from now on, for the next tensor of its size.
 
     glibc gives large tensors back to the system, and the next step's meet a page fault for every
-    4 KiB: an eighth of a small network's training on a CPU. Elsewhere nothing is done.
+    4 KiB, which a small network's training on a CPU feels. Elsewhere nothing is done.
     """
     malloc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(malloc, "mallopt"):  # musl has none

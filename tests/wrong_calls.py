@@ -599,7 +599,7 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict
             "probe as preset": ("knn",),
             "probe": (3, Said([], "must name one at least"), [None]),
             "pixels": (None, (0.5,), "imagenet"),
-            "images": (*NO_WHOLE, -1),
+            "images": (*NO_WHOLE[1:], -1),
             "doubts": NO_FLAG,
             "curves": NO_FLAG,
             "beside": NO_FLAG,

@@ -7,9 +7,9 @@
     python benchmarks/papers.py precision_digits --seeds 6   # the attack in float32 and in bf16
     python benchmarks/papers.py precision_cifar --data folder:data/cifar10 --epochs 10 --seeds 2
 
-``equal_cifar`` gives every method as many forwards, of images of 24 pixels, which are half as dear:
-whose step costs less trains for more epochs. With ``--row`` it is made in pieces: the record keeps
-its other rows.
+``equal_cifar`` gives every method as many forwards, of images of 16 pixels, a quarter as dear as
+those of 32: whose step costs less trains for more epochs. With ``--row`` it is made in pieces: the
+record keeps its other rows.
 Each run is one of ``examples/papers/reproduce.py``, ``--workers`` at a time, each in a process of
 its own; finished ones are read back, so that a run which was killed, or ran out of its
 ``--time-budget``, goes on. Every encoder is measured under each of ``--probes``: the first one's
@@ -93,7 +93,7 @@ COSTS = {
     "GSA-RSL": ("gsa_rsl --backbone cifar:resnet18:16", 34, "gsa"),
     "supervised AT": ("at", 23, "advcl"),
 }
-BUDGET = 420  # forwards per image
+BUDGET = 252  # forwards per image
 EQUAL = {row: f"{words} --epochs {round(BUDGET / cost)}" for row, (words, cost, _) in COSTS.items()}
 CIFAR = {"SimCLR": "simclr", "AdvCL": "advcl", "GSA-RSL": "gsa_rsl"}
 PRECISION = {
@@ -185,7 +185,7 @@ def runs_of(row: str, words: str, seed: int, options: argparse.Namespace) -> lis
         if options.epochs:
             shared += ["--epochs", str(options.epochs)]
         if options.data.startswith("folder:"):
-            shared += ["--image-size", "24" if options.what == "equal_cifar" else "32"]
+            shared += ["--image-size", "16" if options.what == "equal_cifar" else "32"]
         script = PRECISIONS if options.what.startswith("precision") else REPRODUCE
         left = options.deadline - time.monotonic()
         if left <= 0:

@@ -162,6 +162,7 @@ def main() -> None:
         "name": name,
         "rows": [row for row in ROWS[options.what] if any(run["row"] == row for run in runs)],
         "probes": options.probes,
+        **({"forwards": BUDGET} if options.what == "equal_cifar" else {}),
         "runs": runs,
     }
     with replacing(path) as part:
@@ -178,8 +179,8 @@ def runs_of(row: str, words: str, seed: int, options: argparse.Namespace) -> lis
     """The record of one training under each probe, as far as there is time."""
     found = []
     for probe in probes_of(row, options.probes):
-        # Whether PGD is strong enough: one seed and one probe tell.
-        strong = seed == 0 and probe == options.probes[0]
+        # Whether PGD is strong enough: one seed and one probe tell; not at a budget.
+        strong = seed == 0 and probe == options.probes[0] and options.what != "equal_cifar"
         shared = ["--data", options.data, "--seed", str(seed), "--probe", probe]
         shared += ["--attacks", "pgd,mpgd" if strong else "pgd"]
         if options.epochs:

@@ -21,7 +21,7 @@ from advssl.integrations.timm import backbone
 from harness.method import Method
 from harness.schedules import Recipe, WarmupCosine
 from harness.settings import Settings
-from shown import photographs, reading
+from shown import methods, photographs, reading
 from tests.examples.papers import tiny
 from tests.examples.papers.test_cost import LEAST
 
@@ -217,6 +217,32 @@ def test_methods_of_equal_cost_spend_as_many_forwards():
 def test_a_methods_own_probe_is_measured_once():
     assert papers.probes_of("GSA-RSL", ["advcl", "own"]) == ["advcl", "gsa"]
     assert papers.probes_of("AdvCL", ["advcl", "own"]) == ["advcl"]
+
+
+def test_a_table_of_equal_cost_shows_the_methods_own_probe_and_what_was_presented(monkeypatch):
+    """SimCLR's is another than the table's, AdvCL's the same."""
+    record = reading.read("papers_digits")
+    runs = [
+        {**run, "measurements": run["measurements"][:2]}  # clean, PGD-20
+        for run in record["runs"]
+        if run["row"] == "SimCLR" or (run["row"], run["plan"]["preset"]) == ("AdvCL", "advcl")
+    ]
+    equal = {"rows": ["SimCLR", "AdvCL"], "probes": ["advcl", "own"], "forwards": 7, "runs": runs}
+    monkeypatch.setattr(reading, "read", lambda _: {**record, **equal})
+    shown = methods.papers("papers_digits")
+    head, _, simclr, advcl, *_ = [line.split(" | ") for line in shown.splitlines()]
+    assert head[1:7] == [
+        "clean",
+        "PGD-20",
+        "clean, own",
+        "PGD-20, own",
+        "presentations",
+        "minutes |",
+    ]
+    assert simclr[5] == advcl[5] == "26,400"
+    assert advcl[1:3] == advcl[3:5]
+    assert simclr[1:3] != simclr[3:5]
+    assert "some 7 forwards of each image" in shown
 
 
 def test_a_campaign_is_made_in_pieces(tmp_path, monkeypatch, capsys):

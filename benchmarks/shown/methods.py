@@ -61,23 +61,29 @@ def _accuracies(record: dict[str, Any], pairs: list[tuple[str, str]]) -> str:
     measured = {row: reading.measured(runs[probes[0]]) for row, runs in by_row.items()}
     branches = any(other for _, other in measured.values())
     timed = not name.startswith("precision")  # how fast a precision is, `speed` measures fairly
-    heads = ["clean", "PGD-20", "multi-targeted", *["other branch", "PGD-20"] * branches]
+    many = any(len(own) > 2 for own, _ in measured.values())
+    heads = ["clean", "PGD-20", *["multi-targeted"] * many]
+    heads += ["other branch", "PGD-20"] * branches
     for probe in probes[1:]:
         heads += [f"clean, {probe}", f"PGD-20, {probe}"]
-    heads += ["minutes"] * timed
+    heads += ["presentations"] * ("forwards" in record) + ["minutes"] * timed
     lines = [f"| accuracy (%) | {' | '.join(heads)} |", f"|---|{'--:|' * len(heads)}"]
     for row, runs in by_row.items():
         own, other = measured[row]
-        cells = [reading.cell(found) for found in [*own, [], []][:3]]
+        cells = [reading.cell(found) for found in [*own, [], []][: 2 + many]]
         cells += [reading.cell(found) for found in [*other, [], []][:2]] * branches
         for probe in probes[1:]:
-            cells += [reading.cell(found) for found in reading.measured(runs[probe])[0][:2]]
+            beside = runs[_own(runs, probes[0]) if probe == "own" else probe]
+            cells += [reading.cell(found) for found in reading.measured(beside)[0][:2]]
+        if "forwards" in record:
+            cells.append(f"{runs[probes[0]][0]['presentations']:,}")
         minutes = fmean(run["seconds"]["pretraining"] for run in runs[probes[0]]) / 60
         cells += [f"{minutes:.1f}"] * timed
         lines.append(f"| {' | '.join([row, *cells])} |")
     attacked = {row: reading.named(row, own[1]) for row, (own, _) in measured.items()}
     verdicts = [f"- {compare(attacked[a], attacked[b])}" for a, b in pairs if {a, b} <= {*attacked}]
-    under = _under(record, probes, _OTHER * branches + _MINUTES * timed)
+    columns = _MANY * many + _OTHER * branches + _MINUTES * timed
+    under = _under(record, probes, columns)
     return "\n".join([*lines, "", under, "", "PGD-20, paired by image:", "", *verdicts])
 
 
@@ -138,14 +144,22 @@ def gsa_hosts() -> str:
     return "\n".join(lines)
 
 
+def _own(runs: dict[str, Any], first: str) -> str:
+    """The probe of a row that is not the table's; or that, where a method's own is the same."""
+    return next((probe for probe in runs if probe != first), first)
+
+
+_MANY = "Multi-targeted PGD-20 is on the first seed alone. "
 _OTHER = "The other branch is the method's second BatchNorm. "
 _MINUTES = "Minutes are of pretraining on one core, beside other work that may have held it up. "
 
 
 def _under(record: dict[str, Any], probes: list[str], columns: str) -> str:
     run = record["runs"][-1]
-    presentations = mode(r["presentations"] for r in record["runs"])
     plan, machine = run["plan"], run["machine"]
+    spent = f"{mode(r['presentations'] for r in record['runs']):,} image presentations each"
+    if "forwards" in record:
+        spent = f"some {record['forwards']} forwards of each image"
     seeds = sorted({r["plan"]["seed"] for r in record["runs"]})
     precisions = {r["plan"]["precision"] for r in record["runs"]}
     precision = precisions.pop() if len(precisions) == 1 else "training in the precision named"
@@ -161,10 +175,9 @@ def _under(record: dict[str, Any], probes: list[str], columns: str) -> str:
     files = [f"`benchmarks/results/{name}.json`" for name in record.get("of", [record["name"]])]
     spread = f"mean ± standard deviation over seeds {seeds}" if len(seeds) > 1 else "one seed"
     return (
-        f"{backbone} at {plan['image_size']} pixels, {presentations:,} image "
-        f"presentations each, {precision}, linear probe on the frozen encoder (`{probes[0]}`, last "
-        f"epoch), {spread}; {n:,} test images, ℓ∞ radius {run['settings']['radius']:.3g}, PGD "
-        f"with steps of a quarter of it, multi-targeted PGD-20 on the first seed alone. {columns}"
+        f"{backbone} at {plan['image_size']} pixels, {spent}, {precision}, linear probe on "
+        f"the frozen encoder (`{probes[0]}`, last epoch), {spread}; {n:,} test images, ℓ∞ radius "
+        f"{run['settings']['radius']:.3g}, PGD with steps of a quarter of it. {columns}"
         f"Record: {' and '.join(files)}, commit {', '.join(commits)}, "
         f"{machine['cpu']}, torch {machine['torch']}."
     )

@@ -31,6 +31,7 @@ from advssl.types import (
     check_reduction,
     described,
     reduce,
+    seed_of,
     several,
     whole,
 )
@@ -143,7 +144,7 @@ class ClusterFitHead(nn.Module):
             features: (N, D) floating point, finite, row i that of dataset[i].
             seed: fixes the result on one kind of device; the global generators are not used.
         """
-        seed = whole("seed", seed, -(2**63))
+        seed = seed_of(seed)
         device = next(self.heads.parameters()).device
         # Values count on rank 0 alone, and before all else: one rank must not raise by itself.
         shape = tuple(features.shape) if is_matrix(features) else described(features)

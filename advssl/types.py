@@ -56,6 +56,17 @@ def whole(name: str, value: Any, least: int) -> int:
     return int(plain)
 
 
+_SEEDS = range(-(2**63), 2**64)  # that torch takes and a record holds
+
+
+def seed_of(value: Any, within: range = _SEEDS, name: str = "seed") -> int:
+    """``value`` as a plain int that seeds random numbers, whoever gave it; else raise."""
+    plain = whole(name, value, within.start)
+    if plain not in within:
+        raise ValueError(f"{name} must be below {within.stop}, got {plain}")
+    return plain
+
+
 def positive(name: str, value: Any) -> float:
     """``value`` as a plain, finite float above zero; else raise."""
     plain = number(name, value)

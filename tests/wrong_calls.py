@@ -83,6 +83,8 @@ def _shown(value: Any) -> str:
 NO_NUMBER = (None, "8", [8.0], True, torch.ones(2), 1j)
 NO_FLAG = (None, "yes", 2, torch.ones(2))
 NO_WHOLE = (None, "3", 2.5, True, [3])
+NO_SEED = (*NO_WHOLE, -(2**63) - 1, 2**64)
+NO_FOLDER = (3, ["x"], __file__, Path(__file__) / "x")
 NO_MODULE = (None, "encoder", torch.ones(2))
 NOT_POSITIVE = (0.0, -0.1, float("nan"), float("inf"))
 NO_IMAGES = (
@@ -376,7 +378,7 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict
                 torch.ones(SIZE, 5, 1, 1),
                 Said(torch.randn(SIZE, 5) * torch.nan, "got inf or nan"),
             ),
-            "seed": (None, "0", 1.5),
+            "seed": NO_SEED,
         },
     ),
     "ClusterFitHead.forward": (
@@ -604,11 +606,11 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict
             "curves": NO_FLAG,
             "beside": NO_FLAG,
             "measures": (None, "divergence", ["speed"], [None], 3),
-            "seed": NO_WHOLE,
-            "folder": (3, ["x"]),
+            "seed": NO_SEED,
+            "folder": NO_FOLDER,
             "progress": (3, "bar"),
             "budget": ("x", -1.0, float("nan"), [3]),
-            "attack_seed": ("0", 2.5),
+            "attack_seed": ("0", 2.5, 2**64),
             "batch_size": (*NO_WHOLE, 0),
             "model": ("resnet", 3),
             "command": (None, 3),
@@ -652,12 +654,12 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict
                 Said([(images(), labels().float())], "got torch.float32"),
                 Said([(images(), labels() + 9)], "got 9 to 10"),
             ),
-            "seed": NO_WHOLE,
-            "folder": (3,),
+            "seed": NO_SEED,
+            "folder": NO_FOLDER,
             "progress": (3,),
             "name": (3,),
             "population": ("x", 0, 2.5),
-            "training_seed": ("x", 2.5),
+            "training_seed": ("x", 2.5, 2**64),
             "deadline": ("x",),
         },
     ),
@@ -668,7 +670,7 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict
             "classifiers": (None, classifier(), Said({}, "got 0"), Said({"a": None}, "got None")),
             "batches": (None,),
             "attack": (None, "pgd"),
-            "seed": (None, "x"),
+            "seed": NO_SEED,
         },
     ),
     "class_balanced": (
@@ -677,7 +679,7 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict
         {
             "labels": (None, labels().float(), labels()[None]),
             "count": (0, 5, 2.5, "2"),
-            "seed": (None, "x"),
+            "seed": NO_SEED,
         },
     ),
     "load_encoder": (
@@ -709,7 +711,7 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict
                 Said("folder:nowhere", "train"),
             ),
             "image_size": (*NO_WHOLE[1:], 0),
-            "seed": (None, "x", 2.5),
+            "seed": NO_SEED,
             "train": (Said("x", "'digits'"),),
         },
     ),
@@ -721,7 +723,8 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict
             "data": (None, "digits"),
             "how": (None, "slf"),
             "pixels": (3,),
-            "seed": (None, "x"),
+            "seed": NO_SEED,
+            "folder": NO_FOLDER,
         },
     ),
     "protocol": (
@@ -751,7 +754,8 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict
             "batches": (None, Said([], "give at least one"), 3),
             "ball": (None, "linf"),
             "which": ("gradients", ["x"], 3, [3]),
-            "seed": ("x",),
+            "seed": NO_SEED,
+            "folder": NO_FOLDER,
         },
     ),
     "corrupted": (
@@ -761,7 +765,7 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict
             "images": (*NO_IMAGES, torch.rand(2, 1, 8, 8), Said(images() + 1, "got [1")),
             "name as corruptions": (None, "rain", 3, ["contrast"]),
             "severity": (None, 0, 6, 2.5, "3"),
-            "seed": (None, "x"),
+            "seed": NO_SEED,
             "indices": (Said([0], "got 1"), "x", [0.5] * SIZE, 3),
         },
     ),
@@ -773,7 +777,7 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict
             "attacked": (*NO_EMBEDDINGS, torch.ones(3, WIDTH)),
             "labels": NO_LABELS,
             "batch_size": (None, 0, 2.5),
-            "seed": (None, "x"),
+            "seed": NO_SEED,
         },
     ),
     "clouds": (
@@ -790,7 +794,7 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict
             "batches": (None,),
             "batches as images": (Said([], "give at least one"),),
             "encoder": ("x", Said(None, "Sequential")),
-            "seed": ("x",),
+            "seed": NO_SEED,
         },
     ),
     "tsne": (
@@ -798,7 +802,7 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict
         lambda: {"features": z()},
         {
             "features": (*NO_EMBEDDINGS, Said(z()[:3], "got 3"), Said(z() * torch.nan, "NaN")),
-            "seed": (None, "x", -1),
+            "seed": NO_SEED,
         },
     ),
     "plane": (
@@ -816,7 +820,7 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict
             "batches as images": (Said([(images()[:2], labels()[:2])], "got 2"),),
             "encoder": ("x", Said(None, "Sequential")),
             "attacked": (None, 0, 2.5, "x"),
-            "seed": ("x",),
+            "seed": NO_SEED,
         },
     ),
     "inversions": (
@@ -829,7 +833,7 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict
             "neurons": (None, Said([], "one at least"), 0, [-1], [WIDTH], [0.5], "0"),
             "steps": (*NO_WHOLE, 0),
             "step_size": ("x", *NOT_POSITIVE),
-            "seed": (None, "x"),
+            "seed": NO_SEED,
         },
     ),
     "input_surface": (
@@ -843,7 +847,7 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict
             "loss": (None, "ce"),
             "span": (None, "x", *NOT_POSITIVE),
             "points": (None, 2, 0, "x", 2.5),
-            "seed": (None, "x"),
+            "seed": NO_SEED,
         },
     ),
     "weight_surface": (
@@ -858,7 +862,7 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict
             "toward_sam": NO_FLAG,
             "span": ("x", 0.0),
             "points": (2,),
-            "seed": ("x",),
+            "seed": NO_SEED,
         },
     ),
     "fisher_information": (
@@ -868,7 +872,7 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict
             "classifier": NO_MODULE,
             "batches": (None,),
             "batches as images": (Said([], "give at least one"),),
-            "seed": (None, "x"),
+            "seed": NO_SEED,
         },
     ),
     "told_apart": (
@@ -878,7 +882,7 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict
             "benign": NO_EMBEDDINGS,
             "adversarial": (*NO_EMBEDDINGS, z()[:3]),
             "divergence": (None, "JS"),
-            "seed": (None, "x"),
+            "seed": NO_SEED,
         },
     ),
     "info_nce": (
@@ -916,7 +920,7 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict
             "temperature": (None, "x", *NOT_POSITIVE),
             "rho": (None, "x", -0.1),
             "delta": (None, "x", 0.0, 1.0, float("nan")),
-            "seed": (None, "x"),
+            "seed": NO_SEED,
         },
     ),
     "wilson": (
@@ -951,7 +955,7 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict
                 Said((2,), "got int64"),
                 "x",
             ),
-            "seed": (None, "x"),
+            "seed": NO_SEED,
             "settings": (None, 3),
             "dataset": (None, 3),
             "machine": (None, 3),

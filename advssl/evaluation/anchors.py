@@ -14,11 +14,11 @@ from torch import Generator, nn
 
 from advssl.balls import Ball, Linf
 from advssl.evaluation.attacks import PGD, Attack
-from advssl.evaluation.batches import ANY, check_batch
+from advssl.evaluation.batches import check_batch
 from advssl.evaluation.divergences import Divergences, check_encoder, divergences, features_of
 from advssl.evaluation.logits import borrowed, device_of, logits_of
 from advssl.selection import SELECTIONS, distinct
-from advssl.types import Images, Labels, check_indices, whole
+from advssl.types import Images, Labels, check_indices, seed_of, whole
 
 _BATCH = 128  # the paper's
 
@@ -85,7 +85,7 @@ def per_anchor(
     if selection not in SELECTIONS:
         raise ValueError(f"selections are {', '.join(SELECTIONS)}, got {selection!r}")
     check_indices(len(labels), labels=labels, predictions=predictions, attacked=attacked)
-    batch_size, seed = whole("batch_size", batch_size, 2), whole("seed", seed, ANY)
+    batch_size, seed = whole("batch_size", batch_size, 2), seed_of(seed)
     if not len(labels):
         raise ValueError("there are no images whose pairs could be counted; give at least one")
     order = torch.randperm(len(labels), generator=Generator().manual_seed(seed), device="cpu")
@@ -139,7 +139,7 @@ def class_terms(
     """
     check_batch(images, labels)
     check_encoder(classifier, encoder)
-    seed = whole("seed", seed, ANY)
+    seed = seed_of(seed)
     hard = (attack or PGD(ball, 20, None))(classifier, images, labels, seed=seed)
     z, z_adv = (features_of(classifier, encoder, x, seed) for x in (images, hard))
     device = device_of(classifier, images)

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Generator, Tensor
 
-from advssl.types import Images, Labels, described, see, whole
+from advssl.types import Images, Labels, described, see, seed_of, whole
 
 Indices: TypeAlias = Tensor  # (N,), int64
 Batches: TypeAlias = Iterable[tuple[Images, Labels]]
@@ -113,7 +113,7 @@ def class_balanced(
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"labels must be integers, got {described(labels)}: {error}") from error
     check_labels(labels, len(labels) if labels.ndim else 0)
-    count, seed = whole("count", count, ANY), whole("seed", seed, ANY)
+    count, seed = whole("count", count, ANY), seed_of(seed)
     if not 0 < count <= len(labels):
         raise ValueError(f"count must be from 1 to the {len(labels)} labels there are, got {count}")
     draw = Generator("cpu").manual_seed(seed)

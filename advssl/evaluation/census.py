@@ -20,7 +20,7 @@ from advssl.evaluation.datasets import InMemory, targets, unit_range
 from advssl.evaluation.folders import Folder
 from advssl.evaluation.identity import fingerprint_of, identity_of, keep, kept
 from advssl.evaluation.images import read_image
-from advssl.evaluation.records import Fingerprint
+from advssl.evaluation.records import Fingerprint, folder_at
 from advssl.evaluation.streams import base_of, ordered, threads_for
 from advssl.types import described, see
 
@@ -108,13 +108,12 @@ def checked(
     if folder is not None:
         known = [_known(there[part], rows[part]) for part in there]
         identity = identity_of("census", list(data.classes), list(there), known)
-        path = None if None in known else Path(folder) / f"census-{identity[:16]}.pt"
+        path = None if None in known else folder_at(folder) / f"census-{identity[:16]}.pt"
     found = path and kept(path, identity)
     if found:
         return _from_plain(found["census"])
     census = _Reading(data.classes, there, rows, progress).census()
     if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
         keep(path, identity, {"census": asdict(census)})
     return census
 

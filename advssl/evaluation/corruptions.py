@@ -21,12 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advssl.evaluation import damages
-from advssl.evaluation.batches import ANY, Batches, pairs
+from advssl.evaluation.batches import Batches, pairs
 from advssl.evaluation.damages import Damage, Pixels
 from advssl.evaluation.identity import fingerprint_of
 from advssl.evaluation.logits import borrowed, check_module, device_of, logits_of
 from advssl.evaluation.report.corruption import Corruptions
-from advssl.types import Images, Labels, described, several, whole
+from advssl.types import Images, Labels, described, seed_of, several, whole
 
 SEVERITIES = (1, 2, 3, 4, 5)
 FROST = (1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)
@@ -129,7 +129,7 @@ def corrupted(
     low, high = (float(v) for v in images.aminmax())
     if not (low >= 0 and high <= 1):
         raise ValueError(f"images must lie in [0, 1], got [{low:.4g}, {high:.4g}]")
-    seed = whole("seed", seed, ANY)
+    seed = seed_of(seed)
     if whole("severity", severity, 1) > len(SEVERITIES):
         raise ValueError(f"severity must be from 1 to 5, got {severity}")
     known = (

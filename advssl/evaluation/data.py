@@ -24,7 +24,7 @@ from advssl.evaluation.images import IMAGE_ENDINGS as IMAGE_ENDINGS
 from advssl.evaluation.images import read_image as read_image
 from advssl.evaluation.streams import Stream as Stream
 from advssl.evaluation.streams import batches as batches
-from advssl.types import several, whole
+from advssl.types import seed_of, several, whole
 
 Part: TypeAlias = Literal["train", "validation", "test"]
 _FLOAT = 4  # bytes
@@ -110,7 +110,7 @@ def open_data(
             whose classes differ, or one that is also the training folder.
     """
     name, place = split_spec(spec)
-    seed = whole("seed", seed, least=0)
+    seed = seed_of(seed, range(2**32))
     if image_size is not None:
         image_size = whole("--image-size", image_size, least=1)
     folders = {"train": train, "validation": validation, "test": test}

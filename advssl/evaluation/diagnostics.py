@@ -31,7 +31,7 @@ from advssl.evaluation.ascents import (
     steps,
 )
 from advssl.evaluation.autoattack import MOST_TARGETS
-from advssl.evaluation.batches import ANY, Batches
+from advssl.evaluation.batches import Batches
 from advssl.evaluation.census import Repeats
 from advssl.evaluation.checks import PGD_STEPS, Case, Differentiable, arranged, first, not_run
 from advssl.evaluation.checks import Check as Check
@@ -41,8 +41,9 @@ from advssl.evaluation.identity import fingerprint_of, identity_of, keep, kept
 from advssl.evaluation.leaks import easier_than_training, repeated
 from advssl.evaluation.logits import NotFinite, check_module, device_of
 from advssl.evaluation.progress import Progress, ignored
+from advssl.evaluation.provenance import folder_at
 from advssl.evaluation.slopes import DIRECTIONS, SCALES, deterministic, gradients, inputs
-from advssl.types import Images, Labels, several, whole
+from advssl.types import Images, Labels, seed_of, several
 
 Range: TypeAlias = tuple[int, int]  # at least and at most
 
@@ -290,7 +291,7 @@ def doubts(
     """
     check_module("classifier", classifier)
     check_ball("ball", ball)
-    names, seed = _chosen(which, training is not None), whole("seed", seed, ANY)
+    names, seed = _chosen(which, training is not None), seed_of(seed)
     taken = first(batches, max_images)
     outside = _out_of_range(taken, names)
     if outside:
@@ -299,7 +300,7 @@ def doubts(
     case = Case(
         Differentiable(classifier), arranged(taken), ball, branches or {}, autoattack, seed, learnt
     )
-    shelf = _Shelf(None if folder is None else Path(folder), case)
+    shelf = _Shelf(None if folder is None else folder_at(folder), case)
     checks = {name: shelf.read(name) for name in names}
     if None in checks.values():
         with suppress(NotFinite):  # a doubt; what else is wrong with labels or logits is an error
@@ -383,7 +384,6 @@ class _Shelf:
     def write(self, check: Check) -> None:
         place = self._place(check.name)
         if place:
-            place[0].parent.mkdir(parents=True, exist_ok=True)
             keep(*place, asdict(check))
 
     def _place(self, name: str) -> tuple[Path, str] | None:

@@ -9,13 +9,21 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
-from advssl.evaluation.batches import ANY, Batches, pairs
+from advssl.evaluation.batches import Batches, pairs
 from advssl.evaluation.features import check_finite
 from advssl.evaluation.linear import Classifier
 from advssl.evaluation.logits import borrowed, check_module, device_of
 from advssl.evaluation.search import Attack, check_attack
 from advssl.losses import unit
-from advssl.types import Embeddings, Labels, check_embeddings, check_indices, embeddings_of, whole
+from advssl.types import (
+    Embeddings,
+    Labels,
+    check_embeddings,
+    check_indices,
+    embeddings_of,
+    seed_of,
+    whole,
+)
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,7 @@ def divergences(
     """
     check_embeddings(clean=clean, attacked=attacked)
     check_indices(len(clean), labels=labels)
-    batch_size, seed = whole("batch_size", batch_size, 2), whole("seed", seed, ANY)
+    batch_size, seed = whole("batch_size", batch_size, 2), seed_of(seed)
     for features in (clean, attacked):
         check_finite(features)
     z, z_adv = unit(clean.detach().double()), unit(attacked.detach().double())
@@ -144,7 +152,7 @@ def clouds(
     """
     check_encoder(classifier, encoder)
     check_attack(attack)
-    seed = whole("seed", seed, ANY)
+    seed = seed_of(seed)
     found = list[tuple[Tensor, Tensor, Tensor]]()
     for images, labels in pairs(batches):
         hard = attack(classifier, images, labels, seed=seed)

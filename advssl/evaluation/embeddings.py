@@ -10,14 +10,14 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from advssl.evaluation.batches import ANY, Batches, class_balanced, pairs
+from advssl.evaluation.batches import Batches, class_balanced, pairs
 from advssl.evaluation.divergences import check_encoder
 from advssl.evaluation.features import check_finite
 from advssl.evaluation.linear import encoded
 from advssl.evaluation.logits import Logits, borrowed, device_of, logits_of
 from advssl.evaluation.provenance import needed
 from advssl.evaluation.search import Attack, check_attack
-from advssl.types import Embeddings, Images, PerExample, check_embeddings, whole
+from advssl.types import Embeddings, Images, PerExample, check_embeddings, seed_of, whole
 
 Points: TypeAlias = tuple[tuple[float, float], ...]
 
@@ -82,7 +82,7 @@ def tsne(features: Embeddings, *, seed: int = 0) -> Tensor:
     """
     check_embeddings(features=features)
     check_finite(features)
-    seed = whole("seed", seed, 0)
+    seed = seed_of(seed, range(2**32))
     if len(features) < 4:
         raise ValueError(f"t-SNE needs four rows of features at least, got {len(features)}")
     rows = features.detach().double().cpu()
@@ -140,7 +140,7 @@ def plane(
     """
     check_encoder(classifier, encoder)
     check_attack(attack)
-    attacked, seed = whole("attacked", attacked, 1), whole("seed", seed, ANY)
+    attacked, seed = whole("attacked", attacked, 1), seed_of(seed)
     owner = classifier if encoder is None else encoder
     given = [*pairs(batches)]
     labels = torch.cat([y.cpu() for _, y in given]) if given else torch.empty(0)

@@ -33,13 +33,13 @@ from advssl.evaluation.protocols import Probes as Probes
 from advssl.evaluation.protocols import Way as Way
 from advssl.evaluation.protocols import protocol
 from advssl.evaluation.protocols import ways as ways
-from advssl.evaluation.records import Measurement, Model, Source
+from advssl.evaluation.records import Measurement, Model, Source, folder_at
 from advssl.evaluation.running import FIRST, Run
 from advssl.evaluation.search import check_attack
 from advssl.evaluation.sharing import of_first_rank
 from advssl.extras import EVAL, check
 from advssl.pixels import Pixels, check_unit
-from advssl.types import check_kind, described, flag, positive, several, whole
+from advssl.types import check_kind, described, flag, positive, seed_of, several, whole
 
 Modules: TypeAlias = Mapping[str | None, nn.Module]  # by BatchNorm branch
 
@@ -218,7 +218,7 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         for name in ("seed", "attack_seed"):
-            whole(name, getattr(self, name), -(2**63))
+            seed_of(getattr(self, name), name=name)
         check_unit(self.pixels)
         if self.images is not None:
             whole("images", self.images, 0)
@@ -468,7 +468,7 @@ class Evaluation:
 def _place(folder: str | Path | None) -> Iterator[Path]:
     """Where results are kept; for this call alone if nobody named a place."""
     if folder is not None:
-        yield Path(folder)
+        yield folder_at(folder)
         return
     with tempfile.TemporaryDirectory() as made:
         yield Path(made)

@@ -22,6 +22,7 @@ from advssl.evaluation.batches import check_batch
 from advssl.evaluation.identity import identity_of, keep, kept, whole_file
 from advssl.evaluation.memory import room, size
 from advssl.evaluation.progress import Progress, ignored
+from advssl.evaluation.provenance import folder_at
 from advssl.evaluation.sharing import on_all_ranks
 from advssl.evaluation.streams import in_parts
 from advssl.types import Images, Labels
@@ -116,7 +117,7 @@ def featurised(
 
 
 def _check_room(folder: Path, shape: tuple[int, int]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    folder_at(folder)
     (count, width), there = shape, room(folder)
     if 4 * count * width > there:
         raise ValueError(

@@ -8,9 +8,9 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from advssl.evaluation.batches import ANY, Batches, pairs
+from advssl.evaluation.batches import Batches, pairs
 from advssl.evaluation.logits import borrowed, check_module, device_of, logits_of
-from advssl.types import Images, whole
+from advssl.types import Images, seed_of
 
 _NUMBERS = 2**24  # of derivatives that are held at once
 
@@ -69,7 +69,7 @@ def fisher_information(classifier: nn.Module, batches: Batches, *, seed: int = 0
     inversion maps, see :mod:`~advssl.evaluation.inversion`; none of the papers has this.)
     """
     check_module("classifier", classifier)
-    seed = whole("seed", seed, ANY)
+    seed = seed_of(seed)
     traces, largest = list[Tensor](), list[Tensor]()
     for images, _ in pairs(batches):
         device = device_of(classifier, images)

@@ -13,7 +13,7 @@ from advssl.attacks import AdversarialViewGenerator
 from advssl.balls import L2
 from advssl.evaluation.linear import encoded
 from advssl.evaluation.logits import borrowed, check_module, device_of
-from advssl.types import Images, Perturbation, described, positive, several, whole
+from advssl.types import Images, Perturbation, described, positive, seed_of, several, whole
 
 _ACROSS = 50  # steps from a black image to a white one
 
@@ -99,7 +99,7 @@ def inversions(
         [0.5, 0.5, 0.5, 1.0]
     """
     check_module("encoder", encoder)
-    steps, seed = whole("steps", steps, 1), whole("seed", seed, -(2**63))
+    steps, seed = whole("steps", steps, 1), seed_of(seed)
     places = tuple(whole("each of neurons", i, 0) for i in several("neurons", neurons, "numbers"))
     shaped = isinstance(starts, Tensor) and starts.ndim == 4 and len(starts) > 0
     if not shaped or starts.dtype != torch.float32:

@@ -12,7 +12,7 @@ from advssl.balls import Ball, Linf
 from advssl.branches import keep_branch
 from advssl.evaluation.anchors import Terms, class_terms
 from advssl.evaluation.attacks import Attack
-from advssl.evaluation.batches import ANY, check_batch
+from advssl.evaluation.batches import check_batch
 from advssl.evaluation.plain_json import msgspec
 from advssl.evaluation.theory import MeanClassifier, robust_bounds
 from advssl.integrations.lightning.bolts import (
@@ -21,7 +21,7 @@ from advssl.integrations.lightning.bolts import (
     check_kind,
     submodule_of,
 )
-from advssl.types import Images, Labels, positive, several, whole
+from advssl.types import Images, Labels, positive, seed_of, several, whole
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -79,7 +79,7 @@ class TheoremTerms(Watcher):
         self.images, self.labels, self.on = images, labels, on
         self.ball, self.branches = ball, branches
         self.every, self.rho = whole("every", every, 1), positive("rho", rho)
-        self.seed = whole("seed", seed, ANY)
+        self.seed = seed_of(seed)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if (trainer.current_epoch + 1) % self.every:
@@ -148,7 +148,7 @@ class ClassTerms(Watcher):
         self.images, self.labels, self.on, self.classifier = images, labels, on, classifier
         self.ball, self.attack = ball, attack
         self.selections = tuple(several("selections", selections, "names"))
-        self.every, self.seed = whole("every", every, 1), whole("seed", seed, ANY)
+        self.every, self.seed = whole("every", every, 1), seed_of(seed)
         self.history: dict[int, Terms] = {}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from advssl.balls import Ball, name_of
 from advssl.distributed import rank
 from advssl.evaluation.autoattack import AutoAttack
-from advssl.evaluation.batches import ANY, Batches, check_labels, pairs
+from advssl.evaluation.batches import Batches, check_labels, pairs
 from advssl.evaluation.identity import fingerprint_of, identity_of, keep, kept
 from advssl.evaluation.logits import check_module, class_count
 from advssl.evaluation.progress import Progress, ignored
-from advssl.evaluation.provenance import Fingerprint, commit, machine, versions
+from advssl.evaluation.provenance import Fingerprint, commit, folder_at, machine, versions
 from advssl.evaluation.records import Measurement, Threat
 from advssl.evaluation.search import (
     Attack,
@@ -30,7 +30,7 @@ from advssl.evaluation.search import (
 )
 from advssl.evaluation.sharing import check_alone, check_same, is_mine, on_all_ranks
 from advssl.extras import needed
-from advssl.types import Images, Labels, PerExample, check_kind, described, whole
+from advssl.types import Images, Labels, PerExample, check_kind, described, seed_of, whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,15 +101,14 @@ def measure(
     report = progress or ignored
     check_module("classifier", classifier)
     check_attack(attack)
-    seed = whole("seed", seed, ANY)
+    seed = seed_of(seed)
     check_kind("deadline", deadline, float | int | None)
-    check_kind("folder", folder, str | Path | None)
     if training_seed is not None:
-        training_seed = whole("training_seed", training_seed, ANY)
+        training_seed = seed_of(training_seed, name="training_seed")
     if population is not None:
         population = whole("population", population, 1)
     total = len(batches) if isinstance(batches, Sized) else None
-    shelf = None if folder is None else _Shelf(Path(folder), _computed_by(classifier, attack))
+    shelf = None if folder is None else _Shelf(folder_at(folder), _computed_by(classifier, attack))
     check_alone(classifier)
     check_same("seed", lambda: seed)
     check_same("attack", lambda: attack.settings)
@@ -196,7 +195,7 @@ def transfer(
         check_module(f"classifiers[{name!r}]", classifier)
         check_alone(classifier)
     check_attack(attack)
-    seed = whole("seed", seed, ANY)
+    seed = seed_of(seed)
     names, report = list(classifiers), progress or ignored
     check_same("seed", lambda: seed)
     check_same("attack", lambda: attack.settings)
@@ -267,7 +266,6 @@ class _Shelf:
         return None if state is None else state["correct"]
 
     def write(self, case: _Case, correct: list[bool]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         keep(*self._place(case), {"correct": correct})
 
     def _place(self, case: _Case) -> tuple[Path, str]:

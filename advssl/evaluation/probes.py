@@ -29,11 +29,12 @@ from advssl.evaluation.protocols import Selects as Selects
 from advssl.evaluation.protocols import default_preset as default_preset
 from advssl.evaluation.protocols import preset_name as preset_name
 from advssl.evaluation.protocols import protocol as protocol
+from advssl.evaluation.provenance import folder_at
 from advssl.evaluation.training import State as State
 from advssl.evaluation.training import Training
 from advssl.modes import copied, frozen, learning, random_state_kept
 from advssl.pixels import Pixels, check_unit
-from advssl.types import check_kind, embeddings_of, whole
+from advssl.types import check_kind, embeddings_of, seed_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +112,7 @@ def finetune(
     check_kind("data", data, Data)
     check_kind("how", how, Protocol)
     check_ball("ball", ball)
-    seed = whole("seed", seed, -(2**63))
+    seed = seed_of(seed)
     _check(data, how)
     if pixels is not None:
         mean, std = _normalisation(pixels, mean, std)
@@ -126,7 +127,7 @@ def finetune(
             nn.init.zeros_(classifier.linear.bias)
         training = Training(classifier, data, how, ball, seed)
         if folder is not None:
-            training.keep_in(Path(folder))
+            training.keep_in(folder_at(folder))
         last, best, best_epoch = training.finished(progress)
         return Finetuned(last, best, best_epoch, tuple(training.history))
 

@@ -18,7 +18,7 @@ import torch
 
 import advssl
 from advssl.extras import needed as needed
-from advssl.types import Images, Labels, check_indices
+from advssl.types import Images, Labels, check_indices, check_kind
 
 _CHUNK = 256  # images turned into bytes at once
 _PACKAGES = ("timm", "lightly", "pyautoattack")  # that a number may depend on, where they are there
@@ -53,6 +53,22 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         ) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def folder_at(place: str | os.PathLike[str], name: str = "folder") -> Path:
+    """The folder ``place``, which is made if it is not there.
+
+    Raises:
+        ValueError: where none can be made, as under a file.
+    """
+    check_kind(name, place, str | os.PathLike)
+    try:
+        Path(place).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"no folder can be made at {name} {place}: {error.strerror}; name another"
+        ) from error
+    return Path(place)
 
 
 class Fingerprint:

@@ -12,12 +12,13 @@ from typing import Any, Literal
 import numpy as np
 
 from advssl.evaluation import earlier
-from advssl.evaluation.plain_json import Struct, msgspec, structs, unboxed
+from advssl.evaluation.plain_json import Struct, msgspec, structs
 from advssl.evaluation.plain_json import parsed as parsed
 from advssl.evaluation.plain_json import plain as plain
 from advssl.evaluation.provenance import Fingerprint as Fingerprint
 from advssl.evaluation.provenance import commit as commit
 from advssl.evaluation.provenance import fingerprint as fingerprint
+from advssl.evaluation.provenance import folder_at as folder_at
 from advssl.evaluation.provenance import machine as machine
 from advssl.evaluation.provenance import replacing as replacing
 from advssl.evaluation.provenance import versions as versions
@@ -27,7 +28,7 @@ from advssl.evaluation.statistics import check_same_examples
 from advssl.evaluation.statistics import compare as compare
 from advssl.evaluation.statistics import student_quantile as student_quantile
 from advssl.evaluation.statistics import wilson as wilson
-from advssl.types import described
+from advssl.types import described, seed_of
 
 KIND = "advssl measurement"
 VERSION = 2
@@ -225,9 +226,11 @@ class Measurement(Struct, frozen=True, forbid_unknown_fields=True):
         for field in ("name", "dataset"):
             if not isinstance(getattr(self, field), str) or not getattr(self, field):
                 raise ValueError(f"{field} must be a string, got {getattr(self, field)!r}")
-        structs.force_setattr(self, "seed", unboxed(self.seed))
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise ValueError(f"seed must be an int, got {self.seed!r}")
+        structs.force_setattr(self, "seed", seed_of(self.seed))
+        if self.attack_seed is not None:
+            structs.force_setattr(
+                self, "attack_seed", seed_of(self.attack_seed, name="attack_seed")
+            )
         if not (self.commit is None or isinstance(self.commit, str)):
             raise ValueError(f"commit must be a string or None, got {self.commit!r}")
         structs.force_setattr(self, "correct", _flags(self.correct))

@@ -12,7 +12,7 @@ from torch import Generator, nn
 
 from advssl.attacks import AdversarialViewGenerator
 from advssl.balls import L2, Ball, Linf, widest
-from advssl.evaluation.batches import ANY, Indices, check_batch, image_seeds
+from advssl.evaluation.batches import Indices, check_batch, image_seeds
 from advssl.evaluation.logits import Logits, borrowed, check_classes, device_of, logits_of
 from advssl.evaluation.progress import Progress, ignored
 from advssl.evaluation.records import WORST
@@ -24,7 +24,7 @@ from advssl.types import (
     Perturbation,
     described,
     positive,
-    whole,
+    seed_of,
 )
 
 Settings: TypeAlias = dict[str, Any]  # plain JSON
@@ -142,7 +142,7 @@ class Search:
             ImportError: if the attack needs a library that is not installed.
         """
         check_batch(images, labels)
-        seed, device = whole("seed", seed, ANY), device_of(classifier, images)
+        seed, device = seed_of(seed), device_of(classifier, images)
         # What the classifier draws differs from batch to batch, wherever the batch stands.
         with borrowed(classifier, device, image_seeds(images[:1], seed)[0]):
             # A clone, because an inference tensor cannot take part in a graph.

@@ -10,11 +10,11 @@ import torch
 from torch import Generator, Tensor, nn
 
 from advssl.balls import Ball, Linf, check_ball
-from advssl.evaluation.batches import ANY, Batches, pairs
+from advssl.evaluation.batches import Batches, pairs
 from advssl.evaluation.logits import borrowed, check_module, device_of, logits_of, undisturbed
 from advssl.evaluation.search import Attack, Clean, Loss, check_attack, cross_entropy
 from advssl.modes import copied, evaluating, learning, random_state_kept, seeded_state
-from advssl.types import Images, Labels, check_kind, flag, positive, whole
+from advssl.types import Images, Labels, check_kind, flag, positive, seed_of, whole
 
 Direction = list[Tensor]  # one tensor per parameter
 
@@ -85,7 +85,7 @@ def input_surface(
     check_module("classifier", classifier)
     check_ball("ball", ball)
     check_kind("loss", loss, Callable)
-    along, seed = _along(span, points), whole("seed", seed, ANY)
+    along, seed = _along(span, points), seed_of(seed)
     total, count = _zeros(len(along)), 0
     second: Tensor | None = None
     for images, labels in pairs(batches):
@@ -155,7 +155,7 @@ def weight_surface(
     check_module("classifier", classifier)
     check_attack(attack)
     check_kind("loss", loss, Callable)
-    along, seed = _along(span, points), whole("seed", seed, ANY)
+    along, seed = _along(span, points), seed_of(seed)
     given = [*pairs(batches)]
     if not given:
         raise ValueError(_NONE)

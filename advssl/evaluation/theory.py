@@ -15,7 +15,7 @@ from advssl.attacks import AdversarialViewGenerator
 from advssl.balls import Ball, Linf, check_ball
 from advssl.critics import GlobalDivergenceCritic
 from advssl.evaluation.attacks import PGD, Attack
-from advssl.evaluation.batches import ANY, check_batch, differentiable
+from advssl.evaluation.batches import check_batch, differentiable
 from advssl.evaluation.features import check_finite
 from advssl.evaluation.logits import borrowed, check_module, device_of, logits_of, undisturbed
 from advssl.evaluation.search import check_attack
@@ -35,7 +35,7 @@ from advssl.types import (
     embeddings_of,
     number,
     positive,
-    whole,
+    seed_of,
 )
 
 _Divergence: TypeAlias = Literal["js", "kl", "pearson", "tv"]
@@ -235,7 +235,7 @@ def told_apart(
         raise ValueError(f"two halves to learn from need four images, got {len(benign)}")
     device = benign.device
     with undisturbed(device), random_state_kept(device):
-        torch.manual_seed(whole("seed", seed, ANY))
+        torch.manual_seed(seed_of(seed))
         z = torch.stack([benign, adversarial]).detach().float()
         check_finite(z)
         half = torch.randperm(len(benign), device="cpu").to(device).chunk(2)
@@ -349,7 +349,7 @@ def robust_bounds(
     if attack is not None:
         check_attack(attack)
     temperature, rho = positive("temperature", temperature), positive("rho", rho)
-    delta, seed = number("delta", delta), whole("seed", seed, ANY)
+    delta, seed = number("delta", delta), seed_of(seed)
     if not 0 < delta < 1:
         raise ValueError(f"delta must be a probability between 0 and 1, got {delta}")
     device, labels = device_of(encoder, images), differentiable(labels)

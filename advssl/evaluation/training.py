@@ -65,7 +65,6 @@ class Training:
 
     def keep_in(self, folder: Path) -> None:
         """Go on from what ``folder`` has of this training, and keep the rest there too."""
-        folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.identity = folder, self._identity()
         there = of_first_rank(kept(self._path(folder), self.identity))
         if there is None or not 0 < len(there["history"]) <= self.how.epochs:

@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 from advssl.attacks import AdversarialViewGenerator
 from advssl.balls import Ball, Linf
 from advssl.doctor.networks import effective_rank, spread_of
-from advssl.evaluation.batches import ANY, check_batch
+from advssl.evaluation.batches import check_batch
 from advssl.evaluation.features import check_finite
 from advssl.evaluation.logits import borrowed, check_module, device_of
 from advssl.evaluation.theory import told_apart
@@ -24,7 +24,7 @@ from advssl.monitors.measures import (
     uniformity,
 )
 from advssl.pixels import Pixels, check_unit
-from advssl.types import Embeddings, Images, Labels, embeddings_of, positive, whole
+from advssl.types import Embeddings, Images, Labels, embeddings_of, positive, seed_of, whole
 
 _STEPS = 10  # of PGD
 
@@ -110,7 +110,7 @@ class Monitors:
         check_unit(pixels)
         self.augment, self.pixels = augment, pixels
         self.temperature = positive("temperature", temperature)
-        self.seed = whole("seed", seed, ANY)
+        self.seed = seed_of(seed)
         self.batch_size = whole("batch_size", batch_size, 1)
 
     def __call__(self, encoder: nn.Module, benign: nn.Module | None = None) -> dict[str, float]:

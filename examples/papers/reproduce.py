@@ -77,12 +77,7 @@ def run(
 
     data = chain.open_plan(plan)
     finetuned_on = chain.finetuned_on(plan, data)
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"no folder can be made at --out {options.out}: {error.strerror}"
-        ) from error
+    records.folder_at(options.out, "--out")
     trained = chain.pretrained(
         plan,
         METHODS,

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from advssl.evaluation.provenance import replacing
+from advssl.evaluation.provenance import folder_at, replacing
 from advssl.evaluation.report.content import CLEAN as CLEAN
 from advssl.evaluation.report.content import Report as Report
 from advssl.evaluation.report.content import Section as Section
@@ -46,8 +46,7 @@ def write(report: Report, folder: str | os.PathLike[str]) -> dict[str, Path]:
     Returns:
         The three paths under "record", "markdown" and "html".
     """
-    place = Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
+    place = folder_at(folder)
     paths = {}
     for kind, name, face in _FACES:
         paths[kind] = place / name

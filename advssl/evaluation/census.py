@@ -108,12 +108,13 @@ def checked(
     if folder is not None:
         known = [_known(there[part], rows[part]) for part in there]
         identity = identity_of("census", list(data.classes), list(there), known)
-        path = None if None in known else folder_at(folder) / f"census-{identity[:16]}.pt"
+        path = None if None in known else Path(folder) / f"census-{identity[:16]}.pt"
     found = path and kept(path, identity)
     if found:
         return _from_plain(found["census"])
     census = _Reading(data.classes, there, rows, progress).census()
     if path:
+        folder_at(path.parent)
         keep(path, identity, {"census": asdict(census)})
     return census
 

@@ -33,7 +33,7 @@ from advssl.evaluation.protocols import Probes as Probes
 from advssl.evaluation.protocols import Way as Way
 from advssl.evaluation.protocols import protocol
 from advssl.evaluation.protocols import ways as ways
-from advssl.evaluation.records import Measurement, Model, Source, folder_at
+from advssl.evaluation.records import Measurement, Model, Source
 from advssl.evaluation.running import FIRST, Run
 from advssl.evaluation.search import check_attack
 from advssl.evaluation.sharing import of_first_rank
@@ -468,7 +468,7 @@ class Evaluation:
 def _place(folder: str | Path | None) -> Iterator[Path]:
     """Where results are kept; for this call alone if nobody named a place."""
     if folder is not None:
-        yield folder_at(folder)
+        yield Path(folder)
         return
     with tempfile.TemporaryDirectory() as made:
         yield Path(made)

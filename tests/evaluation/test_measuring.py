@@ -170,7 +170,7 @@ class TestMeasure:
 
     def test_a_file_is_no_folder(self, net, batches, tmp_path):
         (tmp_path / "file").write_text("text")
-        with pytest.raises(OSError, match="file"):
+        with pytest.raises(ValueError, match=r"^no folder can be made at folder .*file: "):
             measure(net, Clean(), batches, folder=tmp_path / "file")
 
 

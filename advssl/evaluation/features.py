@@ -24,13 +24,12 @@ from advssl.evaluation.memory import room, size
 from advssl.evaluation.progress import Progress, ignored
 from advssl.evaluation.provenance import folder_at
 from advssl.evaluation.sharing import on_all_ranks
-from advssl.evaluation.streams import in_parts
+from advssl.evaluation.streams import SMALL, in_parts
 from advssl.types import Images, Labels
 
 Encode: TypeAlias = Callable[[Images], Tensor]  # to (B, D), float32
 
 _SIZE = 256  # images in a batch
-_SMALL = 2**28  # bytes of features that are held in memory at once
 _AROUND = 2**16  # bytes that the system reads at most around those that are asked for
 
 
@@ -49,7 +48,7 @@ class Mapped(TensorDataset):
     def was_read(self, rows: int) -> None:
         """Count what was copied from the map; what counts as memory never passes 256 MB."""
         self._read += rows * (4 * self.tensors[0].shape[1] + _AROUND)
-        if self._read > _SMALL and hasattr(mmap, "MADV_DONTNEED"):  # else the system does
+        if self._read > SMALL and hasattr(mmap, "MADV_DONTNEED"):  # else the system does
             self._map.madvise(mmap.MADV_DONTNEED)
             self._read = 0
 
@@ -105,7 +104,7 @@ def featurised(
         if found is not None:
             return found
     # Without a folder, or one that is not the same to all, each holds its own.
-    if 4 * shape[0] * width <= _SMALL:
+    if 4 * shape[0] * width <= SMALL:
         none = torch.empty(0, width, device="cpu"), torch.empty(0, dtype=torch.int64, device="cpu")
         features, labels = zip(none, *made(), strict=True)
         return TensorDataset(torch.cat(features), torch.cat(labels))

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
-from advssl.evaluation.datasets import InMemory, unit_range
+from advssl.evaluation.datasets import InMemory, targets, unit_range
 from advssl.evaluation.folders import Folder
 from advssl.evaluation.images import read_image
+from advssl.evaluation.progress import Progress, ignored
 from advssl.types import Images, Labels, whole
 
 Batch: TypeAlias = tuple[Images, Labels]
@@ -25,6 +26,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _MOST_THREADS = 16
+SMALL = 2**28  # bytes of images or features that are held in memory
 
 
 class Stream:
@@ -59,6 +61,27 @@ def batches(dataset: Any, size: int) -> list[Batch]:
     All are held at once; :class:`Stream` gives the same without that.
     """
     return list(Stream(dataset, size))
+
+
+def held(dataset: Any, progress: Progress = ignored) -> Any:
+    """The same samples, their files read once if all images take less than 256 MB; else as it is.
+
+    For what is read in every epoch: a file of CIFAR-10's size takes longer to read than a small
+    encoder takes for it. Files of more than 8 bits are left where they are.
+    """
+    if not _of_kind(dataset, Folder) or not len(dataset):
+        return dataset
+    first, _ = _stored(dataset, 0)
+    if first.dtype != torch.uint8 or len(dataset) * first.numel() > SMALL:
+        return dataset
+    images = torch.empty(len(dataset), *first.shape, dtype=torch.uint8, device="cpu")
+    read = partial(_stored, dataset)
+    for row, (image, _) in enumerate(ordered(read, range(len(dataset)), threads_for(dataset))):
+        if image.dtype != torch.uint8:
+            return dataset
+        images[row] = image
+        progress("reading images", row + 1, len(dataset))
+    return InMemory(images, targets(dataset))
 
 
 def in_parts(dataset: Any, parts: Iterable[Sequence[int]]) -> Iterator[Batch]:

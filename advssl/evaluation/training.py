@@ -27,6 +27,7 @@ from advssl.evaluation.logits import NotFinite, logits_of
 from advssl.evaluation.progress import Progress
 from advssl.evaluation.protocols import Protocol
 from advssl.evaluation.sharing import of_first_rank as of_first_rank
+from advssl.evaluation.streams import held
 from advssl.modes import (
     copied,
     evaluating,
@@ -124,15 +125,17 @@ class Training:
         """To train on and to validate on: features made once, where they stay the same."""
         classifier, data, how = self.classifier, self.data, self.how
         if how.trains_encoder:
-            return data.train, data.validation
+            return held(data.train, progress), held(data.validation, progress)
         standard = how.reads == "standard" and not self.history
         fixed = how.loss == "ce" and not (data.natural and how.augments)
-        train: Any = self._featurised("train", progress) if standard or fixed else data.train
+        train: Any = self._featurised("train", progress) if standard or fixed else None
         if standard:
             classifier.standardise(train)
         if how.loss != "ce":
-            return data.train, data.validation
-        return train if fixed else data.train, self._featurised("validation", progress)
+            return held(data.train, progress), held(data.validation, progress)
+        if not fixed:
+            train = held(data.train, progress)
+        return train, self._featurised("validation", progress)
 
     def _featurised(self, part: str, progress: Progress) -> Any:
         classifier = self.classifier

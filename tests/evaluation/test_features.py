@@ -52,7 +52,7 @@ def test_torchs_default_device_has_no_say():
 def test_they_are_what_the_encoder_answers_to_each_batch(
     encode, tmp_path, monkeypatch, count, small, keeping
 ):
-    monkeypatch.setattr(features, "_SMALL", small)
+    monkeypatch.setattr(features, "SMALL", small)
     images = images_of(count, 3)
     batches = [encode(x) for x in torch.stack([*images_of(600, 3).images])[:count].split(256)]
     expected = torch.cat(batches) if count else torch.empty(0, WIDTH)
@@ -142,7 +142,7 @@ def test_little_of_a_map_is_in_memory_at_once(tmp_path, monkeypatch, order):
     os.truncate(tmp_path / "features", 4 * count * width)
     values = np.memmap(tmp_path / "features", np.float32, mode="c", shape=(count, width))
     made = Mapped(values, torch.zeros(count, dtype=torch.int64))
-    monkeypatch.setattr(features, "_SMALL", 2**22)
+    monkeypatch.setattr(features, "SMALL", 2**22)
     every = in_order(made, 64) if order is None else shuffled(made, 64, torch.Generator())
     before, most, sizes = in_use(), 0, 0
     for part, _ in every:
@@ -153,7 +153,7 @@ def test_little_of_a_map_is_in_memory_at_once(tmp_path, monkeypatch, order):
 
 @pytest.mark.parametrize("keeping", [False, True])
 def test_features_that_have_no_room_are_refused_before_the_work(tmp_path, monkeypatch, keeping):
-    monkeypatch.setattr(features, "_SMALL", 0)
+    monkeypatch.setattr(features, "SMALL", 0)
     monkeypatch.setattr(features, "room", lambda _: 2**20)
     folder = tmp_path / "work" if keeping else None
     with pytest.raises(ValueError, match=r"take 4 MB and .* has room for 1 MB.* 256 images at"):

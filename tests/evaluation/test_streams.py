@@ -70,6 +70,21 @@ def test_a_stream_gives_what_one_after_the_other_gives(dataset, size, threads, m
         assert torch.equal(torch.cat([x for x, _ in found]), torch.stack([x for x, _ in wanted]))
 
 
+@pytest.mark.parametrize("most", [0, streams.SMALL])
+def test_what_is_held_gives_the_same_from_files_read_once(dataset, most, monkeypatch, request):
+    monkeypatch.setattr(streams, "SMALL", most)
+    kept = streams.held(dataset)
+    of_files = request.node.callspec.params["dataset"] in ("folder", "half", "both")
+    assert (kept is dataset) == (not most or not of_files)
+    if kept is dataset:
+        return
+    monkeypatch.setattr(streams, "read_image", pytest.fail)
+    found = [kept[i] for i in range(len(kept))]
+    monkeypatch.undo()
+    assert targets(kept) == targets(dataset) == [label for _, label in found]
+    assert all(torch.equal(x, dataset[i][0]) for i, (x, _) in enumerate(found))
+
+
 def test_parts_are_in_any_order_and_may_be_empty(folder):
     test = open_data(f"folder:{folder}", image_size=8).test
     parts = [[5, 1], [], [7], [0, 0, 2]]

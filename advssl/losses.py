@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from advssl.distributed import agree, gather, rank, world_size
 from advssl.precision import product, widen, without_autocast
-from advssl.selection import SELECTIONS, Pairs, Selection, distinct, with_twins
+from advssl.selection import Pairs, Selection, distinct, selection_of, told_apart, with_twins
 from advssl.types import (
     Embeddings,
     Labels,
@@ -172,11 +172,7 @@ class LocalSelectionSupCon(nn.Module):
     ) -> None:
         super().__init__()
         check_reduction(reduction)
-        if not callable(selection) and selection not in list(SELECTIONS):
-            raise ValueError(
-                f"selection must be one of {sorted(SELECTIONS)} or a function of labels and "
-                f"predictions that returns Pairs, got {selection!r}"
-            )
+        selection_of(selection)
         self.selection = selection
         self.temperature = _checked(temperature)
         self.keep_twin = flag("keep_twin", keep_twin)
@@ -243,14 +239,13 @@ class LocalSelectionSupCon(nn.Module):
                 "predictions and predictions_adv go together, got only one of them; "
                 "the images and their twins are both anchors"
             )
-        size = len(labels) if isinstance(labels, Tensor) and labels.ndim else 1
-        check_indices(size, labels=labels)
-        stacked = None
+        check_indices(None, labels=labels)
+        size, stacked = len(labels), None
         if predictions is not None and predictions_adv is not None:
             check_indices(size, predictions=predictions, predictions_adv=predictions_adv)
-            stacked = _told_apart(torch.cat([predictions, predictions_adv]), first=size)
-        labels = _told_apart(labels).repeat(2)
-        choose = self.selection if callable(self.selection) else SELECTIONS[self.selection]
+            stacked = told_apart(torch.cat([predictions, predictions_adv]), first=size)
+        labels = told_apart(labels).repeat(2)
+        choose = selection_of(self.selection)
         pairs = distinct(choose(labels, stacked), 2 * size, labels.device)
         return with_twins(pairs) if self.keep_twin else pairs
 
@@ -347,13 +342,6 @@ def _divisor(temperature: float | Tensor) -> float | Tensor:
 def _shown(temperature: float | Tensor) -> Any:
     learned = isinstance(temperature, Tensor) and not temperature.is_meta
     return temperature.item() if learned else temperature  # type: ignore[union-attr]
-
-
-def _told_apart(classes: Labels, first: int = 0) -> Labels:
-    """Negative entries as different numbers below -``first``; no device sync."""
-    classes = classes.long()  # torch compares no uint16
-    own = -1 - first - torch.arange(len(classes), device=classes.device)
-    return torch.where(classes < 0, own, classes)
 
 
 class _LogPartition(torch.autograd.Function):

@@ -24,6 +24,7 @@ class Pairs(NamedTuple):
     denominator: PairMask
 
 
+# Equal numbers are one class, negative ones too: see :func:`told_apart`.
 Selection: TypeAlias = Callable[[Labels, Tensor | None], Pairs]
 
 
@@ -70,6 +71,24 @@ SELECTIONS: dict[str, Selection] = {
     "soft": soft_pairs,
     "leaked": leaked_pairs,
 }
+
+
+def selection_of(selection: str | Selection) -> Selection:
+    """The function that a name stands for, or that was given; else raise."""
+    known = SELECTIONS.get(selection) if isinstance(selection, str) else selection
+    if not callable(known):
+        raise ValueError(
+            f"selection must be one of {sorted(SELECTIONS)} or a function of labels and "
+            f"predictions that returns Pairs, got {selection!r}"
+        )
+    return known
+
+
+def told_apart(classes: Labels, first: int = 0) -> Labels:
+    """Negative entries, which mean "none", as different numbers below -``first``; no sync."""
+    classes = classes.long()  # torch compares no uint16
+    own = -1 - first - torch.arange(len(classes), device=classes.device)
+    return torch.where(classes < 0, own, classes)
 
 
 def distinct(pairs: Pairs, size: int, device: torch.device) -> Pairs:

@@ -225,8 +225,14 @@ def check_embeddings(**named: Tensor) -> None:
             )
 
 
-def check_indices(size: int, **named: Tensor) -> None:
-    """Raise unless every tensor holds ``size`` integers: labels, predictions, dataset indices."""
+def check_indices(size: int | None, **named: Tensor) -> None:
+    """Raise unless every tensor holds ``size`` integers: labels, predictions, dataset indices.
+
+    None is as many as the first of them holds.
+    """
+    if size is None:
+        first, *_ = named.values()
+        size = len(first) if isinstance(first, Tensor) and first.ndim else 1
     for name, values in named.items():
         integers = isinstance(values, Tensor) and not (
             values.is_floating_point() or values.is_complex() or values.dtype == torch.bool

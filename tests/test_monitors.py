@@ -31,10 +31,12 @@ from advssl.monitors import (
     feature_deviation,
     pairs_kept,
     soft_neighbours,
+    spread_of,
     uniformity,
 )
 from advssl.monitors.lightning import EncoderMonitor
 from advssl.pixels import Pixels
+from advssl.selection import SELECTIONS
 
 BALL = Linf(0.1)
 pytestmark = pytest.mark.filterwarnings("ignore:.*(many workers|LeafSpec|logging interval)")
@@ -97,6 +99,7 @@ MEASURES = {
     "feature_deviation": feature_deviation,
     "uniformity": lambda z, _: uniformity(z),
     "effective_rank": lambda z, _: effective_rank(z),
+    "spread_of": lambda z, _: spread_of(z),
     "soft_neighbours": lambda z, y: soft_neighbours(z, y, torch.arange(9) % 3),
     "info_nce": lambda z, y: theory.info_nce(z, y, y, ~torch.eye(9, dtype=torch.bool)),
 }
@@ -112,6 +115,13 @@ def test_are_of_half_precision_what_they_are_of_its_numbers_in_float32(name, dty
         torch.testing.assert_close(MEASURES[name](*z), wanted)
 
 
+@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize("scale", [1e20, 1e38, 1e-25, 1e-36])
+def test_are_the_same_at_every_length_of_embeddings(name, scale):
+    z = torch.randn(2, 9, 4).clamp(-3, 3)
+    torch.testing.assert_close(MEASURES[name](*(z * scale)), MEASURES[name](*z))
+
+
 def test_effective_rank_counts_directions():
     corners = torch.cat([torch.eye(6), -torch.eye(6)])
     assert effective_rank(corners) == pytest.approx(6)
@@ -125,6 +135,13 @@ def test_pairs_kept_are_counted_by_hand():
     assert pairs_kept(labels, predictions, "hard") == pytest.approx((4 + 0 + 2) / 12)
     with pytest.raises(ValueError, match="selection must be one of"):
         pairs_kept(labels, labels, "local")
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_of_pairs_kept_a_label_that_means_none_is_nobody_elses(selection):
+    labels, predictions = torch.tensor([0, 0, -1, -1, 1]), torch.tensor([0, 2, 2, -1, -1])
+    alone = torch.tensor([0, 0, 7, 8, 1]), torch.tensor([0, 2, 2, 9, 10])
+    assert pairs_kept(labels, predictions, selection) == pairs_kept(*alone, selection)
 
 
 def test_what_is_seen_is_what_the_functions_say():

@@ -109,6 +109,7 @@ NO_LABELS = (
     torch.rand(SIZE, 3),
     torch.ones(SIZE, dtype=torch.bool),
 )
+NO_CLASSES = (*NO_LABELS, Said(torch.arange(SIZE) - 1, "got -1"))
 
 
 def model() -> nn.Module:
@@ -775,7 +776,7 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict
         {
             "clean": NO_EMBEDDINGS,
             "attacked": (*NO_EMBEDDINGS, torch.ones(3, WIDTH)),
-            "labels": NO_LABELS,
+            "labels": NO_CLASSES,
             "batch_size": (None, 0, 2.5),
             "seed": NO_SEED,
         },
@@ -914,7 +915,7 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict
             "encoder": NO_MODULE,
             "classifier": ("x", 3),
             "images": NO_IMAGES,
-            "labels": NO_LABELS,
+            "labels": NO_CLASSES,
             "ball": (None, "linf"),
             "attack": ("pgd", 3),
             "temperature": (None, "x", *NOT_POSITIVE),

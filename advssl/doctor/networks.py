@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -15,9 +14,10 @@ from advssl.branches import BranchBatchNorm
 from advssl.doctor.steps import Heard, Repeated, leaf
 from advssl.evaluation.checks import Check, answer, not_run
 from advssl.evaluation.report.words import counted
+from advssl.losses import unit
 from advssl.modes import state_kept
 from advssl.reaching import moved_since, state_marks, submodules
-from advssl.types import Embeddings, modules_of
+from advssl.types import Embeddings, check_embeddings, modules_of
 
 _SPREAD = 0.01  # of unit vectors, against 1 where they point anywhere
 _LINE = 1.1  # of the effective rank
@@ -138,16 +138,17 @@ def is_collapsed(spread: float, rank: float) -> bool:
 
 
 def spread_of(embeddings: Embeddings) -> float:
-    """√D times the standard deviation of unit vectors, averaged over dimensions."""
-    unit = F.normalize(embeddings, dim=1)
-    return float(unit.std(dim=0).mean()) * unit.shape[1] ** 0.5
+    """√D times the standard deviation of unit vectors (B, D), averaged over dimensions."""
+    check_embeddings(embeddings=embeddings)
+    return float(unit(embeddings).std(dim=0).mean()) * embeddings.shape[1] ** 0.5
 
 
 def effective_rank(embeddings: Embeddings) -> float:
-    """exp of the entropy of the singular values, mean taken out.
+    """exp of the entropy of the singular values of (B, D), mean taken out.
 
     Reference: RankMe, Garrido et al. 2023, https://arxiv.org/abs/2210.02885
     """
+    check_embeddings(embeddings=embeddings)
     embeddings = embeddings.double()
     sizes = torch.linalg.svdvals(embeddings - embeddings.mean(dim=0))
     if not sizes.sum() > 0:

@@ -14,7 +14,7 @@ from torch import Generator, nn
 
 from advssl.balls import Ball, Linf
 from advssl.evaluation.attacks import PGD, Attack
-from advssl.evaluation.batches import check_batch
+from advssl.evaluation.batches import check_batch, check_labels
 from advssl.evaluation.divergences import Divergences, check_encoder, divergences, features_of
 from advssl.evaluation.logits import borrowed, device_of, logits_of
 from advssl.selection import SELECTIONS, distinct
@@ -65,7 +65,7 @@ def per_anchor(
     """Positives and negatives per anchor in batches of images and of their attacked twins.
 
     Args:
-        labels: (N,), integer.
+        labels: (N,), integer, from 0 on.
         predictions: (N,), of the clean images.
         attacked: (N,), of the attacked ones.
         selection: "global", "hard", "soft" or "leaked", see :mod:`advssl.selection`.
@@ -82,9 +82,10 @@ def per_anchor(
         >>> per_anchor(*torch.tensor([[0, 0, 1], [0, 1, 1], [0, 1, 1]]))
         PerAnchor(positives=(0.5, 0.5), negatives=(0.666..., 0.666...))
     """
-    if selection not in SELECTIONS:
+    if selection not in list(SELECTIONS):
         raise ValueError(f"selections are {', '.join(SELECTIONS)}, got {selection!r}")
-    check_indices(len(labels), labels=labels, predictions=predictions, attacked=attacked)
+    check_indices(None, labels=labels, predictions=predictions, attacked=attacked)
+    check_labels(labels, len(labels))
     batch_size, seed = whole("batch_size", batch_size, 2), seed_of(seed)
     if not len(labels):
         raise ValueError("there are no images whose pairs could be counted; give at least one")

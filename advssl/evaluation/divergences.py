@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
-from advssl.evaluation.batches import Batches, pairs
+from advssl.evaluation.batches import Batches, check_labels, pairs
 from advssl.evaluation.features import check_finite
 from advssl.evaluation.linear import Classifier
 from advssl.evaluation.logits import borrowed, check_module, device_of
@@ -19,7 +19,6 @@ from advssl.types import (
     Embeddings,
     Labels,
     check_embeddings,
-    check_indices,
     embeddings_of,
     seed_of,
     whole,
@@ -81,7 +80,7 @@ def divergences(
     Args:
         clean: (N, D), of any length, floating point.
         attacked: (N, D), of the same images; ``clean`` again gives the divergences without attack.
-        labels: (N,), integer.
+        labels: (N,), integer, from 0 on; leave images without a label out.
         batch_size: the paper's is 128.
         seed: images are put into batches at random, whatever their order.
 
@@ -97,14 +96,14 @@ def divergences(
         Divergences(intra=0.0, inter=1.0)
     """
     check_embeddings(clean=clean, attacked=attacked)
-    check_indices(len(clean), labels=labels)
+    check_labels(labels, len(clean))
     batch_size, seed = whole("batch_size", batch_size, 2), seed_of(seed)
     for features in (clean, attacked):
         check_finite(features)
     z, z_adv = unit(clean.detach().double()), unit(attacked.detach().double())
     draw = Generator("cpu").manual_seed(seed)
     order = torch.randperm(len(z), generator=draw, device="cpu").to(z.device)
-    labels = labels.to(z.device)
+    labels = labels.to(z.device).long()  # torch sorts no uint16
     anchors = torch.cat(
         [_of_anchors(z[part], z_adv[part], labels[part]) for part in torch.split(order, batch_size)]
     )

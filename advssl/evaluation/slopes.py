@@ -213,5 +213,6 @@ def deterministic(case: Case) -> Check:
 
 def _difference(one: Logits, other: Logits) -> float:
     """The largest distance between two answers, as a share of the longer one's length."""
+    one, other = one.double(), other.double()  # the squares of small ones would underflow
     length = one.norm(dim=1).maximum(other.norm(dim=1)).clamp_min(torch.finfo(one.dtype).tiny)
     return float(((one - other).norm(dim=1) / length).max())

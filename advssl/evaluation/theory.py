@@ -236,7 +236,7 @@ def told_apart(
     device = benign.device
     with undisturbed(device), random_state_kept(device):
         torch.manual_seed(seed_of(seed))
-        z = torch.stack([benign, adversarial]).detach().float()
+        z = torch.stack([benign, adversarial]).detach().double()  # float32 has no 1 / 1e-39
         check_finite(z)
         half = torch.randperm(len(benign), device="cpu").to(device).chunk(2)
         found = [
@@ -248,7 +248,7 @@ def told_apart(
 def _crossed(z: Tensor, unseen: Tensor, divergence: _Divergence) -> tuple[float, float]:
     spread, middle = torch.std_mean(z, dim=(0, 1))
     scale = torch.where(spread > 0, 1 / spread, 0)
-    z, unseen = (z - middle) * scale, (unseen - middle) * scale
+    z, unseen = (((cloud - middle) * scale).float() for cloud in (z, unseen))
     critic = GlobalDivergenceCritic(z.shape[2], (_CRITIC_WIDTH,), divergence).to(z.device)
     optimizer = torch.optim.AdamW(critic.parameters(), 5e-3, weight_decay=0.1)
     for _ in range(_CRITIC_STEPS):
@@ -279,6 +279,7 @@ class MeanClassifier(nn.Module):
         self, encoder: nn.Module, images: Images, labels: Labels, *, temperature: float = 0.5
     ) -> None:
         super().__init__()
+        check_batch(images, labels)
         self.encoder, self.temperature = encoder, positive("temperature", temperature)
         device = device_of(encoder, images)
         with borrowed(encoder, device, 0), torch.no_grad():

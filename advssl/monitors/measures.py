@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from advssl.evaluation.batches import check_labels
 from advssl.losses import unit
 from advssl.precision import product
-from advssl.selection import SELECTIONS, Selection, distinct, global_pairs
+from advssl.selection import Selection, distinct, global_pairs, selection_of, told_apart
 from advssl.types import (
     Embeddings,
     Labels,
@@ -33,7 +34,7 @@ def soft_neighbours(
     Args:
         embeddings: z (B, D), of any length: cosines are compared.
         bank: z_i (N, D), whose labels are known.
-        labels: y_i (N,), integers from 0 on.
+        labels: y_i (N,), integers from 0 on; leave images without a label out.
         temperature: τ, in cosine units.
 
     Returns:
@@ -42,12 +43,15 @@ def soft_neighbours(
     Reference: Goldberger et al. 2004, neighbourhood components analysis
     """
     temperature = positive("temperature", temperature)
-    check_indices(len(bank), labels=labels)
-    if embeddings.ndim != 2 or bank.ndim != 2 or embeddings.shape[1] != bank.shape[1]:
+    check_embeddings(embeddings=embeddings)
+    check_embeddings(bank=bank)
+    check_labels(labels, len(bank))
+    if embeddings.shape[1] != bank.shape[1]:
         raise ValueError(
             "embeddings and bank must be (B, D) and (N, D), got "
             f"{described(embeddings)} and {described(bank)}"
         )
+    labels = labels.long()  # torch compares no uint16
     votes = product(unit(embeddings), unit(bank).mT) / temperature
     classes = range(int(labels.max()) + 1)
     of_class = [votes[:, labels == c].logsumexp(dim=1) for c in classes]
@@ -95,16 +99,15 @@ def pairs_kept(labels: Labels, predictions: Labels, selection: str | Selection =
     """The share of a batch's pairs that local selection keeps, of those of the global one.
 
     Args:
-        labels: (N,), integer.
+        labels: (N,), integer; a negative one says that the image has none, and equals no other.
         predictions: (N,), integer: what a classifier makes of the same images.
         selection: see :class:`~advssl.LocalSelectionSupCon`.
 
     Reference: Bui et al. 2021, https://arxiv.org/abs/2101.10027
     """
-    check_indices(len(labels), labels=labels, predictions=predictions)
-    select = SELECTIONS.get(selection) if isinstance(selection, str) else selection
-    if select is None:
-        raise ValueError(f"selection must be one of {sorted(SELECTIONS)}, got {selection!r}")
+    select = selection_of(selection)
+    check_indices(None, labels=labels, predictions=predictions)
+    labels, predictions = told_apart(labels), told_apart(predictions, first=len(labels))
     kept, every = (
         distinct(pairs, len(labels), labels.device).denominator.sum()
         for pairs in (select(labels, predictions), global_pairs(labels))

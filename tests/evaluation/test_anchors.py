@@ -108,6 +108,8 @@ def test_mistakes_are_refused():
         per_anchor(labels, labels[1:], labels)
     with pytest.raises(ValueError, match="labels must be 12 integers"):
         per_anchor(labels / 2, labels, labels)
+    with pytest.raises(ValueError, match="labels must be classes from 0 on, got -1"):
+        per_anchor(labels - 1, labels, labels)
     with pytest.raises(ValueError, match="no images"):
         per_anchor(*[labels[:0]] * 3)
     with pytest.raises(ValueError, match="batch_size"):

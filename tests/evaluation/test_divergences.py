@@ -99,6 +99,7 @@ class TestDivergences:
             ([0, 1, 2, 3], 128, "of 4 in 4 classes"),
             ([0, 0, 1, 1], 1, "batch_size must be at least 2"),
             ([0, 0, 1], 128, "labels must be 4 integers"),
+            ([-1, -1, 1, 1], 128, "labels must be classes from 0 on, got -1"),
         ],
     )
     def test_refuses_what_has_no_divergence(self, labels, batch_size, message):

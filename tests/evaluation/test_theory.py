@@ -114,6 +114,12 @@ class TestToldApart:
         assert abs(found.divergence) < 0.01
         assert found.accuracy == pytest.approx(0.5, abs=0.03)
 
+    @pytest.mark.parametrize("power", [-400, -140, 70, 400])
+    def test_the_same_at_every_length(self, power, monkeypatch):
+        monkeypatch.setattr(theory, "_CRITIC_STEPS", 3)
+        z = torch.randn(2, 8, 2, generator=draw(0)).double()
+        assert told_apart(*(z * 2.0**power)) == told_apart(*z)
+
     def test_the_callers_randomness_stays(self):
         z = torch.randn(2, 8, 2, generator=draw(0))
         torch.manual_seed(1)

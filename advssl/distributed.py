@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -60,6 +61,27 @@ def agree(what: str, seen: Any, device: torch.device | None = None) -> None:
             + "; batches need one size (drop_last=True), what is no batch is whole on every rank"
             + see("Ranks that do not hold the same")
         )
+
+
+@contextmanager
+def agreeing(
+    what: str, seen: Callable[[], Any], device: torch.device | None = None
+) -> Iterator[None]:
+    """:func:`agree` at the end of the block; what one rank raises inside it ends it on all.
+
+    Args:
+        what: for the message, what is compared.
+        seen: asked at the end: this rank's tensor or tensors, or a text instead.
+        device: of the collective, where ``seen`` has no tensor.
+    """
+    problem = None
+    try:
+        yield
+    except Exception as error:  # of whatever kind: memory that one rank lacks, a file
+        problem = error
+    agree(what, f"{type(problem).__name__}: {problem}" if problem else seen(), device)
+    if problem is not None:
+        raise problem
 
 
 def gather(values: Tensor, *, agreed: bool = False) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from advssl.attacks import AdversarialViewGenerator, Views, is_view, mapped
 from advssl.balls import Linf
-from advssl.distributed import average
+from advssl.distributed import agreeing, average
 from advssl.modes import frozen
 from advssl.randomness import random_state_kept
 from advssl.types import (
@@ -57,12 +58,27 @@ def attacked_values(
         objective: what they raise.
         freeze: all modules that the objective goes through, as for the adversaries.
     """
+    given: list[Tensor] = []
+    mapped(images, given.append)
+    values: list[Tensor] = []
+    with agreeing("attacked_values", lambda: values, given[0].device if given else None):
+        values.append(torch.stack(_values(adversaries, images, objective, given, freeze)))
+    (means,) = average(values, agreed=True)
+    return means.tolist()
+
+
+def _values(
+    adversaries: Sequence[AdversarialViewGenerator],
+    images: Views,
+    objective: Objective,
+    given: Sequence[Tensor],
+    freeze: nn.Module | Iterable[nn.Module] | None,
+) -> list[Scalar]:
+    """This rank's."""
     adversaries = list(several("adversaries", adversaries, "several AdversarialViewGenerators"))
     for one in adversaries:
         check_kind("each of adversaries", one, AdversarialViewGenerator)
     modules = [] if freeze is None else modules_of("freeze", freeze)
-    given: list[Tensor] = []
-    mapped(images, given.append)
     first = next((x for x in given if is_view(x)), None)
     if first is None:
         raise ValueError(f"images must be (B, C, H, W), one or several, got {described(images)}")
@@ -78,8 +94,7 @@ def attacked_values(
 
     with random_state_kept(first.device):
         views = [images, *(a(images, objective, freeze=freeze) for a in adversaries)]
-    (means,) = average([torch.stack([value(one) for one in views])])
-    return means.tolist()
+    return [value(one) for one in views]
 
 
 class CatastrophicOverfittingGuard:
@@ -91,7 +106,7 @@ class CatastrophicOverfittingGuard:
     falls below ``least`` of the highest share that it has had, counted up to 1, the adversary takes
     twice as many steps of half the size from then on, up to five, and a warning says so. An encoder
     that was never robust, as at the start of an adversarial finetuning, has a low share, and no
-    fall. What PGD gains below a thousandth of the objective is not judged.
+    fall. What PGD gains below a thousandth of the objective is not judged, nor what is infinite.
 
     A call leaves model, random state and images as they are, so that a run in which nothing is
     caught is bit for bit the run without the guard. One that is due costs 2K + 13 forwards of
@@ -188,7 +203,7 @@ class CatastrophicOverfittingGuard:
             return None
         clean, training, pgd = values
         gains = Gains(training - clean, pgd - clean)
-        if gains.pgd > _NOISE * abs(clean):
+        if all(map(isfinite, gains)) and gains.pgd > _NOISE * abs(clean):
             share = min(gains.training / gains.pgd, 1.0)
             self._highest = max(self._highest, share)
             if share < self.least * self._highest:

@@ -18,7 +18,7 @@ from advssl.clustering import (
     k_means,
     nearest,
 )
-from advssl.distributed import agree, from_first_rank, rank
+from advssl.distributed import agreeing, from_first_rank, rank
 from advssl.indexed import IndexedDataset as IndexedDataset
 from advssl.indexed import IndexedSample as IndexedSample
 from advssl.indexed import without_index as without_index
@@ -144,11 +144,12 @@ class ClusterFitHead(nn.Module):
             features: (N, D) floating point, finite, row i that of dataset[i].
             seed: fixes the result on one kind of device; the global generators are not used.
         """
-        seed = seed_of(seed)
         device = next(self.heads.parameters()).device
         # Values count on rank 0 alone, and before all else: one rank must not raise by itself.
         shape = tuple(features.shape) if is_matrix(features) else described(features)
-        agree("fit", f"features {shape} for num_clusters {self.num_clusters}", device)
+        held = f"features {shape} for num_clusters {self.num_clusters}"
+        with agreeing("fit", lambda: held, device):
+            seed = seed_of(seed)
         check_matrix(features)
         size, dim = features.shape
         if max(self.num_clusters) > size:
@@ -158,20 +159,18 @@ class ClusterFitHead(nn.Module):
             )
         # Training cannot use tensors made in inference mode; leaving that mode enables gradients.
         with torch.inference_mode(False), torch.no_grad(), without_autocast(features.device):
-            finite = True
-            if rank() == 0:
-                features, scale = directions(features)
-                finite = bool(scale.isfinite().all())
-            check_finite(bool(from_first_rank(torch.tensor(int(finite), device=device))))
-            if rank() == 0:
-                centroids = self._cluster(features, scale, seed)
-                labels = nearest(features, centroids, self.num_clusters)
-                fingerprint = torch.tensor([size, dim, checksum(features)], device=device)
-            else:
-                with device:
-                    centroids = torch.empty(sum(self.num_clusters), dim, dtype=torch.float32)
-                    labels = torch.empty(size, len(self.num_clusters), dtype=torch.int64)
-                    fingerprint = torch.empty(3, dtype=torch.int64)
+            with agreeing("fit", lambda: "clusters", device):
+                if rank() == 0:
+                    features, scale = directions(features)
+                    check_finite(bool(scale.isfinite().all()))
+                    centroids = self._cluster(features, scale, seed)
+                    labels = nearest(features, centroids, self.num_clusters)
+                    fingerprint = torch.tensor([size, dim, checksum(features)], device=device)
+                else:
+                    with device:
+                        centroids = torch.empty(sum(self.num_clusters), dim, dtype=torch.float32)
+                        labels = torch.empty(size, len(self.num_clusters), dtype=torch.int64)
+                        fingerprint = torch.empty(3, dtype=torch.int64)
             self.centroids = from_first_rank(centroids.to(device))
             self.pseudo_labels = from_first_rank(labels.to(device))
             self.fingerprint = from_first_rank(fingerprint.to(device)).cpu()

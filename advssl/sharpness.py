@@ -12,7 +12,7 @@ from torch.autograd.graph import disable_saved_tensors_hooks, get_gradient_edge
 from torch.func import functional_call
 from torch.nn.parameter import is_lazy
 
-from advssl.distributed import agree, average
+from advssl.distributed import agreeing, average
 from advssl.modes import check_differentiable, state_kept, weights_recomputed
 from advssl.precision import uphill
 from advssl.randomness import random_state, random_state_kept
@@ -125,9 +125,10 @@ class SAMWrapper(nn.Module):
             raise ValueError(f"rng_state is what rng_state() returned, got {described(rng_state)}")
         if loss is None and rng_state is not None:
             raise ValueError("rng_state belongs to a loss that was computed before; give loss too")
-        problem, before, at_theta = None, None, loss
+        before, at_theta = None, loss
+        where = next((p.device for m in self.modules_moved for p in m.parameters()), None)
         with torch.enable_grad():
-            try:
+            with agreeing("SAMWrapper", lambda: list(parameters.values()), where):
                 parameters = self._parameters_moved()
                 device = next(iter(parameters.values())).device
                 state = random_state(device) if loss is None else rng_state
@@ -137,12 +138,6 @@ class SAMWrapper(nn.Module):
                     with weights_recomputed():
                         at_theta = closure()
                 gradients = self._slopes(at_theta, parameters, retain_graph=loss is not None)
-            except ValueError as error:
-                problem = error
-            # A rank that raises alone would leave the others waiting for its gradient.
-            agree("SAMWrapper", str(problem) if problem else list(parameters.values()))
-            if problem is not None:
-                raise problem
             moved = self._moved(parameters, gradients)
             modules, others = reached(closure)
             marks = state_marks(others)

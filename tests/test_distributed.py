@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from ranks import WORLD, on_ranks, on_two_ranks
 
+from advssl.attacks import AdversarialViewGenerator
+from advssl.balls import Linf
 from advssl.distributed import average, from_first_rank, gather, rank, world_size
+from advssl.guards import attacked_values
+from advssl.heads import ClusterFitHead
 from advssl.losses import LocalSelectionSupCon, MultiViewNTXentLoss
 from advssl.selection import SELECTIONS
 
@@ -98,6 +104,11 @@ def supcon(size: int, classes: int, predicted: bool = False):
     return loss(*torch.randn(2, size, 5), labels, *more)
 
 
+def attacked(images, factor=1):
+    adversary = AdversarialViewGenerator(Linf(0.1), 1, 0.1)
+    return attacked_values([adversary], images, lambda v: factor * v.sum((1, 2, 3)))
+
+
 # What each does on rank r, and what every rank must then be told of both.
 DISAGREE = {
     lambda r: nt_xent(*torch.randn(2, 4 - r, 5)): ("(4, 5)", "(3, 5)"),
@@ -118,6 +129,12 @@ DISAGREE = {
     lambda r: average([torch.ones(2)] * r): ("none", "(2,)"),
     lambda r: from_first_rank(torch.ones(2 + r)): ("(2,)", "(3,)"),
     lambda r: average([torch.ones(2)]) if r else gather(torch.ones(2)): ("average", "gather"),
+    lambda r: attacked(torch.rand(2, 3, 4, 4) + r): ("images must lie in bounds",),
+    lambda r: attacked(torch.rand(2 * r, 3, 4, 4)): ("with B ≥ 1, got (0, 3, 4, 4)",),
+    lambda r: attacked([None, torch.rand(2, 3, 4, 4)][r]): ("one or several, got None",),
+    lambda r: attacked(torch.rand(2, 3, 4, 4), [1, math.nan][r]): ("objective is not finite",),
+    lambda r: attacked(torch.rand(2, 3, 4, 4), ["x", 1][r]): ("TypeError",),
+    lambda r: ClusterFitHead(4, (2,)).fit(torch.rand(8, 4), seed=[0, "x"][r]): ("seed must be",),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -206,6 +207,16 @@ class TestGuard:
         for _ in range(3):
             guard(images, lambda v: 3 + height((v - images) / RADIUS).mean((1, 2, 3)), freeze=())
         assert adversary.steps == 1
+
+    @pytest.mark.parametrize("odd", [math.inf, -math.inf, math.nan])
+    @pytest.mark.parametrize("which", [0, 1, 2])
+    def test_what_is_not_finite_is_not_judged_and_changes_nothing(self, odd, which):
+        guard = CatastrophicOverfittingGuard(fgsm())
+        guard.judge([1.0, 1.9, 2.0])
+        before = guard.state_dict()
+        gains = guard.judge([odd if i == which else v for i, v in enumerate([1.0, 1.9, 2.0])])
+        assert not all(map(math.isfinite, gains))
+        assert guard.state_dict() == before | {"calls": 2}
 
     def test_follows_the_adversarys_ball_and_pixels(self, images):
         adversary = fgsm(mean=(0.5,) * 3, std=(0.25,) * 3)

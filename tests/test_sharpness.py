@@ -761,7 +761,12 @@ ALONE = {
     "frozen": lambda m: m.requires_grad_(False),
     "of another shape": lambda m: setattr(m, "weight", nn.Parameter(torch.ones(4, 6))),
     "no gradient": lambda m: m.register_forward_hook(lambda *a: a[-1].detach()),
+    "RuntimeError: out of memory": lambda m: m.register_forward_hook(runs_out),
 }
+
+
+def runs_out(*_):
+    raise RuntimeError("out of memory")
 
 
 def said_on_rank(rank: int) -> dict[str, str]:
@@ -828,6 +833,9 @@ def test_a_fault_of_one_rank_is_said_on_both(ranks):
     for found in ranks:
         assert found["said"].keys() == ALONE.keys()
         assert all("all ranks must hold the same" in message for message in found["said"].values())
+        assert all(
+            f"rank 1 SAMWrapper: {m}" in said for m, said in found["said"].items() if ":" in m
+        )
 
 
 def test_ranks_compare_once_what_they_hold_and_average_once(monkeypatch):

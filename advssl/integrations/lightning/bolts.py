@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from advssl.distributed import average, from_first_rank
+from advssl.distributed import agreeing, average, from_first_rank
 from advssl.extras import lacking
 from advssl.integrations.lightning.steps import Calls, TrainingStep
 from advssl.integrations.lightning.wrapping import Ear, WrappedStep
@@ -200,7 +200,10 @@ class Term(Bolt):
         parameters = [p for p in self.network.parameters() if p.requires_grad]
         if not parameters:  # a network that is trained already, and frozen
             return
-        gradients = average(torch.autograd.grad(self.own_loss(clean, seen), parameters))
+        gradients: Sequence[Tensor] = ()
+        with agreeing(type(self).__name__, lambda: gradients, parameters[0].device):
+            gradients = torch.autograd.grad(self.own_loss(clean, seen), parameters)
+        gradients = average(gradients, agreed=True)
         # A step that overflowed in float16 is skipped by the gradient scaler; so it is here, and on
         # all ranks, whose average it is.
         if not _all_finite(gradients):

@@ -546,6 +546,21 @@ class TestAllCallbacks:
         if fails_in <= 2:
             assert_same(after, before)
 
+    def test_leave_a_validation_that_calls_the_training_step_alone(self):
+        heights = list[tuple[float, float]]()
+
+        class Validated(SimCLR):
+            def validation_step(self, batch, batch_idx):
+                own = SimCLR.training_step(self, batch, batch_idx)
+                heights.append((self.training_step(batch, batch_idx).item(), own.item()))
+
+            def val_dataloader(self):
+                return DataLoader(Views(), batch_size=8)
+
+        fit(Validated(), [adversarial(), divergence(), SharpnessAware(0.05)], max_epochs=1, steps=9)
+        assert len(heights) > 2  # after training too
+        assert all(found == own for found, own in heights)
+
     def test_give_back_what_stood_in_the_modules_own_dictionary(self):
         module = made(SimCLR)
         own = module.training_step

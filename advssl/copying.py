@@ -20,8 +20,8 @@ def copied(module: Module) -> Module:
 
     A tensor that has a graph (the weight that ``nn.utils.weight_norm`` leaves behind, a feature map
     that is remembered) is copied without it. What else cannot be copied (a lock, an open file, a
-    process group) is shared with the original. A function that is kept on the module and closes
-    over part of it, as an exchanged ``forward`` does, closes over the copy's part.
+    process group) is shared with the original. A function that is kept on the module and holds
+    part of it, in its closure or its defaults, as an exchanged ``forward`` does, holds the copy's.
     """
     members = set(module.modules())
     memo: dict[int, Any] = {}
@@ -37,7 +37,7 @@ def copied(module: Module) -> Module:
             if not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
         elif isinstance(value, types.FunctionType):
-            held = cells(value)
+            held = [*cells(value), value.__defaults__, value.__kwdefaults__]
             if not members.isdisjoint(m for m in found_in(held) if isinstance(m, nn.Module)):
                 memo[id(value)] = _with_empty_cells(value)
                 closures.append((value, memo[id(value)]))
@@ -53,6 +53,8 @@ def copied(module: Module) -> Module:
         other.requires_grad_(own.requires_grad)
     for old, new in closures:
         vars(new).update(copy.deepcopy(vars(old), memo))
+        new.__defaults__ = copy.deepcopy(old.__defaults__, memo)
+        new.__kwdefaults__ = copy.deepcopy(old.__kwdefaults__, memo)
         for before, after in zip(old.__closure__ or (), new.__closure__ or (), strict=True):
             with suppress(ValueError):  # an empty one
                 after.cell_contents = copy.deepcopy(before.cell_contents, memo)
@@ -82,6 +84,4 @@ def _copied_with(value: Any) -> list[Any]:
 def _with_empty_cells(function: types.FunctionType) -> types.FunctionType:
     cells = tuple(types.CellType() for _ in function.__closure__ or ())
     code, names = function.__code__, function.__globals__
-    new = types.FunctionType(code, names, function.__name__, function.__defaults__, cells)
-    new.__kwdefaults__ = function.__kwdefaults__
-    return new
+    return types.FunctionType(code, names, function.__name__, None, cells)

@@ -169,10 +169,10 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ARG004
-        return _SummedRows.apply(gradient)
+        return _ReduceScatter.apply(gradient)
 
 
-class _SummedRows(torch.autograd.Function):
+class _ReduceScatter(torch.autograd.Function):
     """This rank's rows of the sum over ranks: the transpose of gathering, as that is of this."""
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -9,6 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
@@ -188,7 +190,8 @@ def uphill(
     There a mean over a large batch has gradients below the smallest float16. They pass that part
     times a power of two, chosen to bring the largest value that enters it to 64, and are brought
     back in float32: what ranks average has one scale. It costs a second backward through what lies
-    above that part, the loss, and no device sync.
+    above that part, the loss, and no device sync. Where the graph adds up what comes from several
+    ranks, as a gathering loss and SyncBatchNorm do, they take the smallest of their scales.
 
     Returns:
         One tensor per input, None where ``height`` does not depend on it.
@@ -243,7 +246,28 @@ def _float16_scale(height: Scalar) -> Scalar | None:
     entering = torch.autograd.grad(height, edges, retain_graph=True, allow_unused=True)
     peaks = [g.detach().abs().amax().float() for g in entering if g is not None]
     scale = (6 - torch.stack(peaks).amax().log2().round()).exp2()  # which rounds nothing
-    return torch.where((scale > 0) & scale.isfinite(), scale, 1.0)
+    scale = torch.where(scale > 0, scale, torch.inf)
+    if dist.is_available() and dist.is_initialized() and _adds_up_ranks(height):
+        dist.all_reduce(scale, dist.ReduceOp.MIN)
+    return torch.where(scale.isfinite(), scale, 1.0)
+
+
+def _adds_up_ranks(height: Tensor) -> bool:
+    """Whether the graph holds a collective, whose backward is one too."""
+    pending, seen = [height.grad_fn], set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        # A digit ends the names of torch's own operations, of which one is called gather.
+        if _COLLECTIVE.search(node.name()) and not node.name()[-1].isdigit():
+            return True
+        seen.add(node)
+        pending += [below for below, _ in node.next_functions]
+    return False
+
+
+_COLLECTIVE = re.compile("gather|reduce|scatter|all_?to_?all|broadcast|sync", re.IGNORECASE)
 
 
 def _float16_edges(height: Tensor) -> list[GradientEdge]:

@@ -14,11 +14,13 @@ from weakref import ref
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
-from advssl.snapshots import ATOMS, CODE, Snapshot, foreign, of_foreign, slots_of
+from advssl.snapshots import ATOMS, CODE, DRAWING, Snapshot, foreign, of_foreign, slots_of
 from advssl.types import described
 
 _FEW = 1000  # what holds more is data, and no collection of modules
 _UNSEEN = (*ATOMS, *CODE, Snapshot)
+_COLLECTIONS = (list, tuple, set, frozenset, deque)
+_IN_CLASSES = (nn.Module, Tensor, dict, *_COLLECTIONS, *DRAWING)
 
 
 def submodules(*modules: nn.Module) -> list[nn.Module]:
@@ -30,7 +32,7 @@ class Reached(NamedTuple):
     """What a function may call and change."""
 
     modules: list[nn.Module]
-    others: list[Any]  # tensors that are no module's, and objects of the caller's own classes
+    others: list[Any]  # generators, tensors that are no module's, objects of the caller's classes
 
 
 @_disable_dynamo
@@ -64,7 +66,8 @@ def state_marks(holders: Iterable[Any]) -> Marks:
         if isinstance(holder, nn.Module):
             registered |= holder.named_parameters(recurse=False)
             registered |= holder.named_buffers(recurse=False)
-        plain = {described(holder): holder} if isinstance(holder, Tensor) else vars(holder)
+        own = {} if isinstance(holder, DRAWING) else vars(holder)
+        plain = {described(holder): holder} if isinstance(holder, Tensor) else own
         for name, value in {**plain, **registered}.items():
             mark: Any = None
             if isinstance(value, Tensor):
@@ -100,7 +103,7 @@ def _same_mark(before: Any, after: Any) -> bool:
 
 
 def found_in(values: Iterable[Any]) -> list[Any]:
-    """Modules, tensors, and objects with attributes, in what the values hold."""
+    """Modules, tensors, generators, and objects with attributes, in what the values hold."""
     found: list[Any] = []
     seen: dict[int, Any] = {}
     pending = list(values)
@@ -109,7 +112,7 @@ def found_in(values: Iterable[Any]) -> list[Any]:
         if id(value) in seen:
             continue
         seen[id(value)] = value
-        if isinstance(value, nn.Module | Tensor):
+        if isinstance(value, (nn.Module, Tensor, *DRAWING)):
             found.append(value)
         elif isinstance(value, types.MethodType):
             pending += [value.__self__, value.__func__]
@@ -121,14 +124,14 @@ def found_in(values: Iterable[Any]) -> list[Any]:
                 pending += _globals_of(value)
         elif isinstance(value, dict):  # another mapping may compute, and fail
             pending += islice(value.values(), _FEW)
-        elif isinstance(value, list | tuple | set | frozenset | deque):
+        elif isinstance(value, _COLLECTIONS):
             pending += islice(value, _FEW)
         elif isinstance(value, ref):
             pending.append(value())
         elif isinstance(value, type):
             if not of_foreign(value.__module__):
                 own = (one for name, one in vars(value).items() if name[:2] != "__")
-                pending += [one for one in own if isinstance(one, nn.Module | Tensor | dict | list)]
+                pending += [one for one in own if isinstance(one, _IN_CLASSES)]
         elif not (value is None or isinstance(value, _UNSEEN) or foreign(value)):
             pending += [one for _, one in slots_of(value)]
             pending += [type(value), type(value).__call__ if callable(value) else None]

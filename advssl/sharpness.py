@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from advssl.modes import check_differentiable, state_kept, weights_recomputed
 from advssl.precision import uphill
 from advssl.randomness import random_state, random_state_kept
 from advssl.reaching import moved_since, reached, state_marks, submodules
-from advssl.snapshots import Snapshot
+from advssl.snapshots import DRAWING, Snapshot
 from advssl.types import Closure, Scalar, described, flag, height_of, modules_of, number, see, warn
 
 
@@ -133,8 +132,10 @@ class SAMWrapper(nn.Module):
                 device = next(iter(parameters.values())).device
                 state = random_state(device) if loss is None else rng_state
                 if loss is None:
-                    held = self.modules_moved, reached(closure).modules
-                    before = _Untrained(*chain(*held), generators=False)
+                    modules, others = reached(closure)
+                    drawing = [one for one in others if isinstance(one, DRAWING)]
+                    held = *self.modules_moved, *modules, *drawing
+                    before = _Untrained(*held, generators=False)
                     with weights_recomputed():
                         at_theta = closure()
                 gradients = self._slopes(at_theta, parameters, retain_graph=loss is not None)

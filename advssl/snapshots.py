@@ -26,6 +26,13 @@ _IMPORTS = {"importlib", "_frozen_importlib", "_frozen_importlib_external"}
 _FOREIGN = {*_LOOP, *_LOGGERS, *_IMPORTS, "threading", "multiprocessing"}
 CODE = (types.FunctionType, types.MethodType, types.ModuleType, type)
 ATOMS = (bool, int, float, str)
+DRAWING = (
+    torch.Generator,
+    np.random.RandomState,
+    np.random.Generator,
+    np.random.BitGenerator,
+    random.Random,
+)
 
 
 class Snapshot:
@@ -62,9 +69,15 @@ class Snapshot:
 
     @_disable_dynamo
     def restore(self) -> None:
-        """Everything as it was; as often as you like."""
+        """Everything as it was; as often as you like. What cannot be is raised when the rest is."""
+        failed = list[Exception]()
         for undo in self._undo:
-            undo()
+            try:
+                undo()
+            except Exception as error:
+                failed.append(error)
+        if failed:
+            raise failed[0]
 
     def _hold(self, value: Any) -> None:
         if value is None or isinstance(value, ATOMS) or id(value) in self._seen:
@@ -88,8 +101,9 @@ class Snapshot:
         elif isinstance(value, torch.Generator | np.random.RandomState):
             state: Any = value.get_state()
             self._undo.append(lambda: value.set_state(state))
-        elif isinstance(value, np.random.Generator):
-            bits, drawn = value.bit_generator, value.bit_generator.state
+        elif isinstance(value, np.random.Generator | np.random.BitGenerator):
+            bits: Any = getattr(value, "bit_generator", value)
+            drawn = bits.state
             self._undo.append(lambda: setattr(bits, "state", drawn))
         elif isinstance(value, random.Random):
             at = value.getstate()
@@ -143,10 +157,9 @@ class Snapshot:
                 "it runs, and cannot be given back; use DDP, or freeze=() with the module in eval "
                 "mode, where an attack moves nothing"
             )
-        if not tensor.is_leaf:  # has a graph of its own
-            return
         data, flag, of_inference = tensor.data, tensor.requires_grad, tensor.is_inference()
-        gradient = tensor.grad
+        leaf = tensor.is_leaf  # or its graph says what its gradient is
+        gradient = tensor.grad if leaf else None
         if tensor.layout != torch.strided:
             self._hold_all(_dense_parts(data))
         value = _written_once(data).clone() if tensor.layout == torch.strided else None
@@ -157,6 +170,8 @@ class Snapshot:
             if value is not None:
                 with torch.inference_mode(of_inference):
                     _written_once(data).copy_(value)
+            if not leaf:
+                return
             if tensor.requires_grad != flag:
                 tensor.requires_grad_(flag)
             if tensor.grad is not gradient:
@@ -168,6 +183,8 @@ class Snapshot:
         if array.flags.writeable:
             value = array.copy()
             self._undo.append(lambda: np.copyto(array, value))
+        if array.dtype == object:
+            self._hold_all(array.flat)
 
     def _hold_dict(self, entries: dict[Any, Any], may_be_lent: bool = False) -> None:
         held = dict(entries)
@@ -191,7 +208,9 @@ class Snapshot:
         def undo() -> None:
             for slot, before in held:
                 if getattr(value, slot.__name__, None) is not before:
-                    slot.__set__(value, before)
+                    # A read-only member of C's, which may be made anew each time that it is read.
+                    with suppress(AttributeError):
+                        slot.__set__(value, before)
 
         self._undo.append(undo)
         self._hold_all(before for _, before in held)

@@ -55,6 +55,15 @@ def bound_forward(module: nn.Module) -> None:
     module.forward = types.MethodType(lambda self, x: Hoarder.forward(self, x), module)
 
 
+def defaults_forward(module: nn.Module) -> None:
+    module.forward = lambda x, own=module.forward: own(x)
+    module.head.register_forward_hook(lambda *_, seen=module.head: _[2] + 0 * seen.weight.sum())
+
+
+def keyword_forward(module: nn.Module) -> None:
+    module.forward = lambda x, *, own=module.forward: own(x)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_a_copy_of_torchscript_has_leaves_and_learns_as_the_original_does():
     net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
@@ -68,7 +77,10 @@ def test_a_copy_of_torchscript_has_leaves_and_learns_as_the_original_does():
         }
 
 
-@pytest.mark.parametrize("exchange", [lambda _: None, wrapped_forward, bound_forward])
+@pytest.mark.parametrize(
+    "exchange",
+    [lambda _: None, wrapped_forward, bound_forward, defaults_forward, keyword_forward],
+)
 def test_a_copy_of_what_python_cannot_copy_runs_on_its_own_weights(exchange):
     module, x = Hoarder(), torch.randn(4, 3)
     exchange(module)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import types
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -269,6 +270,25 @@ def test_draws_of_numpy_and_python_repeat(given):
     assert seen[0] == seen[1]
     closure()
     assert seen[2] != seen[1]
+
+
+def drawn_by(one) -> float:
+    return torch.rand((), generator=one).item() if type(one) is torch.Generator else one.random()
+
+
+@pytest.mark.parametrize("on", ["object", "class"])
+def test_draws_of_generators_that_the_closure_holds_repeat(on):
+    own = (torch.Generator().manual_seed(3), np.random.RandomState(3), np.random.default_rng(3))
+    mask = SimpleNamespace(own=own) if on == "object" else type("Mask", (), {"own": own})()
+    also, point, seen = random.Random(3), Point(3.0, 4.0), []
+
+    def closure():
+        seen.append([drawn_by(one) for one in (*mask.own, also)])
+        return point()
+
+    SAMWrapper(point)(closure)
+    closure()
+    assert seen[0] == seen[1] != seen[2]
 
 
 def test_graphs_built_before_and_after_are_valid(images):
@@ -792,14 +812,18 @@ def reached_on_rank(rank: int) -> Tensor:
     return SAMWrapper(moved)(lambda: (other if rank else moved)(x).square().mean()).detach()
 
 
-def climb(images: Tensor, weight: Tensor) -> Tensor:
+def climb(images: Tensor, weight: Tensor, *, gathers: bool = False) -> Tensor:
     torch.manual_seed(0)
     model, seen = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)), []
+    contrastive = MultiViewNTXentLoss(0.1, gather_distributed=True)
 
     def closure():
         seen.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
         with torch.autocast("cpu", torch.float16):
-            z = model(images)
+            z = model(weight[:, None] * images)
+            other = model(weight[:, None] * images.flip(1))
+        if gathers:
+            return contrastive(z, other)
         return (weight * (z.float() - 1).square().mean(1)).mean()
 
     SAMWrapper(model, rho=0.3)(closure)
@@ -812,15 +836,15 @@ def half_learned() -> tuple[Tensor, Tensor]:
     return images, torch.tensor([1.0] * 4 + [0.01] * 4)
 
 
-def climb_of_rank(rank: int) -> Tensor:
-    return climb(*(values.chunk(WORLD)[rank] for values in half_learned()))
+def climb_of_rank(rank: int, *, gathers: bool) -> Tensor:
+    return climb(*(values.chunk(WORLD)[rank] for values in half_learned()), gathers=gathers)
 
 
 def on_rank(rank: int) -> dict:
     return {
         "said": said_on_rank(rank),
         "reached": reached_on_rank(rank),
-        "climb": climb_of_rank(rank),
+        "climb": {gathers: climb_of_rank(rank, gathers=gathers) for gathers in (False, True)},
     }
 
 
@@ -850,10 +874,11 @@ def test_a_rank_may_reach_none_of_the_parameters(ranks):
     assert all(found["reached"].isfinite() for found in ranks)
 
 
-def test_two_ranks_in_float16_climb_as_one_process(ranks):
-    alone = climb(*half_learned())
+@pytest.mark.parametrize("gathers", [False, True])
+def test_two_ranks_in_float16_climb_as_one_process(ranks, gathers):
+    alone = climb(*half_learned(), gathers=gathers)
     for found in ranks:
-        assert (found["climb"] - alone).norm() < 0.01 * alone.norm()
+        assert (found["climb"][gathers] - alone).norm() < 0.01 * alone.norm()
 
 
 def test_the_climb_of_a_tiny_loss_is_rho():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import random
+import re
 from collections import OrderedDict, deque
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -50,12 +52,20 @@ class Restless(nn.Module):
         self.seen = {1, 2}
         self.order = OrderedDict(a=1, b=2)
         self.array = np.zeros(3)
+        self.boxes = np.array([[1], None], dtype=object)
+        self.computed = torch.ones(2, requires_grad=True) * 2
+        self.made_by_c = [
+            functools.partial(len),
+            re.compile("a", re.ASCII | re.VERBOSE),
+            slice(1000),
+        ]
         self.space = SimpleNamespace(counter=0)
         self.unregistered = [nn.Linear(2, 2)]
         self.draws = torch.Generator().manual_seed(1)
         self.numpy_draws = np.random.default_rng(1)
         self.python_draws = random.Random(1)
         self.older_draws = np.random.RandomState(1)
+        self.bits = np.random.PCG64(1)
         self.slotted = Pointer()
         self.flag = False
         self.bank.owner = self
@@ -84,6 +94,8 @@ class Restless(nn.Module):
         self.seen.clear()
         self.order.move_to_end("a")
         self.array += 1
+        self.boxes[0].append(2)
+        self.computed.data.mul_(2)
         self.space.counter += 1
         for draws in (self.numpy_draws, self.python_draws, random, np.random):
             draws.random()
@@ -104,6 +116,7 @@ class Restless(nn.Module):
 
     def draw_of_each(self) -> list[float]:
         own = [torch.rand(1, generator=self.draws).item(), self.numpy_draws.random()]
+        own.append(self.bits.random_raw())
         return [
             *own,
             self.python_draws.random(),
@@ -121,7 +134,7 @@ def module() -> Restless:
 
 def photograph(module: Restless) -> dict:
     tensors = [*module.parameters(), *module.buffers(), module.plain, module.bank.rows]
-    tensors += [module.unregistered[0].weight, *module.history]
+    tensors += [module.unregistered[0].weight, *module.history, module.computed]
     return {
         "values": [t.detach().clone() for t in tensors],
         "same": [(id(t), t.data_ptr(), t.requires_grad) for t in tensors],
@@ -134,7 +147,7 @@ def photograph(module: Restless) -> dict:
             (
                 *(module.bank.__dict__.keys(), module.bank.pointer, module.numbers, module.recent),
                 *(module.inside_a_tuple, module.seen, module.order, module.array, module.space),
-                *(module.slotted, module.flag, hasattr(module, "late"), module.lazy),
+                *(module.boxes, module.slotted, module.flag, hasattr(module, "late"), module.lazy),
             )
         ),
     }
@@ -155,6 +168,21 @@ def test_everything_is_given_back_as_often_as_asked(module):
         assert all(map(torch.equal, after["values"], before["values"]))
         assert module.draw_of_each() == drawn
         now.restore()
+
+
+def test_what_cannot_be_given_back_keeps_nothing_else():
+    class Once(list):
+        def __setitem__(self, *_):
+            raise RuntimeError("full")
+
+    module = nn.Linear(2, 2)
+    module.first = Once([1])
+    module.net = nn.Linear(2, 2)
+    now = Snapshot(module)
+    module.requires_grad_(False)
+    with pytest.raises(RuntimeError, match="full"):
+        now.restore()
+    assert all(p.requires_grad for p in module.parameters())
 
 
 @pytest.mark.parametrize("before", [None, torch.ones(2, 2)])

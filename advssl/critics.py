@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advssl.precision import wide_linear, without_autocast
+from advssl.precision import WideLinear, without_autocast
 from advssl.types import Embeddings, PerExample, Scalar, described, several, whole
 
 # The logits (B,) of the benign and then (B',) of the adversarial embeddings, to a lower bound of
@@ -83,7 +83,7 @@ class GlobalDivergenceCritic(nn.Module):
         hidden = [whole("hidden_features", width, 1) for width in given]
         widths = [self.in_features, *hidden, 1]
         self.divergence = divergence
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
+        self.layers = nn.ModuleList(WideLinear(i, o) for i, o in pairwise(widths))
 
     def forward(self, z: Embeddings) -> PerExample:
         """The (B,) logits of ``z`` (B, D): positive for what looks benign."""
@@ -132,8 +132,7 @@ class GlobalDivergenceCritic(nn.Module):
     def _logits(self, z: Embeddings, *, own_gradient: bool) -> PerExample:
         with without_autocast(z.device):
             for depth, layer in enumerate(self.layers):
-                weight, bias = (p if own_gradient else p.detach() for p in layer.parameters())
-                z = wide_linear(z if depth == 0 else z.relu(), weight, bias)
+                z = layer(z if depth == 0 else z.relu(), own_gradient)
             return z.squeeze(1)
 
 

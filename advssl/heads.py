@@ -22,7 +22,7 @@ from advssl.distributed import agreeing, from_first_rank, rank
 from advssl.indexed import IndexedDataset as IndexedDataset
 from advssl.indexed import IndexedSample as IndexedSample
 from advssl.indexed import without_index as without_index
-from advssl.precision import wide_linear, without_autocast
+from advssl.precision import WideLinear, without_autocast
 from advssl.types import (
     Embeddings,
     Reduction,
@@ -87,7 +87,7 @@ class ClusterFitHead(nn.Module):
                 "num_clusters must be one or more different numbers, each at least 2, "
                 f"got {self.num_clusters}; give each K once"
             )
-        self.heads = nn.ModuleList(nn.Linear(in_features, k) for k in self.num_clusters)
+        self.heads = nn.ModuleList(WideLinear(in_features, k) for k in self.num_clusters)
         self.pseudo_labels = self.centroids = self.fingerprint = None
 
     def forward(
@@ -127,7 +127,8 @@ class ClusterFitHead(nn.Module):
                 f"this head takes embeddings of size {self.in_features}, "
                 f"got shape {tuple(embeddings.shape)}; set in_features to the embeddings' size"
             )
-        return [wide_linear(embeddings, *head.parameters()) for head in self.heads]
+        with without_autocast(embeddings.device):
+            return [head(embeddings) for head in self.heads]
 
     def fit(self, features: Tensor, *, seed: int = 0) -> None:
         """Cluster the dataset: spherical k-means for each K, on the features' device.

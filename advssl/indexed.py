@@ -70,7 +70,7 @@ class IndexedDataset(Dataset[Any]):
         if isinstance(index, str):  # a column of a table
             return self.dataset[index]
         if isinstance(index, slice | Sequence) or getattr(index, "ndim", 0) != 0:
-            return _indexed(self.dataset[index], torch.arange(len(self))[index])
+            return _indexed(self.dataset[index], torch.arange(len(self), device="cpu")[index])
         index = range(len(self))[index]  # -1 is the last; IndexError ends a for loop
         return _indexed(self.dataset[index], index)
 
@@ -115,7 +115,7 @@ class _WithIndex:
 
     def __call__(self, samples: list[Any]) -> IndexedSample:
         bare, index = zip(*map(without_index, samples), strict=True)
-        return IndexedSample(self.collate_fn(list(bare)), torch.tensor(index))
+        return IndexedSample(self.collate_fn(list(bare)), torch.tensor(index, device="cpu"))
 
 
 def _indexed(sample: Any, index: Any) -> Any:

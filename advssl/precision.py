@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from advssl.types import Scalar
@@ -176,10 +176,21 @@ _opaque.register_autograd(
 )
 
 
-def wide_linear(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``F.linear`` in the wider type of ``z`` and ``weight``, float32 at least."""
-    dtype = torch.promote_types(widen(z).dtype, widen(weight).dtype)
-    return product(z.to(dtype), weight.to(dtype).mT) + bias.to(dtype)
+class WideLinear(nn.Linear):
+    """``nn.Linear`` in the wider type of input and weight, float32 at least.
+
+    Called as any module is, so that what torch puts on its weight (spectral norm, weight norm,
+    pruning, a low-rank update) is on it here too.
+    """
+
+    def forward(self, input: Tensor, own_gradient: bool = True) -> Tensor:
+        """(..., D) -> (..., K); without ``own_gradient`` weight and bias get no gradient."""
+        weight, bias = (
+            p if p is None or own_gradient else p.detach() for p in (self.weight, self.bias)
+        )
+        dtype = torch.promote_types(widen(input).dtype, widen(weight).dtype)
+        found = product(input.to(dtype), weight.to(dtype).mT)
+        return found if bias is None else found + bias.to(dtype)
 
 
 def uphill(

@@ -8,10 +8,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import random_unstructured
 
 import advssl
 
 SIZE, WIDTH, CLASSES = 8, 6, 3
+
+# What torch has for a layer's weight; each takes the layer.
+PUT_ON_WEIGHTS: dict[str, Callable[[nn.Linear], Any]] = {
+    "nothing": lambda _: None,
+    "spectral norm": nn.utils.parametrizations.spectral_norm,
+    "spectral norm as it was": nn.utils.spectral_norm,
+    "weight norm": nn.utils.parametrizations.weight_norm,
+    "pruning": lambda layer: random_unstructured(layer, "weight", 0.5),
+    "no bias": lambda layer: layer.register_parameter("bias", None),
+}
 
 Part = tuple[Tensor, Tensor]  # images and their places in the dataset
 Term = Callable[[Any, nn.Module, list[Part]], Tensor]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from components import triangular
+from components import PUT_ON_WEIGHTS, triangular
 from torch import nn
 from torch.distributions import Normal
 
@@ -318,6 +318,25 @@ class TestPrecision:
         wide = copy.deepcopy(critic).float()
         clouds = torch.randn(2, 32, 8)
         assert torch.equal(critic.estimate(*clouds), wide.estimate(*clouds))
+
+    @pytest.mark.parametrize("put", PUT_ON_WEIGHTS)
+    def test_what_torch_puts_on_a_weight_counts(self, put):
+        critic, clouds = GlobalDivergenceCritic(8, (16,)), torch.randn(2, 32, 8)
+        for layer in critic.layers:
+            PUT_ON_WEIGHTS[put](layer)
+        plain = nn.ModuleList([nn.Linear(8, 16), nn.Linear(16, 1)])
+        for layer in plain:
+            PUT_ON_WEIGHTS[put](layer)
+        plain.load_state_dict(critic.layers.state_dict())
+        for module in (critic, plain):
+            module.eval()  # spectral norm moves its vectors in training
+        torch.testing.assert_close(critic(clouds[0])[:, None], plain[1](plain[0](clouds[0]).relu()))
+        clouds.requires_grad_()
+        critic.estimate(*clouds).backward()
+        assert clouds.grad.any()
+        assert all(p.grad is None for p in critic.parameters())
+        critic.loss(*clouds).backward()
+        assert all(p.grad is not None for p in critic.parameters())
 
     @pytest.mark.slow
     @LOWERED_FOR_TERMS

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from clusters import FITTED, blobs, fitted, same_fit
+from components import PUT_ON_WEIGHTS
 from oracles import slow_cluster_fit
 from ranks import on_two_ranks
 from torch import nn
@@ -58,6 +59,16 @@ class TestLoss:
             return torch.func.functional_call(head, given, (z, self.index))
 
         assert torch.autograd.gradcheck(loss, (z, weight, bias))
+
+    @pytest.mark.parametrize("put", PUT_ON_WEIGHTS)
+    def test_what_torch_puts_on_a_weight_counts(self, head, put):
+        layer = nn.Linear(head.in_features, head.num_clusters[0])
+        for one in (head.heads[0], layer):
+            PUT_ON_WEIGHTS[put](one)
+        layer.load_state_dict(head.heads[0].state_dict())
+        head.eval()
+        expected = layer.eval()(self.embeddings)
+        torch.testing.assert_close(head.logits(self.embeddings)[0], expected)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_autocast_is_float32(self, head, dtype):

@@ -36,6 +36,7 @@ from torch.utils.data import (
     default_collate,
 )
 from torchmetrics import MeanMetric
+from tqdm import tqdm
 
 from advssl import (
     AdversarialViewGenerator,
@@ -228,6 +229,38 @@ IN_NO_ORDER = {
     "a generator that ended": (lambda: iter(()), "no batch to cluster.*read before"),
     "no batches": (lambda: list(IMAGES), r"batches \(B, C, H, W\), got .*give a DataLoader"),
     "no images": (lambda: [{"label": torch.zeros(4)}], r"got dict of \{label: .*give a DataLoader"),
+}
+
+
+CLASSES = torch.tensor([0, 2, 1, 0, 1, 1, 2, 0, 0, 2, 2, 1, 0, 1, 2, 0])
+CLASSED_PART, OTHER_PART = (
+    TensorDataset(IMAGES[part], CLASSES[part]) for part in (slice(0, 9), slice(9, 16))
+)
+
+
+def classed(classes=CLASSES, order=slice(None)) -> TensorDataset:
+    return TensorDataset(IMAGES[order], classes[order])
+
+
+SHUFFLED = torch.randperm(16, generator=torch.Generator().manual_seed(2))
+# Whether these are the images trained on, in their order.
+CLASSED = {
+    "the same": (True, classed),
+    "under other names": (True, lambda: classed(2 - CLASSES)),
+    "in coarser classes": (True, lambda: classed(CLASSES % 2)),
+    "of no class": (True, lambda: classed(-torch.ones(16, dtype=torch.int64))),
+    "a shuffled loader in a progress bar": (
+        True,
+        lambda: tqdm(DataLoader(classed(), 4, shuffle=True), disable=True),
+    ),
+    "parts in another order": (False, lambda: ConcatDataset([OTHER_PART, CLASSED_PART])),
+    "another order": (False, lambda: classed(order=SHUFFLED)),
+    "other images": (False, lambda: classed(CLASSES[SHUFFLED])),
+    "a generator": (False, lambda: (batch for batch in DataLoader(classed(), 4, shuffle=True))),
+    "dicts": (
+        False,
+        lambda: [{"image": IMAGES[i : i + 1], "label": CLASSES[i : i + 1]} for i in SHUFFLED],
+    ),
 }
 
 
@@ -995,6 +1028,17 @@ class TestClusterFit:
         term = ClusterFit(ClusterFitHead(OUT, (8,)), nn.Flatten(), images(), on="net")
         with pytest.raises(ValueError, match=complaint):
             fit(OnIndexed(), [term], steps=1)
+
+    @pytest.mark.parametrize("given", CLASSED)
+    def test_refuses_images_whose_classes_stand_in_another_order(self, given):
+        same, images = CLASSED[given]
+        data = IndexedDataset(ConcatDataset([CLASSED_PART, OTHER_PART]))
+        term = ClusterFit(ClusterFitHead(OUT, (8,)), nn.Flatten(), images(), on="net")
+        if same:
+            fit(OnIndexed(data), [term], steps=1)
+        else:
+            with pytest.raises(ValueError, match="have other classes than those trained on"):
+                fit(OnIndexed(data), [term], steps=1)
 
     @pytest.mark.parametrize("clusters", [(2,), (8,), (2, 8)])
     @pytest.mark.parametrize("other", ["images", "order"])

@@ -16,7 +16,12 @@ from advssl.heads import ClusterFitHead
 from advssl.indexed import IndexedDataset, IndexedSample, without_index
 from advssl.integrations.lightning.batches import Batch
 from advssl.integrations.lightning.bolts import Term
-from advssl.integrations.lightning.extracting import features_of, order_of
+from advssl.integrations.lightning.extracting import (
+    extracted,
+    labels_of,
+    order_of,
+    share_alike,
+)
 from advssl.integrations.lightning.steps import Calls, TrainingStep
 from advssl.integrations.lightning.wrapping import given_back
 from advssl.types import (
@@ -57,8 +62,8 @@ class ClusterFit(Term):
     Raises:
         ValueError: where labels and images do not belong together: a training dataset of another
             length than the head's labels, images whose clusters are not what a fitted head says of
-            them, images that come in an order that nobody knows; several training loaders; a
-            collate function that cannot take the index.
+            them, images that come in an order that nobody knows, or whose classes say that it is
+            another one; several training loaders; a collate function that cannot take the index.
 
     Reference: Fan et al. 2021, Eqs. 9 and 10, https://arxiv.org/abs/2111.01124
     """
@@ -90,6 +95,7 @@ class ClusterFit(Term):
         self.images = images
         self._index = torch.empty(0)  # of the batch at hand
         self._bare = False
+        self._labels: Tensor | None = None  # the clustered images' own classes, if they have any
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)
@@ -102,7 +108,8 @@ class ClusterFit(Term):
                 "the head is not fitted; give ClusterFit an extractor and the dataset's "
                 "images, or call head.fit(features) before"
             )
-        self.head.fit(features_of(self.extractor, self.images))
+        features, self._labels = extracted(self.extractor, self.images)
+        self.head.fit(features)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         loader = trainer.train_dataloader
@@ -133,6 +140,8 @@ class ClusterFit(Term):
             )
         with given_back(pl_module):
             self._look_at_a_sample(loader)
+            if self._labels is not None:
+                self._check_classes(data, self._labels)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if getattr(trainer, "reload_dataloaders_every_n_epochs", 0):
@@ -163,11 +172,27 @@ class ClusterFit(Term):
                 "IndexedDataset" + see("A collate function and the index")
             ) from error
 
+    def _check_classes(self, data: IndexedDataset, classes: Tensor) -> None:
+        """Raise if the images that were clustered are of other classes than those trained on."""
+        places = torch.linspace(0, len(data) - 1, min(_LOOKED_AT, len(data)), device="cpu").long()
+        samples = (without_index(data[i], alone=self._bare)[0] for i in places.tolist())
+        known = [own for own in map(labels_of, samples) if own is not None]
+        if len(known) < len(places):
+            return
+        alike, chance = share_alike(classes[places], torch.cat(known))
+        if alike < (1 + chance) / 2:
+            raise ValueError(
+                "the images that were clustered have other classes than those trained on: "
+                f"{alike:.0%} of {len(places)} are alike, {chance:.0%} would be by chance, so they "
+                "stand in another order, or are others; give ClusterFit the very dataset that "
+                "IndexedDataset wraps, or a loader of it" + see("Pseudo-labels of other images")
+            )
+
     def _check_labels(self, labels: Tensor) -> None:
         """Raise if the first images' clusters are, more likely than not, not what the head says."""
         if self.extractor is None or self.images is None or isinstance(self.images, Iterator):
             return
-        features = features_of(self.extractor, self.images, enough=_LOOKED_AT)
+        features, _ = extracted(self.extractor, self.images, enough=_LOOKED_AT)
         found, own = self.head.assign(features).to(labels), labels[: len(features)]
         shares = [label.bincount() / len(labels) for label in labels.T]
         chance = sum(float(share.square().sum()) for share in shares) / len(shares)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +15,22 @@ from advssl.modes import evaluating
 from advssl.types import Images, embeddings_of
 
 _CLUSTERED = 64  # images at a time, where the caller does not say
+_LABELS = ("label", "labels", "target", "targets")
 
 
-def features_of(
+class Extracted(NamedTuple):
+    features: Tensor  # (N, D')
+    labels: Tensor | None  # (N,), of the images' own classes, where the batches hold them
+
+
+def extracted(
     extractor: Callable[[Images], Tensor], images: Any, enough: float = float("inf")
-) -> Tensor:
-    """(N, D'): of all images, or of the first batches that together have ``enough``."""
+) -> Extracted:
+    """Of all images, or of the first batches that together have ``enough``."""
     modules = [extractor] if isinstance(extractor, nn.Module) else []
     like = next((p for m in modules for p in m.parameters()), None)
     found: list[Tensor] = []
+    labels: list[Tensor | None] = []
     with evaluating(*modules), torch.no_grad():
         for batch in _in_order(images):
             if sum(len(z) for z in found) >= enough:
@@ -33,16 +40,51 @@ def features_of(
                 both = x.is_floating_point() and like.is_floating_point()
                 x = x.to(like.device, like.dtype if both else x.dtype)
             found.append(embeddings_of("extractor", extractor(x)))
+            labels.append(labels_of(batch, len(x)))
     if not found:
         raise ValueError(
             "images has no batch to cluster; give a DataLoader or the dataset, not a generator "
             "that was read before"
         )
-    return torch.cat(found)
+    known = [own for own in labels if own is not None]
+    return Extracted(torch.cat(found), torch.cat(known) if len(known) == len(found) else None)
+
+
+def labels_of(batch: Any, size: int = 1) -> Tensor | None:
+    """(size,): the classes in a batch, or in one sample, where they stand as datasets have them."""
+    if isinstance(batch, Mapping):
+        batch = [None, *(batch[name] for name in _LABELS if name in batch)]
+    label = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
+    several = label if isinstance(label, Sequence) else [label]
+    if all(isinstance(one, int) for one in several):
+        label = torch.tensor(several, device="cpu")
+    if not isinstance(label, Tensor) or label.is_floating_point() or label.numel() != size:
+        return None
+    return label.flatten().cpu()
+
+
+def share_alike(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
+    """How many of the samples have one's class by the other's, as they stand and as by chance.
+
+    One naming of classes may be the other's, or coarser: what counts is the best map of one to the
+    other.
+    """
+
+    def best(one: Tensor, other: Tensor) -> float:
+        (_, i), (_, j) = one.unique(return_inverse=True), other.unique(return_inverse=True)
+        counts = torch.zeros(len(one), len(one), device="cpu")
+        counts.index_put_((i, j), torch.ones(len(one), device="cpu"), accumulate=True)
+        return float(max(counts.amax(0).sum(), counts.amax(1).sum())) / len(one)
+
+    drawing = torch.Generator("cpu").manual_seed(0)
+    order = torch.randperm(len(ours), generator=drawing, device="cpu")
+    return best(ours, theirs), best(ours, theirs[order])
 
 
 def _in_order(images: Any) -> Iterable[Any]:
     """Batches in the dataset's order, all of it."""
+    if isinstance(getattr(images, "iterable", None), DataLoader):  # inside a progress bar
+        images = images.iterable
     if isinstance(images, Tensor) and images.ndim == 4:
         return [images]
     if isinstance(images, Dataset) and not isinstance(images, IterableDataset):

@@ -133,7 +133,7 @@ class SAMWrapper(nn.Module):
                 state = random_state(device) if loss is None else rng_state
                 if loss is None:
                     modules, others = reached(closure)
-                    drawing = [one for one in others if isinstance(one, DRAWING)]
+                    drawing: list[Any] = [one for one in others if isinstance(one, DRAWING)]
                     held = *self.modules_moved, *modules, *drawing
                     before = _Untrained(*held, generators=False)
                     with weights_recomputed():

@@ -13,6 +13,7 @@ import torch.fx
 from bars import SHORT, bars, encoder_of_bars, equal_states, images_of, stopping
 from borrowed import Trace
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.utils.data import TensorDataset
 
 from advssl.balls import Linf
@@ -333,6 +334,18 @@ def test_what_torch_is_set_to_changes_nothing(data, bars_encoder, around, loss, 
         found = finetune(bars_encoder, data, how)
     assert equal_states(found.last, expected.last)
     assert found.history == expected.history
+
+
+def test_weights_that_torch_remembers_are_computed_anew(data, bars_encoder):
+    how = replace(SHORT, trains_encoder=True, epochs=2)
+    layer = next(m for m in bars_encoder.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+    nn.utils.parametrizations.weight_norm(layer)
+    expected = finetune(bars_encoder, data, how)
+    with parametrize.cached():
+        bars_encoder.eval()(data.test.images)
+        found = finetune(bars_encoder, data, how)
+    assert found.history == expected.history
+    assert equal_states(found.last, expected.last)
 
 
 class TestPixels:

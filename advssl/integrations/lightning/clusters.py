@@ -179,7 +179,7 @@ class ClusterFit(Term):
         known = [own for own in map(labels_of, samples) if own is not None]
         if len(known) < len(places):
             return
-        alike, chance = share_alike(classes[places], torch.cat(known))
+        alike, chance = share_alike(classes[places].tolist(), torch.cat(known).tolist())
         if alike < (1 + chance) / 2:
             raise ValueError(
                 "the images that were clustered have other classes than those trained on: "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -56,29 +58,29 @@ def labels_of(batch: Any, size: int = 1) -> Tensor | None:
         batch = [None, *(batch[name] for name in _LABELS if name in batch)]
     label = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
     several = label if isinstance(label, Sequence) else [label]
-    if all(isinstance(one, int) for one in several):
+    if several and all(isinstance(one, int) for one in several):
         label = torch.tensor(several, device="cpu")
     if not isinstance(label, Tensor) or label.is_floating_point() or label.numel() != size:
         return None
     return label.flatten().cpu()
 
 
-def share_alike(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
+def share_alike(ours: list[int], theirs: list[int]) -> tuple[float, float]:
     """How many of the samples have one's class by the other's, as they stand and as by chance.
 
     One naming of classes may be the other's, or coarser: what counts is the best map of one to the
     other.
     """
 
-    def best(one: Tensor, other: Tensor) -> float:
-        (_, i), (_, j) = one.unique(return_inverse=True), other.unique(return_inverse=True)
-        counts = torch.zeros(len(one), len(one), device="cpu")
-        counts.index_put_((i, j), torch.ones(len(one), device="cpu"), accumulate=True)
-        return float(max(counts.amax(0).sum(), counts.amax(1).sum())) / len(one)
+    def best(one: list[int], other: list[int]) -> float:
+        most: tuple[dict[int, int], ...] = ({}, {})
+        for pair, count in Counter(zip(one, other, strict=True)).items():
+            for label, counts in zip(pair, most, strict=True):
+                counts[label] = max(counts.get(label, 0), count)
+        return max(sum(counts.values()) for counts in most) / len(one)
 
-    drawing = torch.Generator("cpu").manual_seed(0)
-    order = torch.randperm(len(ours), generator=drawing, device="cpu")
-    return best(ours, theirs), best(ours, theirs[order])
+    shuffled = random.Random(0).sample(theirs, len(theirs))
+    return best(ours, theirs), best(ours, shuffled)
 
 
 def _in_order(images: Any) -> Iterable[Any]:

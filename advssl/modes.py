@@ -125,18 +125,21 @@ def state_kept(*modules: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def weights_recomputed() -> Iterator[None]:
+def weights_recomputed(*, each_time: bool = False) -> Iterator[None]:
     """Inside the block ``torch.nn.utils.parametrize.cached()`` knows no weight of the caller's.
 
-    Weights are computed anew there, from the parameters as they are there; on any exit the caller's
-    are remembered as before, with the graph that they had.
+    Weights are computed anew there, from the parameters as they are there: once, or ``each_time``
+    that they are asked for, where parameters move. On any exit the caller's are remembered as
+    before, with the graph that they had.
     """
-    before = parametrize._cache
+    before = parametrize._cache, parametrize._cache_enabled
     parametrize._cache = {}
+    if each_time:
+        parametrize._cache_enabled = 0
     try:
         yield
     finally:
-        parametrize._cache = before
+        parametrize._cache, parametrize._cache_enabled = before
 
 
 @contextmanager

@@ -11,7 +11,13 @@ import torch
 from torch import Generator, Tensor, nn
 
 from advssl.evaluation.batches import check_labels
-from advssl.modes import evaluating, frozen, random_state_kept, seeded_state
+from advssl.modes import (
+    evaluating,
+    frozen,
+    random_state_kept,
+    seeded_state,
+    weights_recomputed,
+)
 from advssl.precision import full_precision
 from advssl.types import Images, Labels, PerExample, described, embeddings_of, see
 
@@ -96,7 +102,7 @@ def undisturbed(device: torch.device) -> Iterator[None]:
 
     Float32 is float32 (:func:`~advssl.precision.full_precision`), gradients are on, and what is
     made without a type or a device is float32 and, if the caller's default device is not the CPU,
-    on ``device``.
+    on ``device``. ``parametrize.cached()`` around it remembers nothing.
     """
     dtype = torch.get_default_dtype()
     elsewhere = torch.empty(0).device.type != "cpu"
@@ -106,6 +112,7 @@ def undisturbed(device: torch.device) -> Iterator[None]:
             torch.inference_mode(False),
             torch.enable_grad(),
             full_precision(device),
+            weights_recomputed(each_time=True),
             device if elsewhere else nullcontext(),
         ):
             yield

@@ -36,7 +36,6 @@ from advssl.modes import (
     random_state,
     random_state_kept,
     seeded_state,
-    weights_recomputed,
 )
 from advssl.types import Images, Labels, Scalar, see
 
@@ -111,7 +110,6 @@ class Training:
                     score = self._score(validation)
                 self._keep(score)
 
-    @weights_recomputed()
     def _step(self, step: _Step, inputs: Tensor, labels: Labels) -> None:
         check_labels(labels, len(inputs), len(self.data.classes))
         if self.data.natural and self.how.augments:

@@ -11,6 +11,7 @@ import torch
 from flops import flops
 from torch import nn
 
+from advssl import AdversarialViewGenerator
 from advssl.integrations.cifar import ENCODERS
 from advssl.integrations.timm import backbone
 
@@ -169,3 +170,11 @@ def test_a_transformer_that_takes_any_size_is_the_same_transformer():
             assert torch.equal(twin(images[..., :32, :48]), ours(images[..., :32, :48]))
             with pytest.raises(ValueError, match="multiples of 16"):
                 twin(images[..., :40])
+
+
+def test_a_transformer_is_attacked_and_given_back():
+    model, images = backbone(f"timm:{DYNAMIC[0]}"), torch.rand(1, 3, 32, 32)
+    adversary = AdversarialViewGenerator(steps=1, start="zero")
+    hard = adversary(images, lambda v: (model(v) - 1).square().sum(1), freeze=model)
+    assert not torch.equal(hard, images)
+    assert all(p.requires_grad for p in model.parameters())

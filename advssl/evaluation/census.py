@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from advssl.evaluation.datasets import InMemory, targets, unit_range
-from advssl.evaluation.folders import Folder
+from advssl.evaluation.folders import Folder, check_outside
 from advssl.evaluation.identity import fingerprint_of, identity_of, keep, kept
 from advssl.evaluation.images import read_image
 from advssl.evaluation.records import Fingerprint, folder_at
@@ -106,6 +106,7 @@ def checked(
         rows["test"] = [int(i) for i in measured]
     path, identity = None, ""
     if folder is not None:
+        check_outside(there.values(), folder)
         known = [_known(there[part], rows[part]) for part in there]
         identity = identity_of("census", list(data.classes), list(there), known)
         path = None if None in known else Path(folder) / f"census-{identity[:16]}.pt"

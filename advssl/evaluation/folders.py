@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from advssl.evaluation.datasets import Opened, Sample, unit_range
 from advssl.evaluation.images import IMAGE_ENDINGS, read_image, size_of
@@ -108,6 +109,19 @@ def open_folders(path: str, image_size: int | None, given: Mapping[str, str | No
     for dataset in found.values():
         dataset.size = image_size or size
     return Opened(dict(found), classes, image_size or size, because)
+
+
+def check_outside(datasets: Iterable[Any], folder: str | os.PathLike[str]) -> None:
+    """Raise where what is written to ``folder`` would be read as a class or its images."""
+    for dataset in datasets:
+        while isinstance(dataset, Subset):
+            dataset = dataset.dataset
+        root = dataset.root if isinstance(dataset, Folder) else None
+        if root and Path(folder).resolve().is_relative_to(Path(root).resolve()):
+            raise ValueError(
+                f"{folder} lies in {root}, whose folders are read as classes of images; write to "
+                "another place"
+            )
 
 
 def own_size(paths: Sequence[str]) -> tuple[int, str]:

@@ -207,6 +207,15 @@ def test_a_damaged_census_is_made_again(folder, tmp_path, reads):
         assert reads["images"] == before + 16
 
 
+@pytest.mark.parametrize("place", ["train", "train/report", "test/cat/report", "train/../test/new"])
+def test_nothing_is_kept_where_it_would_be_read_as_images(place, folder):
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(ValueError, match=r"lies in .*(train|test), whose folders are read as cl"):
+        census_of(folder, folder=folder / place)
+    assert sorted(folder.rglob("*")) == before
+    census_of(folder, folder=folder / "report")  # beside the parts
+
+
 def test_images_in_memory_are_kept_by_content_and_others_not_at_all(tmp_path, reads):
     data = planted(0)
     first = checked(data, folder=tmp_path)

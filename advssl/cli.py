@@ -88,6 +88,7 @@ def prepared(options: Options) -> tuple[Evaluation, list[str]]:
     from advssl.balls import BALLS
     from advssl.evaluation import loading
     from advssl.evaluation.data import open_data, targets
+    from advssl.evaluation.datasets import shape_of
     from advssl.evaluation.evaluate import Evaluation, Way, chosen_attacks
     from advssl.evaluation.protocols import default_preset, protocol
     from advssl.evaluation.report import Table
@@ -115,7 +116,7 @@ def prepared(options: Options) -> tuple[Evaluation, list[str]]:
         raise ValueError(
             f"--num-images {options.num_images}: there are {there} test images; 0 is all"
         )
-    _check_radius(ball, tuple(data.test[0][0].shape))
+    _check_radius(ball, shape_of(data.test))
     file = {k: getattr(options, k) for k in ("format", "prefix", "allow_partial")}
     given = options.backbone, network, options.checkpoint, options.bn_branch, pixels
     tell = lambda told: read.append(str(told))  # noqa: E731

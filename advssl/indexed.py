@@ -14,6 +14,12 @@ from torch.utils.data import Dataset, IterableDataset
 from advssl.types import described, see
 
 
+def has_places(dataset: Any) -> bool:
+    """Whether it has a length and a sample at each place below it."""
+    places = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+    return places and not isinstance(dataset, IterableDataset | str)
+
+
 class IndexedSample(NamedTuple):
     """A sample that is neither a tuple nor a dict, such as one image, beside its index."""
 
@@ -55,8 +61,7 @@ class IndexedDataset(Dataset[Any]):
     dataset: Any
 
     def __init__(self, dataset: Dataset[Any]) -> None:
-        places = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
-        if isinstance(dataset, IterableDataset | str) or not places:
+        if not has_places(dataset):
             raise ValueError(
                 f"the index of a sample needs a dataset with __getitem__ and __len__, "
                 f"got {described(dataset)}; wrap the map-style dataset below it"

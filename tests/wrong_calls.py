@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import nn
 
 import advssl
@@ -25,7 +26,7 @@ from advssl.evaluation.attacks import (
     transfer,
 )
 from advssl.evaluation.checkpoints import bn_branches, load_encoder
-from advssl.evaluation.data import open_data
+from advssl.evaluation.data import Data, InMemory, open_data
 from advssl.evaluation.diagnostics import doubts
 from advssl.evaluation.divergences import clouds
 from advssl.evaluation.fisher import fisher_information
@@ -150,6 +151,22 @@ def loss(views: torch.Tensor) -> torch.Tensor:
 @cache
 def digits():
     return open_data("digits", image_size=8)
+
+
+class Photographs(list):
+    """What torchvision's datasets give without a transform."""
+
+    targets = (0, 1)
+
+    def __init__(self) -> None:
+        super().__init__((Image.new("RGB", (8, 8)), label) for label in self.targets)
+
+
+def instead(**parts: Any) -> Data:
+    """Data of which one part is wrong."""
+    right = InMemory(images(), labels())
+    named = {"train": right, "validation": right, "test": right, **parts}
+    return Data("wrong", ("a", "b"), **named, natural=False)
 
 
 def measured(n: int = 3) -> Measurement:
@@ -596,6 +613,8 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict
         {
             "encoder_or_classifier as an encoder or a classifier": (*NO_MODULE, {}, {"a": None}),
             "data": (None, "digits", 3, []),
+            "data as data.train": (Said(instead(train=None), "got None"),),
+            "data as sample 0": (Said(instead(test=Photographs()), "got a Image"),),
             "ball": (None, 8 / 255, "linf"),
             "ball as wider": (advssl.Linf(8.0),),
             "attacks as attack": (None, "pgd", ["fgsm"], [None], [3], 3),
@@ -722,6 +741,8 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict
         {
             "encoder": NO_MODULE,
             "data": (None, "digits"),
+            "data as data.validation": (Said(instead(validation=iter([])), "got a list_iterator"),),
+            "data as sample 0": (Said(instead(train=Photographs()), "got a Image"),),
             "how": (None, "slf"),
             "pixels": (3,),
             "seed": NO_SEED,

@@ -27,6 +27,7 @@ from advssl.evaluation.corruptions import (
 )
 from advssl.evaluation.costs import NOTHING, Range, forwards, sum_of
 from advssl.evaluation.data import targets
+from advssl.evaluation.datasets import shape_of
 from advssl.evaluation.divergences import clouds, divergences
 from advssl.evaluation.embeddings import plane
 from advssl.evaluation.fisher import fisher_information
@@ -182,7 +183,7 @@ def _two_of_a_class(asked: Evaluation, _: str) -> None:
 def corruption(subject: Subject) -> Corruptions:
     """Accuracy under noise, blur, weather and digital damage."""
     images, everyone = subject.images, targets(subject.images.dataset)
-    source = source_of(subject.place, everyone, images.dataset[0][0].shape[-1], subject.seed)
+    source = source_of(subject.place, everyone, shape_of(images.dataset)[-1], subject.seed)
     batches, done = [*images], count(1)
 
     def once(part: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -201,7 +202,7 @@ def _of_corruptions(_: Evaluation) -> Range:
 
 
 def _corruptible(asked: Evaluation, place: str) -> None:
-    shape = tuple(asked.data.test[0][0].shape)
+    shape = shape_of(asked.data.test)
     if shape != (3, shape[1], shape[1]):
         raise ValueError(f"corruptions are of images (3, S, S), and these are {shape}")
     source_of(place, targets(asked.data.test), shape[1])

@@ -16,13 +16,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from advssl.evaluation.datasets import InMemory, targets, unit_range
+from advssl.evaluation.datasets import (
+    InMemory,
+    check_dataset,
+    checked_sample,
+    sample_of,
+    targets,
+    unit_range,
+)
 from advssl.evaluation.folders import Folder, check_outside
 from advssl.evaluation.identity import fingerprint_of, identity_of, keep, kept
 from advssl.evaluation.images import read_image
 from advssl.evaluation.records import Fingerprint, folder_at
 from advssl.evaluation.streams import base_of, ordered, threads_for
-from advssl.types import described, see
+from advssl.types import see
 
 if TYPE_CHECKING:
     from advssl.evaluation.data import Data
@@ -101,6 +108,8 @@ def checked(
             not in [0, 1]. What may be meant, such as images that stand twice, is counted.
     """
     there = {part: getattr(data, part) for part in PARTS if part in parts}
+    for part, dataset in there.items():
+        check_dataset(f"data.{part}", dataset)
     rows: dict[str, Sequence[int]] = {part: range(len(there[part])) for part in there}
     if measured is not None and "test" in rows:
         rows["test"] = [int(i) for i in measured]
@@ -322,8 +331,8 @@ def _look(dataset: Any, row: int, pixels: bool) -> _Seen:
             read = read_image(path)
             enlarged, image = min(read.shape[1:]) < base.size, base.fitted(read)
         else:
-            image, label = base[place]
-            _check_image(image)
+            image, label = checked_sample(base[place])
+            _check_range(image)
     except Exception as error:  # of a damaged file, or whatever a user's dataset raises
         told = " ".join(str(error).removesuffix(see("An image that is refused")).split())
         return _Seen(wrong=told or type(error).__name__)
@@ -332,7 +341,7 @@ def _look(dataset: Any, row: int, pixels: bool) -> _Seen:
     stored = image.contiguous().numpy()
     content = f"{stored.shape}".encode() + stored.tobytes()
     digest = hashlib.blake2b(content, digest_size=_DIGEST).digest()
-    return _Seen(int(label), digest, stored.shape, enlarged, stored if pixels else None)
+    return _Seen(label, digest, stored.shape, enlarged, stored if pixels else None)
 
 
 def _is_daemon() -> bool:
@@ -340,9 +349,7 @@ def _is_daemon() -> bool:
     return multiprocessing.current_process().daemon
 
 
-def _check_image(image: Any) -> None:
-    if not isinstance(image, Tensor) or image.ndim != 3 or not image.is_floating_point():
-        raise ValueError(f"it must be (C, H, W), floating point, got {described(image)}")
+def _check_range(image: Tensor) -> None:
     low, high = (float(end) for end in image.aminmax())
     if not (low >= 0 and high <= 1):  # a NaN is neither
         raise ValueError(f"its numbers must lie in [0, 1], got [{low:.3g}, {high:.3g}]")
@@ -353,7 +360,7 @@ def _labels(dataset: Any) -> Any:
     try:
         labels = targets(dataset)
     except ValueError:
-        labels = [int(dataset[i][1]) for i in range(len(dataset))]
+        labels = [sample_of(dataset, i)[1] for i in range(len(dataset))]
     return np.array(labels, np.int64)
 
 

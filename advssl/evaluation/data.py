@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Literal, TypeAlias
 
 from torch.utils.data import Dataset, Subset
@@ -15,7 +16,7 @@ from advssl.evaluation.choices import split_spec as split_spec
 from advssl.evaluation.datasets import VALIDATION_MOST as VALIDATION_MOST
 from advssl.evaluation.datasets import VALIDATION_SHARE as VALIDATION_SHARE
 from advssl.evaluation.datasets import InMemory as InMemory
-from advssl.evaluation.datasets import Opened, open_cifar, open_digits, open_stl10
+from advssl.evaluation.datasets import Opened, open_cifar, open_digits, open_stl10, shape_of
 from advssl.evaluation.datasets import Sample as Sample
 from advssl.evaluation.datasets import stratified as stratified
 from advssl.evaluation.datasets import targets as targets
@@ -77,7 +78,7 @@ class Data:
     def memory(self, part: Part) -> int:
         """The bytes that all images of a part take as float32, as :func:`batches` holds them."""
         dataset = getattr(self, part)
-        return len(dataset) and len(dataset) * int(dataset[0][0].numel()) * _FLOAT
+        return len(dataset) and len(dataset) * prod(shape_of(dataset)) * _FLOAT
 
 
 def open_data(

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from advssl.extras import needed
+from advssl.indexed import has_places
 from advssl.types import Images, Labels, check_indices, described, whole
 
 Sample: TypeAlias = tuple[Tensor, int]  # (C, H, W) float32 in [0, 1], class
@@ -134,17 +135,60 @@ def targets(dataset: Any) -> list[int]:
             f"a dataset needs its labels as .targets, got a {type(dataset).__name__} without; put "
             "images and labels into InMemory"
         )
-    return [_class(label) for label in dataset.targets]
+    return [_class("each of a dataset's .targets", label) for label in dataset.targets]
 
 
-def _class(label: Any) -> int:
+def _class(name: str, label: Any) -> int:
     with suppress(TypeError, ValueError, OverflowError, RuntimeError):
         if (plain := int(label)) == label:
             return plain
     raise ValueError(
-        "a dataset's .targets must be labels, whole numbers, one for each image, got "
-        f"{described(label)} among them; number the classes from 0 on"
+        f"{name} must be a whole number, got {described(label)}; number the classes from 0 on"
     )
+
+
+def check_dataset(name: str, value: Any) -> None:
+    """Raise unless it has a length, and a sample at each place."""
+    if not has_places(value):
+        raise ValueError(
+            f"{name} must be a dataset with __getitem__ and __len__, got {described(value)}; one "
+            "without images is Subset(train, [])"
+        )
+
+
+def sample_of(dataset: Any, row: int) -> Sample:
+    """A sample of a dataset of any kind.
+
+    Raises:
+        ValueError: unless it is an image (C, H, W), floating point, and its class.
+    """
+    sample = dataset[row]
+    try:
+        return checked_sample(sample)
+    except ValueError as error:
+        raise ValueError(f"sample {row} of the {type(dataset).__name__}: {error}") from None
+
+
+def checked_sample(sample: Any) -> Sample:
+    """``sample``, with its class as a plain int; else raise."""
+    if not isinstance(sample, tuple | list) or len(sample) != 2:
+        raise ValueError(
+            f"it must be a pair of image and label, got {described(sample)}; let __getitem__ "
+            "return (image, label)"
+        )
+    image, label = sample
+    if not isinstance(image, Tensor) or image.ndim != 3 or not image.is_floating_point():
+        raise ValueError(
+            f"it must be (C, H, W), floating point, got {described(image)}; torchvision's "
+            "ToTensor() makes that of photographs and arrays"
+        )
+    return image, _class("its label", label)
+
+
+def shape_of(dataset: Any) -> tuple[int, ...]:
+    """(C, H, W) of the first image."""
+    image, _ = sample_of(dataset, 0)
+    return tuple(image.shape)
 
 
 def stratified(labels: Labels | Sequence[int], seed: int) -> tuple[list[int], list[int]]:

@@ -22,6 +22,7 @@ from advssl.evaluation.chosen import BATCH as BATCH
 from advssl.evaluation.chosen import Chosen, attacked, balanced
 from advssl.evaluation.curves import strengths
 from advssl.evaluation.data import Data, targets
+from advssl.evaluation.datasets import check_dataset, shape_of
 from advssl.evaluation.identity import classifier_fingerprint
 from advssl.evaluation.linear import Classifier
 from advssl.evaluation.logits import class_count, device_of
@@ -227,9 +228,11 @@ class Evaluation:
             flag(name.removeprefix("with_"), getattr(self, name))
         if self.budget is not None:
             positive("budget", self.budget)
+        for part in PARTS:
+            check_dataset(f"data.{part}", getattr(self.data, part))
         if not len(targets(self.data.test)):
             raise ValueError("data.test holds no image, and there is nothing to attack")
-        shape = tuple(self.data.test[0][0].shape)
+        shape = shape_of(self.data.test)
         check_radius(self.ball, shape)
         for attack in self.attacks:
             if isinstance(attack, AutoAttack):
@@ -285,7 +288,7 @@ class Evaluation:
     @cached_property
     def radii(self) -> list[float]:
         """Of the figure, to where every image can become the same grey: accuracy must be chance."""
-        shape = tuple(self.data.test[0][0].shape)
+        shape = shape_of(self.data.test)
         grey = grey_of(self.ball, shape)
         scaled = [scale * float(self.ball.radius) for scale in _RADII]
         end = widest(self.ball, shape) if grey is None else grey
@@ -352,7 +355,7 @@ class Evaluation:
         """Forwards of all doubts about one classifier."""
         least, most = diagnostics.forwards(
             self.ball,
-            tuple(self.data.test[0][0].shape),
+            shape_of(self.data.test),
             len(self.data.classes),
             branches=len(self.modules) if len(self.modules) > 1 else 0,
             training=self.ways[0].how is not None,
@@ -447,9 +450,7 @@ class Evaluation:
 
     def source(self, m: Measurement) -> Source:
         """Of what was measured."""
-        parts = {
-            part: len(targets(getattr(self.data, part))) for part in ("train", "validation", "test")
-        }
+        parts = {part: len(getattr(self.data, part)) for part in PARTS}
         return Source(
             spec=without_place(self.data.spec),
             split="test",

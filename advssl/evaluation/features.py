@@ -239,6 +239,6 @@ def read(dataset: Any, rows: Iterable[Tensor]) -> Iterator[tuple[Tensor, Labels]
                 dataset.was_read(len(part))
         return
     for images, labels in in_parts(dataset, (part.tolist() for part in rows)):
-        images = images.float() if images.is_floating_point() else images
+        images = images.float()
         check_batch(images, labels)
         yield images, labels

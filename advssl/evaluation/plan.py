@@ -16,6 +16,7 @@ from advssl.balls import name_of
 from advssl.evaluation import beyond
 from advssl.evaluation.costs import NOTHING, Range, forwards, of_probe, sum_of
 from advssl.evaluation.data import targets
+from advssl.evaluation.datasets import shape_of
 from advssl.evaluation.logits import borrowed, device_of
 from advssl.evaluation.memory import at_hand as at_hand
 from advssl.evaluation.memory import in_use as in_use
@@ -265,7 +266,7 @@ def planned(asked: Evaluation, folder: str | Path | None = None) -> Plan:
             add(beyond.named(word)[0], beyond.cost(word, asked), n * branches)
         if way.how is not None and validation:
             add("its best epoch", short, n * branches)
-    shape = " x ".join(map(str, data.test[0][0].shape[1:]))
+    shape = " x ".join(map(str, shape_of(data.test)[1:]))
     facts = [
         ("data", f"{without_place(data.name)}, {classes} classes"),
         ("", f"{train:,} images to train on, {validation:,} to validate on, {test:,} to test on"),

@@ -15,6 +15,7 @@ from advssl.balls import Ball, Linf, check_ball
 from advssl.distributed import agree
 from advssl.evaluation.batches import check_labels
 from advssl.evaluation.data import Data, targets
+from advssl.evaluation.datasets import check_dataset
 from advssl.evaluation.features import check_finite, in_order
 from advssl.evaluation.identity import fingerprint_of
 from advssl.evaluation.linear import Classifier as Classifier
@@ -144,6 +145,7 @@ def _check(data: Data, how: Protocol) -> None:
     needed = ["train"] + (["test"] if how.selects == "test" else [])
     for name in ("train", "validation", "test"):
         part: Any = getattr(data, name)
+        check_dataset(f"data.{name}", part)
         if name in needed and len(part) == 0:
             raise ValueError(f"data.{name} holds no image, and this protocol needs some")
         known = _known_labels(part)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
-from advssl.evaluation.datasets import InMemory, targets, unit_range
+from advssl.evaluation.datasets import InMemory, check_dataset, sample_of, targets, unit_range
 from advssl.evaluation.folders import Folder
 from advssl.evaluation.images import read_image
 from advssl.evaluation.progress import Progress, ignored
@@ -41,9 +41,14 @@ class Stream:
         dataset: of :func:`targets`' kinds, or any other of samples (image, label).
         size: images in a batch; the last may be smaller.
         rows: those of the dataset to give, in their order; all by default.
+
+    Raises:
+        ValueError: on no dataset, and, as it is iterated, on a sample that is no image (C, H, W) in
+            floating point with a whole number, or whose image is not as large as the others.
     """
 
     def __init__(self, dataset: Any, size: int, rows: Sequence[int] | None = None) -> None:
+        check_dataset("dataset", dataset)
         self.dataset, self.size = dataset, whole("size", size, least=1)
         self.rows: Sequence[int] = range(len(dataset)) if rows is None else rows
 
@@ -96,19 +101,31 @@ def _gathered(dataset: Any, parts: Iterable[list[int]]) -> Iterator[tuple[Images
             places = [base_of(dataset, row) for row in part]
             yield places[0][0].gathered([place for _, place in places])
         return
-    ahead: deque[int] = deque()  # the sizes of the parts that are being read
+    ahead: deque[list[int]] = deque()  # the parts that are being read
 
     def rows() -> Iterator[int]:
         for part in parts:
-            ahead.append(len(part))
+            ahead.append(part)
             yield from part
 
     files = _of_kind(dataset, Folder)
-    read = partial(_stored, dataset) if files else dataset.__getitem__
+    read = partial(_stored if files else sample_of, dataset)
     samples: Iterator[tuple[Tensor, int]] = ordered(read, rows(), threads_for(dataset))
     for first in samples:
-        images, labels = zip(first, *islice(samples, ahead.popleft() - 1), strict=True)
-        yield _stacked(images) if files else torch.stack(images), [int(c) for c in labels]
+        part = ahead.popleft()
+        images, labels = zip(first, *islice(samples, len(part) - 1), strict=True)
+        _check_alike(part, images)
+        yield _stacked(images) if files else torch.stack(images), list(labels)
+
+
+def _check_alike(rows: Sequence[int], images: Sequence[Tensor]) -> None:
+    shape = images[0].shape
+    for row, image in zip(rows, images, strict=True):
+        if image.shape != shape:
+            raise ValueError(
+                f"all images must have one shape, got {tuple(image.shape)} in sample {row} beside "
+                f"{tuple(shape)} in sample {rows[0]}; resize or crop them to one"
+            )
 
 
 def _stored(dataset: Any, row: int) -> tuple[Tensor, int]:

@@ -178,7 +178,7 @@ def test_labels_are_found_through_parts_of_datasets():
 def test_labels_that_are_no_whole_numbers_are_named(label):
     dataset = torch.utils.data.TensorDataset(torch.zeros(2))
     dataset.targets = [0, label]
-    with pytest.raises(ValueError, match=r"\.targets must be labels, whole numbers.* got "):
+    with pytest.raises(ValueError, match=r"\.targets must be a whole number, got "):
         targets(dataset)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -135,3 +136,53 @@ def test_only_files_are_read_by_threads(folder, monkeypatch):
 def test_a_size_is_a_whole_number():
     with pytest.raises(ValueError, match="size must be at least 1, got 0"):
         Stream(Foreign(), 0)
+
+
+IMAGE = torch.rand(3, 4, 4)
+WRONG = {
+    "a photograph": ((Image.new("RGB", (4, 4)), 0), "floating point, got a Image; .*ToTensor"),
+    "an array": ((np.zeros((4, 4, 3)), 0), "floating point, got a ndarray; .*ToTensor"),
+    "grey levels": ((IMAGE.byte(), 0), r"floating point, got torch.uint8 of shape \(3, 4, 4\)"),
+    "one channel": ((IMAGE[0], 0), r"it must be \(C, H, W\), .* of shape \(4, 4\)"),
+    "an image alone": (IMAGE, "it must be a pair of image and label, got torch.float32"),
+    "a mapping": ({"image": IMAGE, "label": 0}, "got dict of {image: .*label: 0}; let __getitem__"),
+    "three": ((IMAGE, 0, 1), "a pair of image and label, got tuple of"),
+    "a name": ((IMAGE, "cat"), "its label must be a whole number, got 'cat'; number the classes"),
+    "one-hot": ((IMAGE, torch.eye(3)[1]), r"whole number, got torch.float32 of shape \(3,\)"),
+    "a share": ((IMAGE, 0.5), "whole number, got 0.5"),
+    "no label": ((IMAGE, None), "whole number, got None"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_sample_that_is_no_image_and_class_is_named_by_its_place(what):
+    sample, said = WRONG[what]
+    with pytest.raises(ValueError, match=rf"^sample 2 of the list: .*{said}"):
+        batches([(IMAGE, 0), (IMAGE, np.int64(1)), sample], 3)
+
+
+@pytest.mark.parametrize("label", [1, 1.0, True, np.int8(1), torch.tensor(1), torch.tensor([1])])
+def test_a_class_in_any_form_is_a_whole_number(label):
+    ((_, labels),) = batches([(IMAGE, label)], 3)
+    assert labels.dtype == torch.int64
+    assert labels.tolist() == [1]
+
+
+def test_an_image_of_another_size_is_named_by_its_place():
+    dataset = [(IMAGE, 0)] * 3 + [(IMAGE[:, 1:], 0)]
+    with pytest.raises(ValueError, match=r"\(3, 3, 4\) in sample 3 beside \(3, 4, 4\) in sample 2"):
+        list(in_parts(dataset, [[1], [2, 0, 3]]))
+
+
+class Endless(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter([(IMAGE, 0)])
+
+    def __len__(self):
+        return 1
+
+
+@pytest.mark.parametrize("dataset", [None, "digits", iter([1]), Endless()])
+def test_what_is_no_dataset_is_refused(dataset):
+    with pytest.raises(ValueError, match="dataset must be a dataset with __getitem__ and __len__"):
+        Stream(dataset, 1)

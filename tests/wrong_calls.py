@@ -31,6 +31,7 @@ from advssl.evaluation.diagnostics import doubts
 from advssl.evaluation.divergences import clouds
 from advssl.evaluation.fisher import fisher_information
 from advssl.evaluation.inversion import inversions
+from advssl.evaluation.linear import Classifier
 from advssl.evaluation.probes import finetune
 from advssl.evaluation.protocols import protocol
 from advssl.evaluation.records import Measurement, Threat
@@ -745,9 +746,34 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict
             "data as sample 0": (Said(instead(train=Photographs()), "got a Image"),),
             "how": (None, "slf"),
             "pixels": (3,),
+            "mean": (0.5, (0.5,) * 3),
+            "std": (0.5, (0.5,) * 3),
             "seed": NO_SEED,
             "folder": NO_FOLDER,
         },
+    ),
+    "Classifier": (
+        Classifier,
+        lambda: {
+            "encoder": model(),
+            "features": WIDTH,
+            "classes": 2,
+            "mean": (0.5,) * 3,
+            "std": (0.25,) * 3,
+        },
+        {
+            "encoder": NO_MODULE,
+            "features": (*NO_WHOLE, 0),
+            "classes": (*NO_WHOLE, 0),
+            "reads": (None, "unitt", ["raw"]),
+            "mean": (None, 0.5, (0.5, 0.5), (123.7,) * 3),
+            "std": (None, 0.25, (0.25,), (0.25, 0.25, -0.25)),
+        },
+    ),
+    "Classifier.forward": (
+        Classifier(nn.Flatten(), 192, 2, mean=(0.5,) * 2, std=(0.25,) * 2),
+        dict,
+        {"images as mean and std": (Said(images(), "have 2 channels, the images 3"),)},
     ),
     "protocol": (
         protocol,

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from advssl.evaluation.features import in_order
-from advssl.evaluation.logits import logits_of, undisturbed
-from advssl.evaluation.protocols import Reads
+from advssl.evaluation.logits import check_module, logits_of, undisturbed
+from advssl.evaluation.protocols import Reads, check_choice
 from advssl.losses import unit
 from advssl.modes import evaluating
-from advssl.types import Images, embeddings_of, number
+from advssl.pixels import Pixels
+from advssl.types import Images, embeddings_of, whole
 
 _WIDE = 2**23  # numbers that are standardised at once: 64 MB of float64, and as much to work with
 
@@ -27,9 +28,14 @@ class Classifier(nn.Module):
             see :func:`advssl.types.embeddings_of`.
         features: D.
         classes: the number of logits.
-        mean: what is subtracted from each channel; None leaves pixels as they are.
+        mean: what is subtracted from each channel, of images in [0, 1]; None, with ``std``, leaves
+            pixels as they are. One number is every channel's.
         std: what each channel is then divided by.
         reads: how the linear layer reads features, see :class:`Protocol`.
+
+    Raises:
+        ValueError: on another encoder or ``reads``, and on a mean and std that
+            :class:`~advssl.Pixels` refuses.
     """
 
     mean: Tensor
@@ -48,15 +54,18 @@ class Classifier(nn.Module):
         reads: Reads = "raw",
     ) -> None:
         super().__init__()
+        check_module("encoder", encoder)
+        check_choice("reads", reads, Reads)
+        features, classes = whole("features", features, 1), whole("classes", classes, 1)
+        pixels = Pixels(mean, std)  # type: ignore[arg-type]
         made: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # whatever the defaults
         self.encoder = encoder
         self.linear = nn.Linear(features, classes, **made)
         self.reads = reads
         self.register_buffer("shift", torch.zeros(features, **made))
         self.register_buffer("scale", torch.ones(features, **made))
-        for name, values, neutral in (("mean", mean, 0.0), ("std", std, 1.0)):
-            plain = [neutral] if values is None else [number(name, value) for value in values]
-            value = torch.tensor(plain, **made).view(-1, 1, 1)
+        for name, values in (("mean", pixels.mean or (0.0,)), ("std", pixels.std or (1.0,))):
+            value = torch.tensor(values, **made).view(-1, 1, 1)
             self.register_buffer(name, value, persistent=False)
 
     def features(self, images: Images) -> Tensor:
@@ -65,6 +74,10 @@ class Classifier(nn.Module):
 
     def raw(self, images: Images) -> Tensor:
         """(B, D), float32, as the encoder answers."""
+        if len(self.mean) not in (1, images.shape[1]):
+            raise ValueError(
+                f"mean and std have {len(self.mean)} channels, the images {images.shape[1]}"
+            )
         features = embeddings_of(
             "the encoder", self.encoder((images - self.mean) / self.std)
         ).float()

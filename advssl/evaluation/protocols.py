@@ -60,10 +60,7 @@ class Protocol:
 
     def __post_init__(self) -> None:
         for name, allowed in (("loss", Loss), ("reads", Reads), ("selects", Selects)):
-            if getattr(self, name) not in get_args(allowed):
-                raise ValueError(
-                    f"{name} must be one of {get_args(allowed)}, got {getattr(self, name)!r}"
-                )
+            check_choice(name, getattr(self, name), allowed)
         plain: dict[str, Any] = {n: whole(n, getattr(self, n), 1) for n in ("epochs", "batch_size")}
         for name in ("learning_rate", "weight_decay"):
             plain[name] = number(name, getattr(self, name))
@@ -83,6 +80,12 @@ class Protocol:
         if self.decays is None:
             return self.learning_rate * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
         return self.learning_rate * 0.1 ** sum(epoch >= decay for decay in self.decays)
+
+
+def check_choice(name: str, value: Any, allowed: Any) -> None:
+    """Raise unless ``value`` is one of a ``Literal``'s."""
+    if value not in get_args(allowed):
+        raise ValueError(f"{name} must be one of {get_args(allowed)}, got {value!r}")
 
 
 class _Presets(dict[str, dict[str, Protocol]]):

@@ -27,6 +27,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 
 import advssl
 from advssl.evaluation.datasets import InMemory
+from advssl.evaluation.folders import Folder
 from advssl.evaluation.provenance import replacing
 from advssl.modes import evaluating
 
@@ -49,6 +50,7 @@ _WRAPPERS = {
 }
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+|(?<=id=)\d+")
 _MANGLED = re.compile(rb"___torch_mangle_\d+\.")  # by how much the process had scripted before
+_TORCHVISIONS = "torchvision.datasets.folder"  # where its ImageFolder is
 _ROWS = 4096  # images hashed at once
 
 
@@ -84,7 +86,11 @@ def classifier_fingerprint(classifier: nn.Module) -> str:
 
 
 def files_of(dataset: Any) -> list[Path] | None:
-    """The file of each sample, where a dataset has them as its ``samples``; else None."""
+    """The file of each sample, where nothing else is read for one; else None."""
+    read = getattr(type(dataset), "__getitem__", None)
+    # A method of one's own may read a mask or a box beside the image.
+    if read is not Folder.__getitem__ and getattr(read, "__module__", "") != _TORCHVISIONS:
+        return None
     listed = getattr(dataset, "samples", None)
     if not isinstance(listed, list) or not listed:
         return None
@@ -99,8 +105,9 @@ def dataset_fingerprint(dataset: Dataset[Any]) -> str:
     """:func:`fingerprint_of` every sample of a dataset, in order.
 
     Read without decoding where that is possible: stored tensors by their bytes, a folder of images
-    by the files' bytes, its loader and its transforms, a subset by the samples it has. Of any other
-    dataset every sample is read, with torch's generator seeded.
+    (ours, or one that reads samples as torchvision's does) by the files' bytes, its loader and its
+    transforms, a subset by the samples it has. Of any other dataset every sample is read, with
+    torch's generator seeded.
     """
     digest = hashlib.sha256()
     for part in _samples(dataset, None):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from advssl.evaluation.batches import check_labels
 from advssl.evaluation.data import Data, targets
 from advssl.evaluation.datasets import check_dataset
 from advssl.evaluation.features import check_finite, in_order
-from advssl.evaluation.identity import fingerprint_of
+from advssl.evaluation.identity import dataset_fingerprint, fingerprint_of
 from advssl.evaluation.linear import Classifier as Classifier
 from advssl.evaluation.linear import accuracy as accuracy
 from advssl.evaluation.logits import check_module, device_of, undisturbed
@@ -31,11 +32,14 @@ from advssl.evaluation.protocols import default_preset as default_preset
 from advssl.evaluation.protocols import preset_name as preset_name
 from advssl.evaluation.protocols import protocol as protocol
 from advssl.evaluation.provenance import folder_at
+from advssl.evaluation.sharing import check_same
 from advssl.evaluation.training import State as State
-from advssl.evaluation.training import Training
+from advssl.evaluation.training import Training, read_by
 from advssl.modes import copied, frozen, learning, random_state_kept
 from advssl.pixels import Pixels, check_unit
 from advssl.types import check_kind, embeddings_of, seed_of
+
+_LOOKED_AT = 16  # images of a part that ranks compare
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +83,8 @@ def finetune(
     made once, in a memory map if they are many, of which little is in memory at once: see
     :func:`advssl.evaluation.features.featurised`.
     Where ``torch.distributed`` runs, every process is given the same arguments and gets the same
-    classifier: features are made in shares, and all else is done by each.
+    classifier: features are made in shares, and all else is done by each. Encoders are compared
+    before, and of images all known labels and a few of them.
 
     The score is the clean accuracy on ``data.validation`` if the loss is "ce", and the accuracy
     there under PGD-10 if it is adversarial. A protocol that selects on "test" is scored under
@@ -118,8 +123,12 @@ def finetune(
     if pixels is not None:
         mean, std = _normalisation(pixels, mean, std)
     images: Any = data.train
-    agree("the probe of", str((how, fingerprint_of(ball), seed, len(data.classes), len(images))))
     device = device_of(encoder, torch.empty(0, device="cpu"))
+    same = str((how, fingerprint_of(ball), seed, len(data.classes), len(images)))
+    agree("the probe of", same, device)
+    check_same("encoder", lambda: fingerprint_of(encoder))
+    for name in read_by(how):
+        check_same(f"data.{name}", partial(_seen_of, getattr(data, name)))
     with undisturbed(device), random_state_kept(device):
         torch.manual_seed(seed)
         classifier = untrained(encoder, data, how, mean, std)
@@ -142,7 +151,7 @@ def _normalisation(pixels: Any, mean: Any, std: Any) -> tuple[Any, Any]:
 
 def _check(data: Data, how: Protocol) -> None:
     """Raise before the work on parts without images, and on labels that are no classes."""
-    needed = ["train"] + (["test"] if how.selects == "test" else [])
+    needed = {*read_by(how)} - {"validation"}
     for name in ("train", "validation", "test"):
         part: Any = getattr(data, name)
         check_dataset(f"data.{name}", part)
@@ -152,6 +161,14 @@ def _check(data: Data, how: Protocol) -> None:
         if known is not None:
             labels = torch.as_tensor(known, device="cpu")
             check_labels(labels, len(part), len(data.classes), f" of data.{name}")
+
+
+def _seen_of(part: Any) -> str:
+    """All labels that are known and a few images, as a hash: what tells other images soon."""
+    known, step = _known_labels(part), max(1, -(-len(part) // _LOOKED_AT))
+    labels = None if known is None else torch.as_tensor(known, device="cpu")
+    few: Any = Subset(part, range(0, len(part), step))
+    return fingerprint_of(len(part), labels, dataset_fingerprint(few))
 
 
 def _known_labels(part: Any) -> Sequence[int] | None:

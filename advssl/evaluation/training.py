@@ -220,8 +220,13 @@ class Training:
     @cached_property
     def _fingerprints(self) -> dict[str, str]:
         """Of the parts that are read: every file of them is, so once."""
-        used = ["train", "validation", *(["test"] if self.how.selects == "test" else [])]
+        used = read_by(self.how)
         return {part: dataset_fingerprint(getattr(self.data, part)) for part in used}
+
+
+def read_by(how: Protocol) -> tuple[str, ...]:
+    """The parts of the data that a protocol reads."""
+    return ("train", "validation", *(["test"] if how.selects == "test" else []))
 
 
 @contextmanager

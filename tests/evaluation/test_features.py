@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 from advssl.evaluation import features
+from advssl.evaluation.data import InMemory
 from advssl.evaluation.features import Mapped, featurised, in_order, parts, read, shuffled
 from advssl.evaluation.identity import fingerprint_of
 from advssl.evaluation.linear import Classifier
@@ -256,7 +257,26 @@ def on_a_rank(r: int, folder: str) -> dict:
             finetune(encoder, BIG, SHORT, seed=seed)
         except (KeyError, RuntimeError, ValueError) as error:
             found["refused"].append(f"{type(error).__name__}: {error}")
+    found["said"] = unlike(r)
     return found
+
+
+def unlike(r: int) -> dict[str, str]:
+    """What is said where the ranks are given other things, by what differs."""
+    said, encoder, other = {}, encoder_of_bars(), images_of(300, 3 + 7 * r)
+    again = replace(BIG, train=InMemory(BIG.train.images, [r] * 300))
+    given = {
+        "encoder": ((encoder, nn.Flatten())[r], BIG, SHORT),
+        "data.train": (encoder, replace(BIG, train=other), SHORT),
+        "data.train labels": (encoder, again, SHORT),
+        "data.validation": (encoder, replace(BIG, validation=other), SHORT),
+        "data.test": (encoder, replace(BIG, test=other), replace(SHORT, selects="test")),
+    }
+    for what, call in given.items():
+        with pytest.raises(ValueError, match="all ranks must be given the same") as found:
+            finetune(*call)
+        said[what] = str(found.value)
+    return said
 
 
 @pytest.mark.slow
@@ -269,6 +289,8 @@ def test_two_processes_make_the_features_and_the_classifier_of_one(tmp_path):
         broken, others = found["refused"]
         assert "of the second batch" in broken or "another process" in broken
         assert "all ranks must hold the same" in others
+        for what, said in found["said"].items():
+            assert f"the same {what.split()[0]}, got rank 0 " in said
     assert sum("of the second batch" in found["refused"][0] for found in ranks) == 1
     # One of them wrote, and what it wrote is what one process writes.
     names = [sorted(p.name for p in (tmp_path / n).iterdir()) for n in ("shared", "alone")]

@@ -29,7 +29,7 @@ import advssl
 from advssl.evaluation.datasets import InMemory
 from advssl.evaluation.folders import Folder
 from advssl.evaluation.provenance import replacing
-from advssl.modes import evaluating
+from advssl.modes import evaluating, random_state_kept, seeded_state
 
 _DEPENDED_ON = (
     *("torchvision", "timm", "kornia", "lightly", "numpy", "pillow", "scipy", "scikit-learn"),
@@ -106,8 +106,8 @@ def dataset_fingerprint(dataset: Dataset[Any]) -> str:
 
     Read without decoding where that is possible: stored tensors by their bytes, a folder of images
     (ours, or one that reads samples as torchvision's does) by the files' bytes, its loader and its
-    transforms, a subset by the samples it has. Of any other dataset every sample is read, with
-    torch's generator seeded.
+    transforms, a subset by the samples it has. Of any other dataset every sample is read, with the
+    generators of torch, numpy and Python seeded.
     """
     digest = hashlib.sha256()
     for part in _samples(dataset, None):
@@ -402,7 +402,9 @@ def _samples(dataset: Any, rows: Sequence[int] | None) -> Iterator[str]:
             labels = listed[i][1:] if isinstance(listed[i], tuple | list) else ()
             yield fingerprint_of(files[i].read_bytes(), [*labels], known[i] if by_row else None)
     else:
-        with torch.random.fork_rng():
+        cpu = torch.device("cpu")
+        seeded = seeded_state(cpu, torch.Generator("cpu").manual_seed(0))
+        with torch.random.fork_rng(), random_state_kept(cpu, seeded):
             torch.manual_seed(0)
             for i in every:
                 yield fingerprint_of(dataset[i])

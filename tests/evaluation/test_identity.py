@@ -8,12 +8,14 @@ import inspect
 import json
 import os
 import pickle
+import random
 import warnings
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_type_hints
 
+import numpy as np
 import pytest
 import torch
 import torch.fx
@@ -23,6 +25,8 @@ from PIL import Image
 from ranks import PROCESSES
 from torch import nn
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import ToTensor
 
 from advssl import branch_batchnorm
 from advssl.evaluation import identity
@@ -328,6 +332,74 @@ def folder(place, colour=10):
                 grey = (colour, 0, number) if (kind, number) == ("dog", 1) else (0, 0, number)
                 Image.new("RGB", (8, 8), grey).save(place / part / kind / f"{number}.png")
     return f"folder:{place}"
+
+
+class Shaded(ImageFolder):
+    """An image beside which a file says how dark it is."""
+
+    def __getitem__(self, index):
+        path, label = self.samples[index]
+        image, _ = super().__getitem__(index)
+        return image * float(Path(path).with_suffix(".txt").read_text()), label
+
+
+class Listed(Dataset):
+    """Another's samples under its names."""
+
+    def __init__(self, other):
+        self.other, self.samples = other, other.samples
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        return self.other[index]
+
+
+@pytest.mark.parametrize("made", [lambda d: d, lambda d: Listed(d), lambda d: Subset(d, [3])])
+def test_what_a_dataset_of_ones_own_reads_beside_the_image_counts(tmp_path, made):
+    folder(tmp_path)
+    for path in tmp_path.rglob("*.png"):
+        path.with_suffix(".txt").write_text("0.5")
+    dataset = made(Shaded(str(tmp_path / "test"), ToTensor()))
+    before = dataset_fingerprint(dataset)
+    assert dataset_fingerprint(dataset) == before
+    (tmp_path / "test" / "dog" / "1.txt").write_text("0.25")
+    assert dataset_fingerprint(dataset) != before
+
+
+class Unchanged(ImageFolder):
+    """One that adds what changes no sample."""
+
+    def name(self, index):
+        return self.samples[index]
+
+
+class Refused:
+    def __call__(self, path):
+        raise AssertionError(f"{path} was decoded")
+
+
+@pytest.mark.parametrize("kind", [ImageFolder, Unchanged])
+def test_files_that_torchvision_reads_are_not_decoded(tmp_path, kind):
+    folder(tmp_path)
+    found = kind(str(tmp_path / "test"), ToTensor(), loader=Refused())
+    same = dataset_fingerprint(found)
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / "test" / "dog" / "1.png")
+    assert dataset_fingerprint(found) != same
+
+
+class Drawn(Dataset):
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        noise = torch.rand(()).item() + np.random.rand() + random.random()  # noqa: NPY002
+        return torch.full((3, 2, 2), noise), index
+
+
+def test_what_a_dataset_draws_is_drawn_again():
+    assert dataset_fingerprint(Drawn()) == dataset_fingerprint(Drawn())
 
 
 def test_of_a_folder_by_the_files(tmp_path):

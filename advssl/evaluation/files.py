@@ -51,8 +51,9 @@ def read(path: str | bytes | os.PathLike[Any]) -> Mapping[str, Any]:
 
     State dicts and checkpoints by ``torch.save`` (both containers, any pickle protocol), plain
     pickles of tensors or numpy arrays, and safetensors, whatever the file is called. Numbers,
-    strings, lists and tuples are themselves. Other plain data of the standard library and numpy,
-    and settings of Lightning and OmegaConf, are passed over: nothing of theirs is built.
+    strings, lists and tuples are themselves, a namespace is a mapping. Other plain data of the
+    standard library and numpy, and settings of Lightning and OmegaConf, are passed over: nothing of
+    theirs is built.
 
     Raises:
         ValueError: if there is no such file, if it is empty, damaged, something else than a

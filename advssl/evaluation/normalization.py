@@ -11,6 +11,7 @@ from torch import Tensor
 
 from advssl.evaluation.files import as_tensor, tensors_at
 from advssl.evaluation.formats import OUT_OF_WRAPPERS, Tensors, is_head
+from advssl.evaluation.unpickling import Node
 from advssl.types import see
 
 InputLayer: TypeAlias = tuple[str, ...]  # the file's names of mean and std, or of what it has
@@ -138,8 +139,11 @@ def _beside(file: Mapping[str, Any], place: str, channels: Sequence[int]) -> dic
     met: set[int] = set()  # some hold themselves
     while pending:
         name, value = pending.pop()
-        if isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value):
-            value = torch.tensor(value, dtype=torch.float64, device="cpu")
+        value = value.held if isinstance(value, Node) else value
+        if isinstance(value, list | tuple):
+            plain = [_number(one) for one in value]
+            if None not in plain:
+                value = torch.tensor(plain, dtype=torch.float64, device="cpu")
         if isinstance(value, Mapping | list | tuple) and id(value) not in met:
             met.add(id(value))
             inside = value.items() if isinstance(value, Mapping) else enumerate(value)
@@ -148,6 +152,15 @@ def _beside(file: Mapping[str, Any], place: str, channels: Sequence[int]) -> dic
         if value is not None and value.numel() in channels and (value.numel() > 1 or value.ndim):
             found[name] = value
     return found
+
+
+def _number(value: Any) -> float | None:
+    """One number, also in a tensor or a setting."""
+    value = value.held if isinstance(value, Node) else value
+    held = as_tensor(value)
+    if held is not None and held.numel() == 1 and not (held.is_meta or held.is_complex()):
+        value = held.item()
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _mean_and_std(

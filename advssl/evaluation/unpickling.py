@@ -106,6 +106,23 @@ class _Entries(dict[Any, Any]):
     def __setstate__(self, state: Any) -> None: ...
 
 
+class _Settings(_Entries):
+    """A namespace: its attributes as entries."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.update(state if isinstance(state, dict) else {})
+
+
+class Node(_Inert):
+    """One of OmegaConf's: the entries, elements or number that it holds."""
+
+    held: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.held = state.get("_content", state.get("_val"))
+
+
 class _Dtype(_Inert):
     """A numpy type: its code and byte order."""
 
@@ -198,6 +215,8 @@ _BUILT: Mapping[str, Any] = {
     "collections.OrderedDict": _Entries,
     "collections.defaultdict": _Entries,
     "collections.Counter": _Entries,
+    "argparse.Namespace": _Settings,
+    "types.SimpleNamespace": _Settings,
     "torch._utils._rebuild_tensor": _strided,
     "torch._utils._rebuild_tensor_v2": _strided,
     "torch._utils._rebuild_tensor_v3": _strided_of_type,
@@ -219,6 +238,7 @@ _BUILT: Mapping[str, Any] = {
     **{f"numpy.{core}.numeric._frombuffer": _array_of_buffer for core in ("core", "_core")},
 }
 
+_NODES = re.compile(r"omegaconf\.(?:dictconfig\.DictConfig|listconfig\.ListConfig|nodes\.\w+Node)")
 # Classes of plain data, none of which is built. Names with a dot inside, as of methods, match none.
 _LIGHTNING = r"(?:pytorch_lightning|lightning|lightning_fabric)"
 _MAPPINGS = re.compile(
@@ -233,7 +253,7 @@ _HARMLESS = re.compile(
     r"itertools\.\w+|statistics\.NormalDist|string\.Template|operator\.(?:item|attr)getter|"
     r"datetime\.(?:datetime|date|time|timedelta|timezone)|zoneinfo\.ZoneInfo\._unpickle|"
     r"time\.struct_time|decimal\.Decimal|fractions\.Fraction|uuid\.(?:UUID|SafeUUID)|"
-    r"ipaddress\.\w+|pathlib(?:\._local)?\.\w+|argparse\.Namespace|types\.SimpleNamespace|"
+    r"ipaddress\.\w+|pathlib(?:\._local)?\.\w+|"
     r"functools\.partial|random\.Random|array\.(?:array|_array_reconstructor)|"
     r"platform\.uname_result|urllib\.parse\.\w+Result|http\.HTTPStatus|typing\.\w+|"
     r"copyreg\._reconstructor|"
@@ -280,6 +300,8 @@ class Unpickler(pickle._Unpickler):  # in Python: the one in C reserves what a f
             return _STORAGES.get(storage[1], torch.uint8)
         elif _MAPPINGS.fullmatch(full):
             stands_in = _Entries
+        elif _NODES.fullmatch(full):
+            stands_in = Node
         elif _is_plain(module, name) or full in _allowed():
             stands_in = _Inert
         else:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import types
+
 import pytest
 import torch
 from torch import nn
@@ -152,8 +155,22 @@ def test_the_input_layer_of_the_encoder_that_is_loaded(path):
         {"config": {"data": {"normalize": {"Mean": MEAN.tolist(), "Std": STD.tolist()}}}},
         {"transforms": [{"size": 32}, {"mean": MEAN.tolist(), "std": STD.tolist()}]},
         {"mean": [*MEAN.double().numpy()], "std": [*STD.numpy()]},
+        {"mean": [*MEAN], "std": (*STD.double(),)},
+        {"args": argparse.Namespace(mean=MEAN.tolist(), std=STD.tolist())},
+        {"cfg": types.SimpleNamespace(data=argparse.Namespace(mean=[*MEAN], std=[*STD]))},
     ],
-    ids=["lists", "array", "nested", "settings", "deep", "in a list", "numpy's numbers"],
+    ids=[
+        "lists",
+        "array",
+        "nested",
+        "settings",
+        "deep",
+        "in a list",
+        "numpy's numbers",
+        "torch's numbers",
+        "namespace",
+        "namespaces",
+    ],
 )
 @pytest.mark.parametrize("place", ["state_dict", "model"])
 def test_a_normalisation_beside_the_weights(place, beside, path):
@@ -193,6 +210,16 @@ def test_a_normalisation_beside_the_weights(place, beside, path):
 def test_what_is_no_input_layer(others, path):
     state = {**prefixed(tiny().state_dict(), "1."), **others}
     assert load_encoder(tiny(), saved(state, path), prefix="1.").normalization is None
+
+
+@pytest.mark.parametrize("place", ["", "data"])
+def test_a_normalisation_in_settings_of_omegaconf(place, path):
+    omegaconf = pytest.importorskip("omegaconf")
+    settings = {"mean": MEAN.tolist(), "std": STD.tolist(), "missing": "???", "none": None}
+    settings = omegaconf.OmegaConf.create({place: settings} if place else settings)
+    content = {"state_dict": tiny().state_dict(), "hyper_parameters": settings}
+    report = load_encoder(tiny(), saved(content, path))
+    torch.testing.assert_close(torch.tensor(report.normalization), torch.stack([MEAN, STD]))
 
 
 def test_a_mean_that_is_its_std_too(path):

@@ -206,7 +206,7 @@ def branch_batchnorm(
     Raises:
         ValueError: on no, double or unusable names, a model without such a layer, one that has
             branches already, a lazy layer that has not seen its input yet, a module with running
-            statistics around others that have a state, or TorchScript.
+            statistics around others that have a state, TorchScript, or an exported program.
 
     Reference: Xie et al. 2020 (AdvProp), https://arxiv.org/abs/1911.09665
     """
@@ -230,6 +230,11 @@ def branch_batchnorm(
             "the model has no BatchNorm to branch, nor another layer with running statistics; it "
             "needs none, use it as it is"
         )
+    if _read_by_a_graph(model) & {*norms}:
+        raise ValueError(
+            "an exported program computes with the statistics of its normalisation layers and "
+            "calls no layer that could have branches; call branch_batchnorm before torch.export"
+        )
     for m in norms:
         kind = type(m).__name__
         if isinstance(m, LazyModuleMixin):
@@ -249,6 +254,16 @@ def branch_batchnorm(
     )
 
 
+def _read_by_a_graph(model: nn.Module) -> set[nn.Module | None]:
+    """Whose parameters and buffers a graph takes by name, in place of calling the layer."""
+    found: set[nn.Module | None] = set()
+    for graph in (m for m in model.modules() if isinstance(m, torch.fx.GraphModule)):
+        parts = dict(graph.named_modules(remove_duplicate=False))
+        taken = [str(node.target) for node in graph.graph.nodes if node.op == "get_attr"]
+        found |= {parts.get(name.rpartition(".")[0]) for name in taken}
+    return found
+
+
 def has_statistics(module: nn.Module) -> bool:
     """Whether a layer, without what is inside it, has running statistics."""
     buffers = _floating(module._buffers)
@@ -259,11 +274,12 @@ def has_statistics(module: nn.Module) -> bool:
     layer = type(module).forward is not nn.Module.forward
     if not layer or any(child.state_dict() for child in module.children()):
         return False
-    if buffers and (_RATES & vars(module).keys() or any(map(_AVERAGE.fullmatch, buffers))):
+    if buffers and _RATES & vars(module).keys():
         return True
     fixed = {name: p for name, p in module._parameters.items() if p is None or not p.requires_grad}
     held = {**fixed, **vars(module)}
-    return any(_RUNNING.fullmatch(name) and held[name].ndim for name in _floating(held))
+    names = [*buffers, *(name for name in _floating(held) if held[name].ndim)]
+    return any(_RUNNING.fullmatch(name) or _AVERAGE.fullmatch(name) for name in names)
 
 
 def _floating(held: Mapping[str, Any]) -> list[str]:

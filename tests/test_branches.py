@@ -520,15 +520,17 @@ class Whitening(nn.Module):
 class Kept(nn.Module):
     """A running mean that is no buffer."""
 
-    def __init__(self, parameter: bool) -> None:
+    def __init__(self, parameter: bool, name: str) -> None:
         super().__init__()
         mean = torch.zeros(4, 1, 1)
-        self.running_mean = nn.Parameter(mean, requires_grad=False) if parameter else mean
+        setattr(self, name, nn.Parameter(mean, requires_grad=False) if parameter else mean)
+        self.name = name
 
     def forward(self, x):
+        mean = getattr(self, self.name)
         if self.training:
-            self.running_mean.data.lerp_(x.detach().mean((0, 2, 3))[:, None, None], 0.1)
-        return x - self.running_mean
+            mean.data.lerp_(x.detach().mean((0, 2, 3))[:, None, None], 0.1)
+        return x - mean
 
 
 class Centre(nn.Module):
@@ -583,8 +585,11 @@ class TestOtherLayers:
             lambda: nn.InstanceNorm2d(4, affine=True, track_running_stats=True),
             evo_norm,
             Whitening,
-            lambda: Kept(parameter=False),
-            lambda: Kept(parameter=True),
+            *(
+                lambda parameter=parameter, name=name: Kept(parameter, name)
+                for parameter in (False, True)
+                for name in ("running_mean", "ema_mean")
+            ),
             *(lambda name=name: Averaging(name, "") for name in AVERAGES),
             *(lambda rate=rate: Averaging("mean", rate) for rate in ("momentum", "decay")),
         ],
@@ -774,6 +779,18 @@ class TestErrors:
     def test_torchscript(self):
         with pytest.raises(ValueError, match="before scripting"):
             branch_batchnorm(torch.jit.script(net()))
+
+    def test_an_exported_program(self, images):
+        program = torch.export.export(net(), (images,)).module()
+        with pytest.raises(ValueError, match=r"before torch\.export"):
+            branch_batchnorm(nn.Sequential(program))
+
+    def test_but_no_graph_that_calls_its_layers(self, branched, images):
+        traced = branch_batchnorm(torch.fx.symbolic_trace(net()))
+        traced.load_state_dict(branched.state_dict())
+        for name in ("adversarial", "clean"):
+            with on_branch(traced, name), on_branch(branched, name):
+                torch.testing.assert_close(traced(images), branched(images))
 
     @pytest.mark.parametrize("use", [branch_batchnorm, lambda m: keep_branch(m, "clean")])
     def test_no_module(self, use):

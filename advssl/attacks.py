@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -312,9 +313,10 @@ class AdversarialViewGenerator(nn.Module):
         valid = [self._in_bounds(x) for x in clean]
         # What lies outside is no image, and moves only if the objective asks for it; then it ends.
         if starts is None:
-            first = [self._first(x, generator) for x in clean]
+            carried, first = [], [self._first(x, generator) for x in clean]
         else:
-            first = [self._carried(*three) for three in zip(starts, images, clean, strict=True)]
+            carried = [self._carried(*three) for three in zip(starts, images, clean, strict=True)]
+            first = [self._projected(delta) for delta in carried]
         pixels = [
             torch.where(ok, self._begun(x, delta), x)
             for x, delta, ok in zip(clean, first, valid, strict=True)
@@ -354,7 +356,7 @@ class AdversarialViewGenerator(nn.Module):
                     self._say_moved(marks)
         needed = [i for i, moved in enumerate(touched) if moved]
         self._check_afterwards(
-            [clean[i] for i in needed], [valid[i] for i in needed], finite, heights, starts or ()
+            [clean[i] for i in needed], [valid[i] for i in needed], finite, heights, carried
         )
         return [
             self._from_pixels(x).detach() if moved else original.clone()
@@ -379,7 +381,11 @@ class AdversarialViewGenerator(nn.Module):
 
     @_disable_dynamo
     def _carried(self, start: Perturbation, images: Images, clean: Images) -> Perturbation:
-        return self.ball.project(self._to_pixels(images + start.detach().to(images)) - clean)
+        return self._to_pixels(images + start.detach().to(images)) - clean
+
+    @_disable_dynamo
+    def _projected(self, delta: Perturbation) -> Perturbation:
+        return self.ball.project(delta)
 
     @_disable_dynamo
     def _climb(self, pixels: Images, centre: Images, gradient: Perturbation) -> Images:
@@ -441,6 +447,19 @@ class AdversarialViewGenerator(nn.Module):
             said.add(text)
             warn(f"{text}: give images in grey levels, or bounds and radius for images in [0, 1]")
 
+    def _say_far(self, largest: float) -> None:
+        """No image is so far from another, whatever the ball was that a start comes from."""
+        if self.bounds is None or largest <= 1.01 * (self.bounds[1] - self.bounds[0]):
+            return
+        said = _SAID.setdefault(self, set())
+        if "far start" not in said:
+            said.add("far start")
+            warn(
+                f"start moves a pixel by {largest:.4g}, across the whole range of images in bounds "
+                f"{self.bounds}, and was projected; it is in the unit of the images, as hard - "
+                "images is"
+            )
+
     def _say_narrow(self, ball: Ball) -> None:
         if self._in_levels and ball.radius <= 0.5:
             warn(
@@ -483,17 +502,15 @@ class AdversarialViewGenerator(nn.Module):
         valid: Sequence[Tensor],
         finite: Sequence[Tensor],
         heights: Sequence[Tensor],
-        starts: Sequence[Perturbation],
+        carried: Sequence[Perturbation],
     ) -> None:
         """What needs values on the host waits until here: one device sync for a whole attack."""
         all_valid = torch.stack(list(valid)).all()
-        begun = [s.isfinite().all().to(all_valid.device) for s in starts]
+        begun = [delta.abs().amax().to(all_valid.device) for delta in carried]
         steps = (f for pair in finite for f in pair)
         told = torch.stack([x.float() for x in (*begun, all_valid, *steps, *heights)]).tolist()
         answers, climbed = told[: len(told) - len(heights)], told[len(told) - len(heights) :]
-        if not all(answers[: len(begun)]):
-            raise ValueError("start holds numbers that are not finite; look where it was kept")
-        answers = answers[len(begun) :]
+        largest, answers = answers[: len(begun)], answers[len(begun) :]
         if not answers[0]:
             seen = [f"[{x.min():.4g}, {x.max():.4g}]" for x in clean]
             raise ValueError(
@@ -501,6 +518,8 @@ class AdversarialViewGenerator(nn.Module):
                 "std= of normalised images, or bounds=None for views that are not images in a box"
                 + see("Images outside the bounds")
             )
+        if not all(map(isfinite, largest)):
+            raise ValueError("start holds numbers that are not finite; look where it was kept")
         for step, (value, gradient) in enumerate(
             zip(answers[1::2], answers[2::2], strict=True), start=1
         ):
@@ -511,6 +530,7 @@ class AdversarialViewGenerator(nn.Module):
                     + see("Numbers that are not finite")
                 )
         self._say_dark(clean)
+        self._say_far(max(largest, default=0.0))
         self._note(climbed)
 
     def _note(self, heights: list[float]) -> None:

@@ -894,10 +894,20 @@ class TestCarriedStart:
     @pytest.mark.parametrize("ball", BALLS, ids=str)
     @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
     def test_is_projected_into_ball_and_box(self, images, ball, dtype):
-        images, kept = images.double(), torch.randn_like(images).to(dtype)
+        images, kept = images.double(), torch.randn_like(images).clamp(-1, 1).to(dtype)
         view = AdversarialViewGenerator(ball, steps=0)(images, curved, start=kept)
         torch.testing.assert_close(view, (images + ball.project(kept.double())).clamp(0, 1))
         assert (distance(ball, view - images) <= ball.radius * (1 + 1e-6)).all()
+
+    @pytest.mark.parametrize("norms", [{}, {"mean": MEAN, "std": STD}], ids=["", "normalised"])
+    def test_in_another_unit_is_said_once(self, images, norms):
+        adversary = AdversarialViewGenerator(Linf(8 / 255), 1, **norms)
+        x, far = adversary.pixels.of(images), images * 0 + 8
+        with pytest.warns(UserWarning, match="across the whole range of images in bounds"):
+            adversary(x, curved, start=far)
+        adversary(x, curved, start=far + 1)
+        larger = AdversarialViewGenerator(Linf(1.0), 1, **norms)  # its views fit any smaller ball
+        adversary(x, curved, start=larger(x, curved) - x)
 
     def test_one_step_a_call_reaches_the_optimum_of_a_linear_objective(self):
         images, w = torch.full((4, 3, 8, 8), 0.5).double(), torch.randn(3, 8, 8).double()

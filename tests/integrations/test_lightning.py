@@ -1622,3 +1622,5 @@ class TestScheduled:
             Scheduled(adversary, radius=0.1)
         with pytest.raises(ValueError, match="radius must be positive"):
             fit(Unopened(), [Scheduled(adversary, radius=Ramp(0, 1, 1))])
+        with pytest.raises(ValueError, match=r"Linf\(radius=8\.0\) is wider than the whole range"):
+            fit(Unopened(), [Scheduled(adversary, radius=Ramp(1 / 255, 8, 100))])

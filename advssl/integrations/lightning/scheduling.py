@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from advssl.integrations.lightning.bolts import Callback
+from advssl.schedules import Ramp
 from advssl.types import described
 
 if TYPE_CHECKING:
@@ -44,7 +45,11 @@ class Scheduled(Callback):
         self._whole = {name for name in schedules if type(getattr(target, name)) is int}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._set(trainer.current_epoch)  # a value that is refused is so before the first batch
+        # A value that is refused is so before the first batch, also one that is far away.
+        for name, schedule in self.schedules.items():
+            if isinstance(schedule, Ramp):
+                self._put(name, schedule.end)
+        self._set(trainer.current_epoch)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -54,5 +59,7 @@ class Scheduled(Callback):
 
     def _set(self, epoch: float) -> None:
         for name, schedule in self.schedules.items():
-            value = schedule(epoch)
-            setattr(self.target, name, round(value) if name in self._whole else value)
+            self._put(name, schedule(epoch))
+
+    def _put(self, name: str, value: float) -> None:
+        setattr(self.target, name, round(value) if name in self._whole else value)

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch._compile import _disable_dynamo
 
-from advssl.balls import Ball, Linf, check_ball, check_radius, resized, widest
+from advssl.balls import Ball, Linf, check_ball, check_radius, radius_of, resized, widest
 from advssl.modes import frozen
 from advssl.pixels import Pixels
 from advssl.precision import uphill, widen
@@ -119,7 +119,7 @@ class AdversarialViewGenerator(nn.Module):
     ) -> None:
         super().__init__()
         check_ball("ball", ball)
-        positive("the radius of the ball", ball.radius)
+        radius_of(ball)
         if not isinstance(start, str) or start not in _STARTS:
             raise ValueError(
                 f'start must be "uniform", "gaussian", "zero" or "noise", got {start!r}'
@@ -146,7 +146,7 @@ class AdversarialViewGenerator(nn.Module):
     @property
     def radius(self) -> float:
         """Of ``ball``; setting it puts the ball of that size in its place."""
-        return float(self.ball.radius)
+        return radius_of(self.ball)
 
     @radius.setter
     def radius(self, radius: float) -> None:
@@ -461,7 +461,7 @@ class AdversarialViewGenerator(nn.Module):
             )
 
     def _say_narrow(self, ball: Ball) -> None:
-        if self._in_levels and ball.radius <= 0.5:
+        if self._in_levels and radius_of(ball) <= 0.5:
             warn(
                 f"{ball} is no more than half a grey level of images in bounds {self.bounds}; it "
                 "is in their unit: write 8 for 8 / 255" + see("A radius in grey levels")

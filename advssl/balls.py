@@ -145,6 +145,11 @@ def name_of(ball: Ball) -> str:
     return str(getattr(ball, "name", type(ball).__name__.lower()))
 
 
+def radius_of(ball: Ball) -> float:
+    """Its radius as a plain number, whatever a ball of one's own has for it; else raise."""
+    return positive("the radius of the ball", ball.radius)
+
+
 def resized(ball: Ball, radius: float) -> Ball:
     """The ball of the same norm with another radius.
 
@@ -201,11 +206,11 @@ def check_radius(
     ball: Ball, shape: Sequence[int] | None = None, bounds: tuple[float, float] = (0, 1)
 ) -> None:
     """Raise where the ball is wider than the whole range of images, as 8 is for 8 / 255."""
-    whole = widest(ball, shape, bounds)
-    if ball.radius > whole * (1 + 1e-6):
+    whole, radius = widest(ball, shape, bounds), radius_of(ball)
+    if radius > whole * (1 + 1e-6):
         raise ValueError(
             f"{ball} is wider than the whole range of images in {list(bounds)}, {whole:.4g} in its "
-            f"norm; of 255 grey levels write {ball.radius:.4g} / 255, or keep images and bounds in "
+            f"norm; of 255 grey levels write {radius:.4g} / 255, or keep images and bounds in "
             "[0, 255]" + see("A radius in grey levels")
         )
 

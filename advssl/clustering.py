@@ -13,18 +13,13 @@ from torch import Tensor
 
 from advssl.losses import unit
 from advssl.precision import product, widen
-from advssl.types import described
+from advssl.types import described, is_matrix
 
 _BATCH_ELEMENTS = 2**21  # of the largest temporary: 8 MB stays near a CPU's cache
 _MAX_ITERATIONS = 300
 _TOLERANCE = 1e-4  # the relative gain in mean cosine distance below which k-means ends
 _SAME = 1e-6  # a cosine distance that float32 cannot tell from 0
 _SAMPLE, _SAMPLE_PER_CLUSTER = 4096, 8  # rows on which k-means starts
-
-
-def is_matrix(features: Any) -> bool:
-    """Whether these are floating point features (N, D)."""
-    return isinstance(features, Tensor) and features.ndim == 2 and features.is_floating_point()
 
 
 def check_matrix(features: Any) -> None:

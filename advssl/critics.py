@@ -11,7 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advssl.precision import WideLinear, without_autocast
-from advssl.types import Embeddings, PerExample, Scalar, described, several, whole
+from advssl.types import (
+    Embeddings,
+    PerExample,
+    Scalar,
+    check_device,
+    described,
+    is_matrix,
+    several,
+    whole,
+)
 
 # The logits (B,) of the benign and then (B',) of the adversarial embeddings, to a lower bound of
 # their divergence.
@@ -122,12 +131,13 @@ class GlobalDivergenceCritic(nn.Module):
         return bound
 
     def _check(self, name: str, z: Embeddings) -> None:
-        fits = isinstance(z, Tensor) and z.is_floating_point() and z.ndim == 2 and len(z) > 0
+        fits = is_matrix(z) and len(z) > 0
         if not fits or z.shape[1] != self.in_features:
             raise ValueError(
                 f"the critic reads floating point embeddings of shape (B, {self.in_features}), "
                 f"got {name} {described(z)}; set in_features to their width"
             )
+        check_device(name, z, next(self.parameters()).device)
 
     def _logits(self, z: Embeddings, *, own_gradient: bool) -> PerExample:
         with without_autocast(z.device):

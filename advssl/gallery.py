@@ -12,7 +12,7 @@ from advssl.attacks import AdversarialViewGenerator, is_view
 from advssl.doctor.steps import Batch, Step, repeated, tensors_of
 from advssl.extras import needed
 from advssl.pixels import Pixels
-from advssl.types import Images, whole
+from advssl.types import Images, check_kind, positive, whole
 from advssl.views import HighFreqView, LowFreqView
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ def columns(
         ValueError: as :func:`~advssl.doctor.examine` does, and on images outside of the bounds.
     """
     rows = whole("images", images, 1)
+    check_kind("adversary", adversary, AdversarialViewGenerator | None)
+    amplify = None if amplify is None else positive("amplify", amplify)
     adversary = copy.deepcopy(adversary or AdversarialViewGenerator())  # remembers nothing of this
     with repeated(step, batch, (view,)) as case:
 

@@ -14,7 +14,6 @@ from advssl.clustering import (
     check_matrix,
     checksum,
     directions,
-    is_matrix,
     k_means,
     nearest,
 )
@@ -26,10 +25,12 @@ from advssl.precision import WideLinear, without_autocast
 from advssl.types import (
     Embeddings,
     Reduction,
+    check_device,
     check_embeddings,
     check_indices,
     check_reduction,
     described,
+    is_matrix,
     reduce,
     seed_of,
     several,
@@ -127,6 +128,7 @@ class ClusterFitHead(nn.Module):
                 f"this head takes embeddings of size {self.in_features}, "
                 f"got shape {tuple(embeddings.shape)}; set in_features to the embeddings' size"
             )
+        check_device("embeddings", embeddings, next(self.heads.parameters()).device)
         with without_autocast(embeddings.device):
             return [head(embeddings) for head in self.heads]
 

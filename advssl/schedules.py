@@ -46,9 +46,15 @@ class Ramp:
             value = number(name, getattr(self, name))
             if not math.isfinite(value):
                 raise ValueError(f"{name} must be finite, got {value}")
-        positive("epochs", self.epochs)
+            self._keep(name, value)
+        self._keep("epochs", positive("epochs", self.epochs))
         if self.stages is not None:
-            whole("stages", self.stages, 1)
+            object.__setattr__(self, "stages", whole("stages", self.stages, 1))
+
+    def _keep(self, name: str, value: float) -> None:
+        """Numbers of numpy and torch as plain ones; a whole one of Python stays whole."""
+        if type(getattr(self, name)) is not int:
+            object.__setattr__(self, name, value)
 
     def __call__(self, epoch: float) -> float:
         """The value at an epoch, counted from 0; 2.5 is half way through the third."""

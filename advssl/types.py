@@ -181,7 +181,9 @@ def height_of(name: str, answer: Any, size: int | None = None) -> PerExample | S
 def described(value: Any) -> str:
     """For messages: the types in it, and the shapes of its tensors."""
     if isinstance(value, Tensor):
-        return f"{value.dtype} of shape {tuple(value.shape)}"
+        beside = "" if value.layout == torch.strided else f", {value.layout}"
+        beside += ", on meta" if value.is_meta else ""
+        return f"{value.dtype} of shape {tuple(value.shape)}{beside}"
     if isinstance(value, Mapping):
         entries = _listed(f"{key}: {described(one)}" for key, one in value.items())
         return f"{type(value).__name__} of {{{entries}}}"
@@ -207,14 +209,20 @@ def warn(text: str) -> None:
     warnings.warn(text, stacklevel=level)
 
 
+def is_matrix(value: Any) -> bool:
+    """Whether these are floating point rows (N, D), which are not sparse."""
+    dense = isinstance(value, Tensor) and value.layout == torch.strided
+    return dense and value.ndim == 2 and value.is_floating_point()
+
+
 def check_embeddings(**named: Tensor) -> None:
-    """Raise unless every tensor is a floating (B, D), B ≥ 1, and all have the first one's shape."""
+    """Raise unless all are dense floating (B, D), B ≥ 1, of the first one's shape and device."""
     first, *_ = named.values()
     for name, z in named.items():
-        if not isinstance(z, Tensor) or z.ndim != 2 or not z.is_floating_point():
+        if not is_matrix(z):
             raise ValueError(
-                f"{name} must be floating point embeddings of shape (B, D), "
-                f"got {described(z)}; flatten(1) a feature map first"
+                f"{name} must be floating point embeddings of shape (B, D), got {described(z)}; "
+                "flatten(1) a feature map first, and make what is sparse dense"
             )
         if len(z) == 0:
             raise ValueError(f"{name} must hold one embedding at least, got shape {tuple(z.shape)}")
@@ -223,6 +231,16 @@ def check_embeddings(**named: Tensor) -> None:
                 f"all embeddings must have one shape, got {name} {tuple(z.shape)} "
                 f"beside {tuple(first.shape)}"
             )
+        check_device(name, z, first.device)
+
+
+def check_device(name: str, value: Tensor, device: torch.device) -> None:
+    """Raise unless ``value`` is where that which it meets is."""
+    if value.device != device:
+        raise ValueError(
+            f"{name} must be on {device}, where what it is computed with is, got "
+            f"{described(value)} on {value.device}; move one of them by .to()"
+        )
 
 
 def check_indices(size: int | None, **named: Tensor) -> None:
@@ -247,8 +265,9 @@ def check_indices(size: int | None, **named: Tensor) -> None:
 
 def _plain(value: Any) -> Any:
     """The one number of a numpy or torch value; anything else as it is."""
-    size = value.numel() if isinstance(value, Tensor) else getattr(value, "size", None)
-    return value.item() if size == 1 and hasattr(value, "item") else value
+    if isinstance(value, Tensor):
+        return value.item() if value.numel() == 1 and not value.is_meta else value
+    return value.item() if getattr(value, "size", None) == 1 and hasattr(value, "item") else value
 
 
 def _items(value: Any) -> Iterable[Any]:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from advssl.attacks import AdversarialViewGenerator
 from advssl.balls import BALLS as NAMED
-from advssl.balls import L2, Ball, Linf, check_radius, grey_of, name_of, resized, widest
+from advssl.balls import L2, Ball, Linf, check_radius, grey_of, name_of, radius_of, resized, widest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -414,6 +417,12 @@ class Columns(Stripes):
 
 
 class TestABallOfOnesOwn:
+    @pytest.mark.parametrize("of", [np.float32, lambda r: np.array([r]), torch.tensor, Fraction])
+    def test_may_have_any_number_for_a_radius(self, of):
+        adversary = AdversarialViewGenerator(Columns(of(0.25)), 2)
+        assert radius_of(adversary.ball) == adversary.radius == 0.25
+        assert type(adversary.radius) is type(adversary.step_size) is float
+
     def test_is_called_as_its_class_and_knows_no_grey(self):
         assert name_of(Stripes()) == "stripes"
         assert grey_of(Stripes(), (3, 4, 5)) is None

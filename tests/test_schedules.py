@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 
 from advssl import AdversarialViewGenerator, Linf, Ramp
 
@@ -31,6 +33,15 @@ def test_a_generator_takes_its_values():
     adversary.radius = Ramp(1 / 255, 8 / 255, epochs=7)(1)
     assert adversary.radius == pytest.approx(2 / 255)
     assert adversary.step_size == pytest.approx(2.5 * 2 / 255 / 5)
+
+
+@pytest.mark.parametrize("as_given", [np.float32, np.asarray, torch.tensor])
+def test_numbers_of_numpy_and_torch_are_plain(as_given):
+    ramp = Ramp(as_given(0.5), as_given(2.0), epochs=as_given(4.0), stages=np.int64(2))
+    assert ramp == Ramp(0.5, 2.0, epochs=4.0, stages=2)
+    assert hash(ramp) == hash(Ramp(0.5, 2.0, epochs=4.0, stages=2))
+    assert {type(ramp(epoch)) for epoch in (0, 1, 4)} == {float}
+    assert type(Ramp(1, 3, epochs=2)(2)) is int  # a number of steps
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 import advssl
-from advssl import doctor
+from advssl import doctor, monitors
 from advssl.evaluation import corruptions, divergences, embeddings, evaluate
 from advssl.evaluation.attacks import (
     PGD,
@@ -38,6 +38,7 @@ from advssl.evaluation.records import Measurement, Threat
 from advssl.evaluation.statistics import compare, wilson
 from advssl.evaluation.surfaces import input_surface, weight_surface
 from advssl.evaluation.theory import info_nce, robust_bounds, told_apart
+from advssl.gallery import columns
 from advssl.guards import attacked_values
 from advssl.integrations import lightning
 from advssl.integrations.timm import backbone
@@ -83,6 +84,7 @@ def _shown(value: Any) -> str:
 
 
 NO_NUMBER = (None, "8", [8.0], True, torch.ones(2), 1j)
+NO_VALUE = torch.ones((), device="meta")
 NO_FLAG = (None, "yes", 2, torch.ones(2))
 NO_WHOLE = (None, "3", 2.5, True, [3])
 NO_SEED = (*NO_WHOLE, -(2**63) - 1, 2**64)
@@ -103,7 +105,9 @@ NO_EMBEDDINGS = (
     torch.ones(SIZE, WIDTH, 1, 1),
     torch.ones(0, WIDTH),
     torch.ones(SIZE, WIDTH, dtype=torch.int64),
+    torch.ones(SIZE, WIDTH).to_sparse(),
 )
+ELSEWHERE = torch.ones(SIZE, WIDTH, device="meta")  # than what it is computed with
 NO_LABELS = (
     [0, 1, 2, 0],
     torch.zeros(SIZE),
@@ -112,6 +116,9 @@ NO_LABELS = (
     torch.ones(SIZE, dtype=torch.bool),
 )
 NO_CLASSES = (*NO_LABELS, Said(torch.arange(SIZE) - 1, "got -1"))
+
+
+WELL = dict.fromkeys(("spread", "effective_rank", "knn_clean", "knn_fast", "knn_pgd"), 0.5)
 
 
 def model() -> nn.Module:
@@ -195,8 +202,8 @@ def setting(make: Callable[[], Any], name: str) -> Callable[..., Any]:
 
 # By door: what is called, its right arguments, and by argument what is wrong.
 DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict[str, tuple]]] = {
-    "Linf": (advssl.Linf, dict, {"radius": (*NO_NUMBER, *NOT_POSITIVE)}),
-    "L2": (advssl.L2, dict, {"radius": (*NO_NUMBER, *NOT_POSITIVE)}),
+    "Linf": (advssl.Linf, dict, {"radius": (*NO_NUMBER, *NOT_POSITIVE, NO_VALUE)}),
+    "L2": (advssl.L2, dict, {"radius": (*NO_NUMBER, *NOT_POSITIVE, NO_VALUE)}),
     "Linf.resized": (advssl.Linf(0.1).resized, dict, {"radius": ("8", *NOT_POSITIVE)}),
     "Pixels": (
         advssl.Pixels,
@@ -332,14 +339,14 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict
     "GlobalDivergenceCritic.forward": (
         advssl.GlobalDivergenceCritic(WIDTH),
         dict,
-        {"z": (*NO_EMBEDDINGS, torch.ones(SIZE, WIDTH + 1))},
+        {"z": (*NO_EMBEDDINGS, torch.ones(SIZE, WIDTH + 1), ELSEWHERE)},
     ),
     "GlobalDivergenceCritic.estimate": (
         advssl.GlobalDivergenceCritic(WIDTH).estimate,
         lambda: {"benign": z(), "adversarial": z()},
         {
-            "benign": (*NO_EMBEDDINGS, torch.ones(SIZE, WIDTH + 1)),
-            "adversarial": (*NO_EMBEDDINGS, torch.ones(SIZE, WIDTH + 1)),
+            "benign": (*NO_EMBEDDINGS, torch.ones(SIZE, WIDTH + 1), ELSEWHERE),
+            "adversarial": (*NO_EMBEDDINGS, torch.ones(SIZE, WIDTH + 1), ELSEWHERE),
         },
     ),
     "SAMWrapper": (
@@ -347,7 +354,7 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict
         dict,
         {
             "modules": ([None], ["encoder"], [torch.ones(2)]),
-            "rho": (*NO_NUMBER, -0.1, float("nan"), float("inf")),
+            "rho": (*NO_NUMBER, -0.1, float("nan"), float("inf"), NO_VALUE),
             "adaptive": NO_FLAG,
         },
     ),
@@ -426,7 +433,7 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict
     "ClusterFitHead.logits": (
         head().logits,
         dict,
-        {"embeddings": (*NO_EMBEDDINGS, torch.ones(SIZE, WIDTH + 1))},
+        {"embeddings": (*NO_EMBEDDINGS, torch.ones(SIZE, WIDTH + 1), ELSEWHERE)},
     ),
     "ClusterFitHead.assign": (
         head().assign,
@@ -479,7 +486,7 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict
         },
         {
             "z": NO_EMBEDDINGS,
-            "z_adv": (*NO_EMBEDDINGS, torch.ones(SIZE, 5), torch.ones(3, WIDTH)),
+            "z_adv": (*NO_EMBEDDINGS, torch.ones(SIZE, 5), torch.ones(3, WIDTH), ELSEWHERE),
             "labels": (None, *NO_LABELS),
             "predictions": (Said(None, "got only one of them"), *NO_LABELS),
             "predictions_adv": (Said(None, "got only one of them"), *NO_LABELS),
@@ -498,7 +505,7 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict
     "MultiViewNTXentLoss.forward": (
         lambda view: advssl.MultiViewNTXentLoss()(z(), view),
         dict,
-        {"view": (*NO_EMBEDDINGS, torch.ones(SIZE, 5), torch.ones(3, WIDTH))},
+        {"view": (*NO_EMBEDDINGS, torch.ones(SIZE, 5), torch.ones(3, WIDTH), ELSEWHERE)},
     ),
     "branch_batchnorm": (
         advssl.branch_batchnorm,
@@ -577,6 +584,97 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict
         {
             "state_dict": (None, {}, {"calls": 3}),
             "state_dict as steps": (Said({"calls": 1, "highest": 1.0, "steps": "x"}, "got 'x'"),),
+        },
+    ),
+    "Monitors": (
+        monitors.Monitors,
+        lambda: {
+            "images": torch.rand(8, 3, 8, 8),
+            "labels": torch.arange(8) % 2,
+            "bank": images(),
+            "bank_labels": labels(),
+        },
+        {
+            "images": NO_IMAGES,
+            "labels": (None, [0, 1] * 4, torch.zeros(8)),
+            "labels as bank": (Said(torch.arange(8), "of label 2"),),
+            "bank as images": NO_IMAGES,
+            "bank": (torch.rand(SIZE, 3, 4, 4), torch.rand(SIZE, 1, 8, 8)),
+            "bank_labels as labels": NO_CLASSES,
+            "ball": (None, "linf"),
+            "fast": ("fgsm", PGD()),
+            "augment": ("flip", 3),
+            "pixels": (None, "imagenet"),
+            "temperature": (*NO_NUMBER, *NOT_POSITIVE),
+            "seed": NO_SEED,
+            "batch_size": (*NO_WHOLE, 0),
+        },
+    ),
+    "Alarms": (
+        monitors.Alarms,
+        lambda: {"images": 8, "classes": 2},
+        {"images": (*NO_WHOLE, 0), "classes": (*NO_WHOLE, 1)},
+    ),
+    "Alarms.__call__": (
+        monitors.Alarms(8, 2),
+        dict,
+        {
+            "seen": (None, {}, "knn", {**WELL, "branch_accuracy": 0.5}),
+            "seen as knn_pgd": (
+                Said(WELL | {"knn_pgd": "0.5"}, "got '0.5'"),
+                Said(WELL | {"knn_pgd": float("nan")}, "got nan"),
+            ),
+        },
+    ),
+    "Alarms.load_state_dict": (
+        monitors.Alarms(8, 2).load_state_dict,
+        dict,
+        {"state_dict": (None, {}, {"best": 3}, {"best": {"knn_pgd": 0.5}})},
+    ),
+    "soft_neighbours": (
+        monitors.soft_neighbours,
+        lambda: {"embeddings": z(), "bank": z(), "labels": labels()},
+        {
+            "embeddings": (*NO_EMBEDDINGS, torch.ones(SIZE, 5), ELSEWHERE),
+            "bank": (*NO_EMBEDDINGS, torch.ones(SIZE, 5)),
+            "bank as embeddings": (Said(ELSEWHERE, "must be on meta"),),
+            "labels": NO_CLASSES,
+            "temperature": (*NO_NUMBER, *NOT_POSITIVE),
+        },
+    ),
+    **{
+        measure.__name__: (measure, dict, {"embeddings": NO_EMBEDDINGS})
+        for measure in (monitors.effective_rank, monitors.spread_of, monitors.uniformity)
+    },
+    "alignment": (
+        monitors.alignment,
+        lambda: {"one": z(), "other": z()},
+        {"one": NO_EMBEDDINGS, "other": (*NO_EMBEDDINGS, torch.ones(SIZE, 5), ELSEWHERE)},
+    ),
+    "feature_deviation": (
+        monitors.feature_deviation,
+        lambda: {"benign": z(), "attacked": z()},
+        {"benign": NO_EMBEDDINGS, "attacked": (*NO_EMBEDDINGS, torch.ones(3, WIDTH), ELSEWHERE)},
+    ),
+    "pairs_kept": (
+        monitors.pairs_kept,
+        lambda: {"labels": labels(), "predictions": labels()},
+        {
+            "labels": (None, [0, 1], torch.zeros(SIZE), torch.zeros(SIZE, 2)),
+            "predictions": (None, *NO_LABELS),
+            "selection": (None, "local", 3, ["hard"]),
+        },
+    ),
+    "columns": (
+        columns,
+        lambda: {"step": loss, "batch": images()},
+        {
+            "step": (None, "step", Said(lambda _: None, "got None")),
+            "batch": (None, [], torch.rand(3)),
+            "adversary": ("pgd", PGD()),
+            "view": ("x", 1),
+            "images": (*NO_WHOLE, 0),
+            "amplify": ("2", [2.0], *NOT_POSITIVE),
         },
     ),
     "examine": (
@@ -1088,7 +1186,7 @@ def forms(value: Any) -> frozenset[str]:
         shown |= {str(float(value))}
     if isinstance(value, torch.Tensor):
         shown |= {str(tuple(value.shape)), str(value.dtype)}
-        shown |= {str(value.item())} if value.numel() == 1 else set()
+        shown |= {str(value.item())} if value.numel() == 1 and not value.is_meta else set()
     if isinstance(value, list | tuple):
         shown |= {described(one) for one in value} | {repr(one) for one in value}
     return frozenset(shown)

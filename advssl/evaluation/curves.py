@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from advssl.balls import Ball, Linf, resized
+from advssl.balls import Ball, Linf, radius_of, resized
 from advssl.evaluation.attacks import PGD, Attack, Clean, measure
 from advssl.evaluation.batches import Batches, pairs
 from advssl.evaluation.progress import Progress, ignored
@@ -38,7 +38,7 @@ def strengths(
     ball: Ball, radii: Sequence[float], steps: Sequence[int]
 ) -> list[tuple[str, float, Attack]]:
     """Of both curves: "radius" or "steps", where on it, and what is measured there."""
-    found, clean, radius = list[tuple[str, float, Attack]](), Clean(), float(ball.radius)
+    found, clean, radius = list[tuple[str, float, Attack]](), Clean(), radius_of(ball)
     balls = list[Ball]()
     with suppress(ValueError):  # one that cannot be resized
         balls = [resized(ball, r) if r else ball for r in radii]

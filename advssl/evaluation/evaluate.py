@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
-from advssl.balls import Ball, Linf, check_ball, check_radius, grey_of, widest
+from advssl.balls import Ball, Linf, check_ball, check_radius, grey_of, radius_of, widest
 from advssl.evaluation import beyond, costs, diagnostics, plan, report
 from advssl.evaluation.attacks import PGD, Attack, AutoAttack, Clean, attacks_of
 from advssl.evaluation.census import PARTS, Census, checked
@@ -290,7 +290,7 @@ class Evaluation:
         """Of the figure, to where every image can become the same grey: accuracy must be chance."""
         shape = shape_of(self.data.test)
         grey = grey_of(self.ball, shape)
-        scaled = [scale * float(self.ball.radius) for scale in _RADII]
+        scaled = [scale * radius_of(self.ball) for scale in _RADII]
         end = widest(self.ball, shape) if grey is None else grey
         return [*(r for r in scaled if r < end), *([] if grey is None else [grey])]
 
@@ -301,7 +301,7 @@ class Evaluation:
 
     @property
     def step(self) -> float:
-        return float(self.ball.radius) / 4
+        return radius_of(self.ball) / 4
 
     @property
     def short(self) -> tuple[Attack, ...]:

@@ -19,7 +19,8 @@ from advssl.extras import needed
 # What archives, servers, systems and Python leave beside the images.
 _NOT_THEIRS = (
     *("__MACOSX", "__pycache__", "@eaDir", "@Recycle", "#recycle", "#snapshot"),
-    *("lost+found", "$RECYCLE.BIN", "System Volume Information"),
+    *("lost+found", "$RECYCLE.BIN", "RECYCLER", "System Volume Information"),
+    *("Network Trash Folder", "Temporary Items"),
 )
 # Photographs of many sizes, or of one that is larger than what encoders are made for, are reduced.
 _USUAL, _LARGEST = 224, 512
@@ -172,7 +173,7 @@ def _refuse(error: OSError) -> None:
 
 
 def _hidden(name: str) -> bool:
-    return name.startswith(".") or name in _NOT_THEIRS
+    return name.startswith(".") or name.casefold() in map(str.casefold, _NOT_THEIRS)
 
 
 def _upward(below: str, name: str) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from advssl.balls import Ball, name_of
+from advssl.balls import Ball, name_of, radius_of
 from advssl.distributed import rank
 from advssl.evaluation.autoattack import AutoAttack
 from advssl.evaluation.batches import Batches, check_labels, pairs
@@ -227,7 +227,7 @@ def transfer(
 def threat_of(attack: Attack) -> Threat | None:
     """What an attack may do to an image; None of one that does not say."""
     ball = getattr(attack, "ball", None)
-    return Threat(name_of(ball), float(ball.radius)) if isinstance(ball, Ball) else None
+    return Threat(name_of(ball), radius_of(ball)) if isinstance(ball, Ball) else None
 
 
 def _measurement_name(attack: Attack, labels: Labels, population: int | None) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from advssl.balls import name_of
+from advssl.balls import name_of, radius_of
 from advssl.evaluation import beyond
 from advssl.evaluation.costs import NOTHING, Range, forwards, of_probe, sum_of
 from advssl.evaluation.data import targets
@@ -273,7 +273,7 @@ def planned(asked: Evaluation, folder: str | Path | None = None) -> Plan:
         ("images", f"{shape} pixels{data.size_because and ': '}{data.size_because}"),
         (
             "threat model",
-            f"{name_of(asked.ball)}, radius {in_levels(float(asked.ball.radius))} of [0, 1]",
+            f"{name_of(asked.ball)}, radius {in_levels(radius_of(asked.ball))} of [0, 1]",
         ),
         ("attacked", f"{n:,} of the test images, class-balanced" if n < test else "all of them"),
         ("branches", ", ".join(filter(None, asked.modules))),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from advssl.balls import name_of
+from advssl.balls import name_of, radius_of
 from advssl.evaluation import beyond, diagnostics, measuring, probes, report
 from advssl.evaluation.attacks import PGD, Attack, AutoAttack, Clean
 from advssl.evaluation.census import Census
@@ -223,7 +223,7 @@ class Run:
             strip=self._strip(place.classifier) if quick else None,
             classifier=self._kept(place.classifier) if self.stays and way.how else None,
             probe=way.record(None, asked.seed),
-            asked=Threat(name_of(asked.ball), float(asked.ball.radius)),
+            asked=Threat(name_of(asked.ball), radius_of(asked.ball)),
             findings=findings,
         )
         more = [m for m in done.values() if m.n > least]
@@ -398,7 +398,7 @@ class Run:
             labels=names(labels),
             predicted_clean=names(before),
             predicted=names(after),
-            radius=float(asked.ball.radius),
+            radius=radius_of(asked.ball),
         )
 
     def _kept(self, classifier: nn.Module) -> str:

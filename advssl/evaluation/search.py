@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Generator, nn
 
 from advssl.attacks import AdversarialViewGenerator
-from advssl.balls import L2, Ball, Linf, widest
+from advssl.balls import L2, Ball, Linf, radius_of, widest
 from advssl.evaluation.batches import Indices, check_batch, image_seeds
 from advssl.evaluation.logits import Logits, borrowed, check_classes, device_of, logits_of
 from advssl.evaluation.progress import Progress, ignored
@@ -23,7 +23,6 @@ from advssl.types import (
     PerExample,
     Perturbation,
     described,
-    positive,
     seed_of,
 )
 
@@ -271,12 +270,12 @@ def exchanged(settings: Any, **fields: Any) -> None:
 
 def ball_name(ball: Ball) -> str:
     norm = {Linf: "l_inf", L2: "l_2"}.get(type(ball), type(ball).__name__)
-    return f"{norm} {in_levels(float(ball.radius))}"
+    return f"{norm} {in_levels(radius_of(ball))}"
 
 
 def ball_settings(ball: Ball) -> Settings:
     held: Settings = asdict(ball) if is_dataclass(ball) and not isinstance(ball, type) else {}
-    return {"norm": type(ball).__name__, **held, "radius": positive("radius", ball.radius)}
+    return {"norm": type(ball).__name__, **held, "radius": radius_of(ball)}
 
 
 def in_levels(value: float) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
 from advssl.doctor.networks import is_collapsed
-from advssl.types import see, whole
+from advssl.types import described, number, see, whole
 
+_READ = ("spread", "effective_rank", "knn_clean", "knn_fast", "knn_pgd")
+_OF_BRANCHES = ("branch_accuracy", "critic_accuracy")  # read where the first is there
 _FALL, _HELD = 0.5, 0.75  # of the accuracies of the best epoch
 _ABOVE_CHANCE = 1.5
 _ERRORS, _LEAST = 3.0, 0.1  # standard errors, and accuracy, above guessing
@@ -41,6 +44,7 @@ class Alarms:
 
     def __call__(self, seen: Mapping[str, float]) -> dict[str, str]:
         """The alarms of this epoch, each with its evidence; empty where all is well."""
+        seen = _read(seen)
         found = {
             "collapse": self._collapse(seen),
             "catastrophic overfitting": self._overfitting(seen),
@@ -53,7 +57,13 @@ class Alarms:
         return {"best": dict(self._best)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._best = dict(state_dict["best"])
+        best = state_dict.get("best") if isinstance(state_dict, Mapping) else None
+        if not isinstance(best, Mapping) or not {*self._best} <= {*best}:
+            raise ValueError(
+                f'state_dict must hold "best" with {" and ".join(self._best)}, as state_dict() '
+                f"gives it, got {described(state_dict)}"
+            )
+        self._best = {name: number(name, best[name]) for name in self._best}
 
     def _collapse(self, seen: Mapping[str, float]) -> str:
         spread, rank = seen["spread"], seen["effective_rank"]
@@ -90,3 +100,18 @@ class Alarms:
             f"accuracy of {0.5 + branch:.2f}, benign from attacked ones with {0.5 + critic:.2f}: "
             "it separates branches, not distributions" + see("A critic of branches")
         )
+
+
+def _read(seen: Any) -> dict[str, float]:
+    """The numbers that alarms are of."""
+    given = seen if isinstance(seen, Mapping) else {}
+    names = (*_READ, *(_OF_BRANCHES if _OF_BRANCHES[0] in given else ()))
+    if not {*names} <= {*given}:
+        raise ValueError(
+            f"seen must hold {', '.join(names)}, as Monitors return them, got {described(seen)}"
+        )
+    values = {name: number(name, given[name]) for name in names}
+    for name, value in values.items():
+        if not isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value}")
+    return values

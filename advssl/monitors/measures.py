@@ -14,6 +14,7 @@ from advssl.selection import Selection, distinct, global_pairs, selection_of, to
 from advssl.types import (
     Embeddings,
     Labels,
+    check_device,
     check_embeddings,
     check_indices,
     described,
@@ -45,6 +46,7 @@ def soft_neighbours(
     temperature = positive("temperature", temperature)
     check_embeddings(embeddings=embeddings)
     check_embeddings(bank=bank)
+    check_device("embeddings", embeddings, bank.device)
     check_labels(labels, len(bank))
     if embeddings.shape[1] != bank.shape[1]:
         raise ValueError(

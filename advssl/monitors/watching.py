@@ -24,7 +24,17 @@ from advssl.monitors.measures import (
     uniformity,
 )
 from advssl.pixels import Pixels, check_unit
-from advssl.types import Embeddings, Images, Labels, embeddings_of, positive, seed_of, whole
+from advssl.types import (
+    Embeddings,
+    Images,
+    Labels,
+    check_kind,
+    described,
+    embeddings_of,
+    positive,
+    seed_of,
+    whole,
+)
 
 _STEPS = 10  # of PGD
 
@@ -98,6 +108,11 @@ class Monitors:
     ) -> None:
         check_batch(images, labels)
         check_batch(bank, bank_labels)
+        if bank.shape[1:] != images.shape[1:]:
+            raise ValueError(
+                f"bank must be images of one shape with the others, {tuple(images.shape[1:])}, got "
+                f"{described(bank)}"
+            )
         if len(images) < 8:
             raise ValueError(f"monitors look at 8 images at least, got {len(images)}")
         unknown = sorted({*labels.tolist()} - {*bank_labels.tolist()})
@@ -105,6 +120,8 @@ class Monitors:
             raise ValueError(f"the bank has no image of label {unknown[0]}; give it some of each")
         self.images, self.labels = images, labels
         self.bank, self.bank_labels = bank, bank_labels
+        check_kind("fast", fast, AdversarialViewGenerator | None)
+        check_kind("augment", augment, Callable | None)
         self.pgd = AdversarialViewGenerator(ball, _STEPS)
         self.fast = fast or AdversarialViewGenerator(ball, 1, ball.radius, start="zero")
         check_unit(pixels)

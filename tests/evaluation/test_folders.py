@@ -38,6 +38,7 @@ def test_small_and_narrow_images_are_images(size, folder):
 
 
 LEFT = ["__MACOSX", "@eaDir", "#recycle", "lost+found", "$RECYCLE.BIN", "__pycache__"]
+LEFT += ["$Recycle.Bin", "recycler", "Network Trash Folder", "Temporary Items"]
 
 
 @pytest.mark.parametrize("name", [".ipynb_checkpoints", ".thumbnails", *LEFT])

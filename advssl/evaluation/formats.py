@@ -184,7 +184,7 @@ _SAME_BRANCH = {"normal": "clean", "pgd": "adversarial"}
 # activation checkpointing; FSDP and its forerunner; Fabric.
 _WRAPPER = (
     r"(?:module|_module|_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module|_fpw_module|"
-    r"_forward_module|_original_module)\."
+    r"_forward_module|_original_module|_dmp_wrapped_module)\."
 )
 WRAPPERS = f"(?:{_WRAPPER})*"
 OUT_OF_WRAPPERS = (rf"(?<![^.]){_WRAPPER}", "")

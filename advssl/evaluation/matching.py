@@ -213,8 +213,9 @@ def _attempt(
         one = branch is None or len(attempt.labels) == 1  # of one set, every branch is filled
         label = attempt.label if one else among(attempt.labels, branch)
         key = where.get((plain, label), where.get((plain, None)))
-        if key is None:
-            counts = name.rpartition(".")[2] == "num_batches_tracked"
+        counts = name.rpartition(".")[2] == "num_batches_tracked"
+        # Where weights of several checkpoints were averaged, their counts were too.
+        if key is None or (counts and tensors[key].is_floating_point()):
             (attempt.uncounted if counts else attempt.missing).append(name)
         elif reason := _unlike(tensors[key], target.tensors[name]):
             attempt.unlike[key] = f"{name} {reason}"

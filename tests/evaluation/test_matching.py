@@ -123,6 +123,15 @@ def test_num_batches_tracked_may_lack(path):
     assert f"{len(report.missing)} num_batches_tracked" in str(report)
 
 
+def test_an_average_of_checkpoints_has_no_counter(path):
+    several, encoder = [small(seed=seed).state_dict() for seed in (0, 2)], small(seed=1)
+    own = {name: sum(one[name] for one in several) / 2 for name in several[0]}
+    report = load_encoder(encoder, saved(own, path))
+    counts = {name for name in own if "num_batches" in name}
+    assert set(report.missing) == counts
+    assert same(encoder, {**encoder.state_dict(), **{k: own[k] for k in own.keys() - counts}})
+
+
 def test_a_counter_too_many_is_no_stranger(path):
     """torchvision's FrozenBatchNorm2d has weight, bias and statistics, and no count."""
     frozen = pytest.importorskip("torchvision").ops.FrozenBatchNorm2d

@@ -79,7 +79,10 @@ def agreeing(
         yield
     except Exception as error:  # of whatever kind: memory that one rank lacks, a file
         problem = error
-    agree(what, f"{type(problem).__name__}: {problem}" if problem else seen(), device)
+    try:
+        agree(what, f"{type(problem).__name__}: {problem}" if problem else seen(), device)
+    except ValueError as error:
+        raise error from problem  # whose place only this rank can show
     if problem is not None:
         raise problem
 

@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from ranks import WORLD, on_ranks, on_two_ranks
+from ranks import WORLD, as_second_of_twins, on_ranks, on_two_ranks
 
 from advssl.attacks import AdversarialViewGenerator
 from advssl.balls import Linf
-from advssl.distributed import average, from_first_rank, gather, rank, world_size
+from advssl.distributed import agreeing, average, from_first_rank, gather, rank, world_size
 from advssl.guards import attacked_values
 from advssl.heads import ClusterFitHead
 from advssl.losses import LocalSelectionSupCon, MultiViewNTXentLoss
@@ -23,6 +23,16 @@ def test_one_process_is_the_identity():
     assert gather(z) is z
     assert from_first_rank(z) is z
     assert average([z])[0] is z
+
+
+def test_the_rank_that_raised_shows_where(monkeypatch):
+    as_second_of_twins(monkeypatch)
+    differ = lambda parts, mine: [part.copy_(mine + i) for i, part in enumerate(parts)]  # noqa: E731
+    monkeypatch.setattr(torch.distributed, "all_gather", differ)
+    with pytest.raises(ValueError, match="rank 0 work: ZeroDivisionError") as told:  # noqa: SIM117
+        with agreeing("work", lambda: "done"):
+            1 / 0  # noqa: B018
+    assert isinstance(told.value.__cause__, ZeroDivisionError)
 
 
 def part(values: torch.Tensor, r: int, world: int = WORLD) -> torch.Tensor:

@@ -122,6 +122,14 @@ def test_are_the_same_at_every_length_of_embeddings(name, scale):
     torch.testing.assert_close(MEASURES[name](*(z * scale)), MEASURES[name](*z))
 
 
+@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_are_nan_of_what_is_not_finite(name, value):
+    z = torch.randn(2, 9, 4)
+    z[:, 0, 1] = value
+    assert torch.as_tensor(MEASURES[name](*z)).isnan().any()
+
+
 def test_effective_rank_counts_directions():
     corners = torch.cat([torch.eye(6), -torch.eye(6)])
     assert effective_rank(corners) == pytest.approx(6)

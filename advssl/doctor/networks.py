@@ -120,6 +120,8 @@ def collapse(heard: Heard) -> Check:
             f"no module's output that the views reach is (N, D) with N of {_FEW} at least"
         )
     z = found[-1].output.detach().float()
+    if not z.isfinite().all():
+        return not_run(f"embeddings of {found[-1].name} are not finite")
     spread, rank = spread_of(z), effective_rank(z)
     few = len(z) < 2 * _FEW or z.shape[1] == 1  # to say that they lie on one line
     return answer(
@@ -146,10 +148,14 @@ def spread_of(embeddings: Embeddings) -> float:
 def effective_rank(embeddings: Embeddings) -> float:
     """exp of the entropy of the singular values of (B, D), mean taken out.
 
+    NaN of embeddings that are not finite.
+
     Reference: RankMe, Garrido et al. 2023, https://arxiv.org/abs/2210.02885
     """
     check_embeddings(embeddings=embeddings)
     embeddings = embeddings.double()
+    if not embeddings.isfinite().all():
+        return math.nan
     sizes = torch.linalg.svdvals(embeddings - embeddings.mean(dim=0))
     if not sizes.sum() > 0:
         return 0.0

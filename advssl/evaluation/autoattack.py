@@ -10,11 +10,11 @@ from importlib.metadata import version
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from advssl.balls import L2, Ball, Linf
-from advssl.evaluation.logits import Logits, NotFinite, check_classes, logits_of
+from advssl.evaluation.logits import Logits, check_classes, check_slope, logits_of
 from advssl.evaluation.progress import Progress
 from advssl.evaluation.search import (
     Found,
@@ -25,7 +25,7 @@ from advssl.evaluation.search import (
     exchanged,
 )
 from advssl.extras import needed
-from advssl.types import Images, Labels, see, whole
+from advssl.types import Images, Labels, whole
 
 MOST_TARGETS = 9  # of multi-targeted attacks, as in AutoAttack and in Gowal et al. 2019
 _TILES = 5  # squares along each side, with which the l_2 Square attack begins
@@ -165,7 +165,8 @@ class AutoAttack(Search):
                             "the classifier's logits have no gradient in the images; compute them "
                             "without detach()"
                         )
-                    x.register_hook(_check_slope)  # type: ignore[no-untyped-call]
+                    # Of a NaN the library takes the sign for zero, and its attack stands still.
+                    x.register_hook(check_slope)  # type: ignore[no-untyped-call]
                 # A copy: Square writes into the logits it gets, FAB differentiates them many times.
                 return logits.clone()
 
@@ -185,15 +186,6 @@ class AutoAttack(Search):
             runner = runners.get(part, run.fab)
             runner.perturb = _told(runner.perturb, part, place, len(self.parts), report)
         return run
-
-
-def _check_slope(gradient: Tensor) -> None:
-    """The library takes the sign of a NaN for zero, and its attack stands still."""
-    if not gradient.isfinite().all():
-        raise NotFinite(
-            "the gradient of the classifier's logits is not finite; look for a square root, "
-            "logarithm or division at zero" + see("Numbers that are not finite")
-        )
 
 
 class _DrawsForOne(TorchFunctionMode):

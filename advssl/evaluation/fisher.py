@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from advssl.evaluation.batches import Batches, pairs
-from advssl.evaluation.logits import borrowed, check_module, device_of, logits_of
+from advssl.evaluation.logits import borrowed, check_module, check_slope, device_of, logits_of
 from advssl.types import Images, seed_of
 
 _NUMBERS = 2**24  # of derivatives that are held at once
@@ -63,7 +63,7 @@ def fisher_information(classifier: nn.Module, batches: Batches, *, seed: int = 0
         seed: of what is random in the classifier.
 
     Raises:
-        ValueError: on no images, and on logits that are not finite or have no gradient.
+        ValueError: on no images, and on logits that are not finite or have no gradient that is.
 
     Reference: Zhao et al. 2019, https://arxiv.org/abs/1810.03806. (AdvCL's "FIM" are feature
     inversion maps, see :mod:`~advssl.evaluation.inversion`; none of the papers has this.)
@@ -97,6 +97,7 @@ def _eigenvalues(classifier: nn.Module, images: Images) -> Tensor:
         for column in logits.unbind(dim=1)
     ]
     slopes = torch.stack(rows, dim=1).double()  # J (B, K, pixels)
+    check_slope(slopes)
     p = logits.detach().double().softmax(dim=1)
     # diag p - p pᵀ = A Aᵀ, so that Jᵀ A Aᵀ J has the eigenvalues of Aᵀ J Jᵀ A, which is K by K.
     root = torch.diag_embed(p.sqrt()) - p[:, :, None] * p.sqrt()[:, None, :]

@@ -59,6 +59,15 @@ def logits_of(classifier: nn.Module, images: Images) -> Logits:
     return logits
 
 
+def check_slope(gradient: Tensor) -> None:
+    """Raise on a gradient of logits that is not finite: the sign of a NaN is none."""
+    if not gradient.isfinite().all():
+        raise NotFinite(
+            "the gradient of the classifier's logits is not finite; look for a square root, "
+            "logarithm or division at zero" + see("Numbers that are not finite")
+        )
+
+
 def class_count(classifier: nn.Module, images: Images) -> int:
     """How many logits ``classifier`` gives."""
     device = device_of(classifier, images)

@@ -75,6 +75,15 @@ class TestFisher:
             fisher_information(nn.functional.relu, [blobs(2, 2)])
 
 
+def test_refuses_a_gradient_that_is_not_finite():
+    class Steep(Linear):
+        def forward(self, images):
+            return super().forward(images) + (images - images.detach()).sqrt().sum()
+
+    with pytest.raises(ValueError, match="gradient of the classifier's logits is not finite"):
+        fisher_information(Steep(2), [blobs(2, 2)])
+
+
 def test_the_mean_is_over_images():
     assert Fisher((1.0, 3.0), (0.5, 1.5)).divergence(2.0) == 2.0
 

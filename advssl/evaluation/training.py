@@ -206,7 +206,9 @@ class Training:
         }
 
     def _fill(self, classifier: Classifier, trained: State) -> None:
-        classifier.load_state_dict({**classifier.state_dict(), **trained})
+        state = classifier.state_dict()  # with the versions of its layers, which a dict has not
+        state.update(trained)
+        classifier.load_state_dict(state)
 
     def _identity(self) -> str:
         """Of all that the result depends on."""

@@ -34,6 +34,21 @@ def bars_encoder() -> nn.Module:
     return encoder_of_bars()
 
 
+class Versioned(nn.Flatten):
+    """As quantised layers: it reads a state dict by the version that it was written with."""
+
+    _version = 3
+
+    def _load_from_state_dict(self, *given):
+        assert given[2].get("version") == 3
+
+
+def test_a_layers_state_keeps_its_version(data, tmp_path):
+    encoder = nn.Sequential(Versioned())
+    for _ in range(2):  # made, and read again
+        assert len(finetune(encoder, data, SHORT, folder=tmp_path).history) == SHORT.epochs
+
+
 class TestResume:
     @pytest.mark.slow
     @pytest.mark.parametrize("loss", ["ce", "pgd", "trades"])

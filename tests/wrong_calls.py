@@ -17,6 +17,7 @@ from torch import nn
 import advssl
 from advssl import doctor, monitors
 from advssl.evaluation import corruptions, divergences, embeddings, evaluate
+from advssl.evaluation.anchors import class_terms, per_anchor
 from advssl.evaluation.attacks import (
     PGD,
     MultiTargetedPGD,
@@ -26,18 +27,21 @@ from advssl.evaluation.attacks import (
     transfer,
 )
 from advssl.evaluation.checkpoints import bn_branches, load_encoder
-from advssl.evaluation.data import Data, InMemory, open_data
+from advssl.evaluation.classifiers import load_classifier
+from advssl.evaluation.curves import curves
+from advssl.evaluation.data import Data, InMemory, Stream, open_data
 from advssl.evaluation.diagnostics import doubts
 from advssl.evaluation.divergences import clouds
 from advssl.evaluation.fisher import fisher_information
+from advssl.evaluation.images import read_image
 from advssl.evaluation.inversion import inversions
-from advssl.evaluation.linear import Classifier
+from advssl.evaluation.linear import Classifier, accuracy
 from advssl.evaluation.probes import finetune
 from advssl.evaluation.protocols import protocol
 from advssl.evaluation.records import Measurement, Threat
 from advssl.evaluation.statistics import compare, wilson
 from advssl.evaluation.surfaces import input_surface, weight_surface
-from advssl.evaluation.theory import info_nce, robust_bounds, told_apart
+from advssl.evaluation.theory import MeanClassifier, info_nce, robust_bounds, told_apart
 from advssl.gallery import columns
 from advssl.guards import attacked_values
 from advssl.integrations import lightning
@@ -144,6 +148,10 @@ def z() -> torch.Tensor:
 
 def batches() -> list:
     return [(images(), labels())]
+
+
+def probe() -> Classifier:
+    return Classifier(nn.Flatten(), 192, 2)
 
 
 def head() -> advssl.ClusterFitHead:
@@ -872,6 +880,112 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], Mapping[str, Any]], dict
         Classifier(nn.Flatten(), 192, 2, mean=(0.5,) * 2, std=(0.25,) * 2),
         dict,
         {"images as mean and std": (Said(images(), "have 2 channels, the images 3"),)},
+    ),
+    "accuracy": (
+        accuracy,
+        lambda: {"classifier": probe(), "dataset": InMemory(images(), labels())},
+        {
+            "classifier": NO_MODULE,
+            "dataset": (None, "digits", 3, iter([])),
+            "dataset as sample 0": (Said(Photographs(), "got a Image"),),
+            "batch_size": (*NO_WHOLE, 0),
+        },
+    ),
+    "InMemory": (
+        InMemory,
+        lambda: {"images": images(), "labels": labels()},
+        {
+            "images": (None, "images", torch.rand(3, 8, 8), Said(images() + 1, "got [1")),
+            "labels": (None, "x", labels().float(), labels()[:2], Said(labels() - 2, "got -2")),
+            "size": ("8", 2.5, (8, 8), 0),
+        },
+    ),
+    "Stream": (
+        Stream,
+        lambda: {"dataset": InMemory(images(), labels()), "size": 2},
+        {"dataset": (None, "digits", 3, iter([])), "size": (*NO_WHOLE, 0)},
+    ),
+    "read_image": (
+        read_image,
+        dict,
+        {"path": (None, 3, ["x"]), "path as nowhere.png": ("nowhere.png", Path("nowhere.png"))},
+    ),
+    "curves": (
+        curves,
+        lambda: {
+            "classifier": classifier(),
+            "batches": batches(),
+            "radii": (0.1,),
+            "steps": (1,),
+        },
+        {
+            "classifier": NO_MODULE,
+            "batches": (None, 3),
+            "batches as images": (Said([], "give at least one"),),
+            "ball": (None, "linf", 0.1),
+            "radii": (None, 0.1, "x"),
+            "radii as a radius": ([-0.1], ["x"]),
+            "steps": (None, 1, "x", [-1], [0.5]),
+            "seed": NO_SEED,
+        },
+    ),
+    "per_anchor": (
+        per_anchor,
+        lambda: {"labels": labels(), "predictions": labels(), "attacked": labels()},
+        {
+            "labels": (None, [0, 1], labels().float()),
+            "predictions": (None, *NO_LABELS),
+            "attacked": (None, *NO_LABELS),
+            "selection": (None, "local", 3),
+            "batch_size": (*NO_WHOLE, 0),
+            "seed": NO_SEED,
+        },
+    ),
+    "class_terms": (
+        class_terms,
+        lambda: {
+            "classifier": classifier(),
+            "images": images(),
+            "labels": labels(),
+            "encoder": classifier(),
+            "attack": PGD(steps=1),
+        },
+        {
+            "classifier": NO_MODULE,
+            "images": NO_IMAGES,
+            "labels": (None, *NO_LABELS),
+            "encoder": ("x", 3),
+            "ball": (None, "linf", 0.1),
+            "attack": ("pgd", 3),
+            "selections": (None, "leaked", 3),
+            "selections as selection": (["local"], [3]),
+            "batch_size": (*NO_WHOLE, 0),
+            "seed": NO_SEED,
+        },
+    ),
+    "MeanClassifier": (
+        MeanClassifier,
+        lambda: {"encoder": classifier(), "images": images(), "labels": labels()},
+        {
+            "encoder": NO_MODULE,
+            "images": NO_IMAGES,
+            "labels": (None, *NO_LABELS),
+            "temperature": (*NO_NUMBER, *NOT_POSITIVE),
+        },
+    ),
+    "load_classifier": (
+        load_classifier,
+        lambda: {"network": classifier(), "classes": ("a", "b")},
+        {
+            "network": (3, ["x"]),
+            "checkpoint as path": (3,),
+            "classes": (None, 3, "ab", Said([], "got none")),
+            "images": ("x", torch.rand(3, 8, 8)),
+            "labels": (3, "ab"),
+            "head": (3, ["x"]),
+            "mean": (0.5, (0.5,) * 3),
+            "std": (0.5, (0.5,) * 3),
+        },
     ),
     "protocol": (
         protocol,

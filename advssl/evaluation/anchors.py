@@ -12,13 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, nn
 
-from advssl.balls import Ball, Linf
+from advssl.balls import Ball, Linf, check_ball
 from advssl.evaluation.attacks import PGD, Attack
 from advssl.evaluation.batches import check_batch, check_labels
 from advssl.evaluation.divergences import Divergences, check_encoder, divergences, features_of
 from advssl.evaluation.logits import borrowed, device_of, logits_of
+from advssl.evaluation.search import check_attack
 from advssl.selection import SELECTIONS, distinct
-from advssl.types import Images, Labels, check_indices, seed_of, whole
+from advssl.types import Images, Labels, check_indices, seed_of, several, whole
 
 _BATCH = 128  # the paper's
 
@@ -140,8 +141,12 @@ def class_terms(
     """
     check_batch(images, labels)
     check_encoder(classifier, encoder)
+    check_ball("ball", ball)
+    attack = attack or PGD(ball, 20, None)
+    check_attack(attack)
+    selections = [*several("selections", selections, "names of selections")]
     seed = seed_of(seed)
-    hard = (attack or PGD(ball, 20, None))(classifier, images, labels, seed=seed)
+    hard = attack(classifier, images, labels, seed=seed)
     z, z_adv = (features_of(classifier, encoder, x, seed) for x in (images, hard))
     device = device_of(classifier, images)
     with borrowed(classifier, device, seed), torch.no_grad():

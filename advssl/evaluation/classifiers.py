@@ -21,7 +21,7 @@ from advssl.evaluation.refusals import some
 from advssl.integrations.timm import backbone
 from advssl.modes import evaluating
 from advssl.pixels import Pixels
-from advssl.types import Images, described, several
+from advssl.types import Images, check_kind, described, several
 
 # format, prefix, allow_partial and bn_branch of load_encoder
 How: TypeAlias = tuple[str, str | None, bool, str | None]
@@ -144,6 +144,10 @@ def load_classifier(
             ``images`` is no logits.
         ImportError: on a folder of transformers without that library, or a backbone without timm.
     """
+    classes = [*several("classes", classes, "names of the data's classes")]
+    check_kind("head", head, str | None)
+    if images is not None and not (isinstance(images, Tensor) and images.ndim == 4):
+        raise ValueError(f"images must be (B, C, H, W), in a tensor, got {described(images)}")
     if len(classes) < 2:
         raise ValueError(f"a classifier needs two classes at least, got {some(classes) or 'none'}")
     pixels = Pixels(mean, std)  # type: ignore[arg-type]  # it makes tuples of them

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from advssl.balls import Ball, Linf, radius_of, resized
+from advssl.balls import Ball, Linf, check_ball, radius_of, resized
 from advssl.evaluation.attacks import PGD, Attack, Clean, measure
 from advssl.evaluation.batches import Batches, pairs
 from advssl.evaluation.progress import Progress, ignored
@@ -80,6 +80,7 @@ def curves(
 
     Reference: ASCL-2023, Fig. 6; AdvCL, Fig. 3, https://arxiv.org/abs/2111.01124
     """
+    check_ball("ball", ball)
     radii = [r and positive("a radius", r) for r in several("radii", radii, "numbers")]
     steps = [whole("steps", n, 0) for n in several("steps", steps, "numbers")]
     given = [*pairs(batches)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from advssl.extras import needed
-from advssl.types import see
+from advssl.types import described, see
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,6 +37,8 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
             no known one, if nothing but its transparency has a picture, or if it is more than a
             hundred times as long as wide.
     """
+    if not isinstance(path, str | bytes | os.PathLike) and not hasattr(path, "read"):
+        raise ValueError(f"path must be that of an image file, got {described(path)}")
     needed("PIL")
     from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 

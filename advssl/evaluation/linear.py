@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from advssl.evaluation.datasets import check_dataset
 from advssl.evaluation.features import in_order
-from advssl.evaluation.logits import check_module, logits_of, undisturbed
+from advssl.evaluation.logits import check_module, device_of, logits_of, undisturbed
 from advssl.evaluation.protocols import Reads, check_choice
 from advssl.losses import unit
 from advssl.modes import evaluating
@@ -157,7 +158,9 @@ def accuracy(classifier: Classifier, dataset: Dataset[Any], batch_size: int = 25
     Raises:
         ValueError: on a dataset without images, and logits that are not finite.
     """
-    device = next(classifier.parameters()).device
+    device = device_of(classifier, torch.empty(0, device="cpu"))
+    check_dataset("dataset", dataset)
+    batch_size = whole("batch_size", batch_size, 1)
     right = count = 0
     with undisturbed(device), torch.no_grad(), evaluating(classifier):
         for images, labels in in_order(dataset, batch_size):

@@ -279,6 +279,7 @@ class MeanClassifier(nn.Module):
         self, encoder: nn.Module, images: Images, labels: Labels, *, temperature: float = 0.5
     ) -> None:
         super().__init__()
+        check_module("encoder", encoder)
         check_batch(images, labels)
         self.encoder, self.temperature = encoder, positive("temperature", temperature)
         device = device_of(encoder, images)

@@ -127,11 +127,12 @@ def modules_of(name: str, value: Any) -> list[nn.Module]:
     return members
 
 
-def embeddings_of(name: str, answer: Any) -> Embeddings:
+def embeddings_of(name: str, answer: Any, size: int | None = None) -> Embeddings:
     """What an encoder answered, as (B, D) in float32 or float64, where it has one meaning.
 
     That is a floating (B, D), or (B, D, 1, 1) as pooling leaves it, alone or as the only tensor of
-    a tuple, a mapping or an output with named fields.
+    a tuple, a mapping or an output with named fields; and (D,) of a single image, where ``size``
+    says that B is 1: what ``squeeze()`` leaves of it.
 
     Raises:
         ValueError: on anything else, saying what was seen.
@@ -144,6 +145,7 @@ def embeddings_of(name: str, answer: Any) -> Embeddings:
             raise ValueError(f"{name} must answer one tensor of embeddings (B, D), got {seen}")
         (answer,) = held
     answer = answer.to_dense() if answer.is_sparse else answer
+    answer = answer[None] if size == 1 and answer.ndim == 1 else answer
     flat = answer.flatten(1) if answer.ndim > 2 and answer.shape[2:].numel() == 1 else answer
     if flat.ndim != 2 or flat.shape[1] == 0 or not flat.is_floating_point():
         raise ValueError(

@@ -182,6 +182,6 @@ def features_of(
     with borrowed(owner, device, seed), torch.no_grad():
         x = images.clone().to(device)
         answer = classifier.raw(x) if encoder is None else encoder(x)  # type: ignore[operator]
-        features = embeddings_of("the encoder", answer).float().cpu()
+        features = embeddings_of("the encoder", answer, len(x)).float().cpu()
     check_finite(features)
     return features

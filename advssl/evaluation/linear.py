@@ -79,9 +79,8 @@ class Classifier(nn.Module):
             raise ValueError(
                 f"mean and std have {len(self.mean)} channels, the images {images.shape[1]}"
             )
-        features = embeddings_of(
-            "the encoder", self.encoder((images - self.mean) / self.std)
-        ).float()
+        answer = self.encoder((images - self.mean) / self.std)
+        features = embeddings_of("the encoder", answer, len(images)).float()
         if features.shape != (len(images), self.linear.in_features):
             raise ValueError(
                 f"the encoder must answer features {(len(images), self.linear.in_features)} to "
@@ -142,7 +141,7 @@ def encoded(model: nn.Module, images: Images) -> Tensor:
     """(B, D), float32: raw features of a probe's classifier, or what an encoder answers."""
     if isinstance(model, Classifier):
         return model.raw(images)
-    return embeddings_of("the encoder", model(images)).float()
+    return embeddings_of("the encoder", model(images), len(images)).float()
 
 
 def logits_from(classifier: Classifier, inputs: Tensor) -> Tensor:

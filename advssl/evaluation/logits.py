@@ -44,7 +44,7 @@ def logits_of(classifier: nn.Module, images: Images) -> Logits:
     named = answer.get("logits") if isinstance(answer, Mapping) else getattr(answer, "logits", None)
     logits: Logits | None = None
     with suppress(ValueError):
-        logits = embeddings_of("", answer if named is None else named)
+        logits = embeddings_of("", answer if named is None else named, len(images))
         logits = logits if images.dtype == torch.float64 else logits.float()
     if logits is None or len(logits) != len(images) or logits.shape[1] < 2:
         raise ValueError(

@@ -76,7 +76,7 @@ def _once(module: nn.Module, images: Images) -> None:
     images = images.clone().requires_grad_()
     answer = module(images)
     named = getattr(answer, "logits", None)
-    out = embeddings_of("the network", answer if named is None else named)
+    out = embeddings_of("the network", answer if named is None else named, len(images))
     if out.requires_grad:
         torch.autograd.grad(out.float().sum(), images, allow_unused=True)
 

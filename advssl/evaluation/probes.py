@@ -203,7 +203,7 @@ def untrained(
             f"the encoder broke down on images of {tuple(images.shape[1:])}: {error}; give images "
             "of the channels and the size that it takes"
         ) from error
-    features = embeddings_of("the encoder", answer)
+    features = embeddings_of("the encoder", answer, len(images))
     check_finite(features)
     width = features.shape[1]
     classifier = Classifier(encoder, width, len(data.classes), mean=mean, std=std, reads=how.reads)

@@ -433,7 +433,7 @@ def _partners(labels: Labels, draw: Generator) -> Tensor:
 
 def _embedding(encoder: nn.Module) -> Callable[[Images], Embeddings]:
     def embed(images: Images) -> Embeddings:
-        features = embeddings_of("the encoder", encoder(images))
+        features = embeddings_of("the encoder", encoder(images), len(images))
         check_finite(features)
         return unit(features)
 

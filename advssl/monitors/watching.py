@@ -198,7 +198,7 @@ class Monitors:
         return seen
 
     def _embed(self, encoder: nn.Module, images: Images) -> Embeddings:
-        return embeddings_of("the encoder", encoder(self.pixels.of(images)))
+        return embeddings_of("the encoder", encoder(self.pixels.of(images)), len(images))
 
     @torch.no_grad()
     def _embedded(self, encoder: nn.Module, images: Images, device: torch.device) -> Embeddings:

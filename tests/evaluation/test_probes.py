@@ -14,11 +14,12 @@ from bars import SHORT, bars, encoder_of_bars, equal_states, images_of, stopping
 from borrowed import Trace
 from torch import nn
 from torch.nn.utils import parametrize
-from torch.utils.data import TensorDataset
+from torch.utils.data import Subset, TensorDataset
 
 from advssl.balls import Linf
 from advssl.evaluation.attacks import PGD, batch_seed, measure
 from advssl.evaluation.data import Data, batches
+from advssl.evaluation.logits import logits_of
 from advssl.evaluation.probes import (
     PRESETS,
     accuracy,
@@ -228,6 +229,19 @@ def test_an_answer_with_one_meaning_is_read(data, answer):
     for how in (SHORT, replace(SHORT, trains_encoder=True, reads="raw", epochs=2)):
         found, expected = (finetune(e, data, how).last for e in (odd, plain))
         torch.testing.assert_close(found(data.test.images), expected(data.test.images))
+
+
+@pytest.mark.parametrize("loss", ["ce", "pgd"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_an_answer_without_its_batch_of_one_is_read(data, loss, whole):
+    plain, odd = Answers(lambda z, _: pooled(z)), Answers(lambda z, _: pooled(z).squeeze())
+    odd.load_state_dict(plain.state_dict())
+    single = replace(data, validation=Subset(data.validation, [0]))
+    how = replace(SHORT, loss=loss, trains_encoder=whole, reads="raw", batch_size=1, epochs=1)
+    found, expected = (finetune(e, single, how).last for e in (odd, plain))
+    one = data.test.images[:1]
+    torch.testing.assert_close(found(one), expected(one))
+    torch.testing.assert_close(logits_of(nn.Sequential(odd), one), logits_of(plain, one))
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

@@ -41,7 +41,7 @@ def extracted(
             if like is not None:
                 both = x.is_floating_point() and like.is_floating_point()
                 x = x.to(like.device, like.dtype if both else x.dtype)
-            found.append(embeddings_of("extractor", extractor(x)))
+            found.append(embeddings_of("extractor", extractor(x), len(x)))
             labels.append(labels_of(batch, len(x)))
     if not found:
         raise ValueError(

@@ -56,8 +56,8 @@ def features(method: Method, images: Any) -> Tensor:
     own = on_branch(encoder, branches[0]) if branches else nullcontext()
     method.to(device)
     with torch.no_grad(), evaluating(method), own:
-        answers = (encoder(method.normalized(x.to(device))) for x, _ in DataLoader(images, 256))
-        return torch.cat([embeddings_of("the encoder", answer).cpu() for answer in answers])
+        parts = (method.normalized(x.to(device)) for x, _ in DataLoader(images, 256))
+        return torch.cat([embeddings_of("the encoder", encoder(x), len(x)).cpu() for x in parts])
 
 
 def first_step(plan: Plan, methods: Mapping[str, type[Method]], data: Data) -> tuple[Method, Batch]:

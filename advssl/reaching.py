@@ -49,6 +49,12 @@ def reached(function: Callable[..., Any]) -> Reached:
     return Reached(modules, others)
 
 
+@_disable_dynamo
+def drawing(others: Iterable[Any]) -> list[Any]:
+    """The generators among what :func:`reached` found."""
+    return [one for one in others if isinstance(one, DRAWING)]
+
+
 Marks: TypeAlias = dict[tuple[int, str], tuple[Any, Any]]
 
 

@@ -15,8 +15,8 @@ from advssl.distributed import agreeing, average
 from advssl.modes import check_differentiable, state_kept, weights_recomputed
 from advssl.precision import uphill
 from advssl.randomness import random_state, random_state_kept
-from advssl.reaching import moved_since, reached, state_marks, submodules
-from advssl.snapshots import DRAWING, Snapshot
+from advssl.reaching import drawing, moved_since, reached, state_marks, submodules
+from advssl.snapshots import Snapshot
 from advssl.types import Closure, Scalar, described, flag, height_of, modules_of, number, see, warn
 
 
@@ -133,8 +133,7 @@ class SAMWrapper(nn.Module):
                 state = random_state(device) if loss is None else rng_state
                 if loss is None:
                     modules, others = reached(closure)
-                    drawing: list[Any] = [one for one in others if isinstance(one, DRAWING)]
-                    held = *self.modules_moved, *modules, *drawing
+                    held = *self.modules_moved, *modules, *drawing(others)
                     before = _Untrained(*held, generators=False)
                     with weights_recomputed():
                         at_theta = closure()

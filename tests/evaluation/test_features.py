@@ -71,7 +71,7 @@ def test_what_is_kept_is_read_without_an_image_or_the_encoder(encode, tmp_path):
     made = featurised(encode, images_of(300, 0), WIDTH, CPU, folder=tmp_path, depends=(1,))
     again = featurised(None, range(300), WIDTH, CPU, folder=tmp_path, depends=(1,))
     assert all(map(torch.equal, made.tensors, again.tensors))
-    with pytest.raises(TypeError):  # of other images
+    with pytest.raises(ValueError, match="sample 0 of the range"):  # of other images
         featurised(None, range(300), WIDTH, CPU, folder=tmp_path, depends=(2,))
 
 

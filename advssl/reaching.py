@@ -72,7 +72,7 @@ def state_marks(holders: Iterable[Any]) -> Marks:
         if isinstance(holder, nn.Module):
             registered |= holder.named_parameters(recurse=False)
             registered |= holder.named_buffers(recurse=False)
-        own = {} if isinstance(holder, DRAWING) else vars(holder)
+        own = getattr(holder, "__dict__", {})  # a generator has none
         plain = {described(holder): holder} if isinstance(holder, Tensor) else own
         for name, value in {**plain, **registered}.items():
             mark: Any = None
@@ -118,7 +118,7 @@ def found_in(values: Iterable[Any]) -> list[Any]:
         if id(value) in seen:
             continue
         seen[id(value)] = value
-        if isinstance(value, (nn.Module, Tensor, *DRAWING)):
+        if isinstance(value, nn.Module | Tensor):
             found.append(value)
         elif isinstance(value, types.MethodType):
             pending += [value.__self__, value.__func__]
@@ -137,8 +137,14 @@ def found_in(values: Iterable[Any]) -> list[Any]:
         elif isinstance(value, type):
             if not of_foreign(value.__module__):
                 own = (one for name, one in vars(value).items() if name[:2] != "__")
+                own = (one for one in own if not isinstance(one, _UNSEEN))
                 pending += [one for one in own if isinstance(one, _IN_CLASSES)]
-        elif not (value is None or isinstance(value, _UNSEEN) or foreign(value)):
+        elif value is None or isinstance(value, _UNSEEN):
+            continue
+        # Behind what most are: to ask whether one is a torch.Generator is slow.
+        elif isinstance(value, DRAWING):
+            found.append(value)
+        elif not foreign(value):
             pending += [one for _, one in slots_of(value)]
             pending += [type(value), type(value).__call__ if callable(value) else None]
             if hasattr(value, "__dict__"):

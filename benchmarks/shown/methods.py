@@ -83,6 +83,8 @@ def _accuracies(record: dict[str, Any], pairs: list[tuple[str, str]]) -> str:
     attacked = {row: reading.named(row, own[1]) for row, (own, _) in measured.items()}
     verdicts = [f"- {compare(attacked[a], attacked[b])}" for a, b in pairs if {a, b} <= {*attacked}]
     columns = _MANY * many + _OTHER * branches + _MINUTES * timed
+    if "own" in probes:
+        columns += _whose(record, probes[0])
     under = _under(record, probes, columns)
     return "\n".join([*lines, "", under, "", "PGD-20, paired by image:", "", *verdicts])
 
@@ -152,6 +154,15 @@ def _own(runs: dict[str, Any], first: str) -> str:
 _MANY = "Multi-targeted PGD-20 is on the first seed alone. "
 _OTHER = "The other branch is the method's second BatchNorm. "
 _MINUTES = "Minutes are of pretraining on one core, beside other work that may have held it up. "
+
+
+def _whose(record: dict[str, Any], first: str) -> str:
+    """Which probe is each method's own, where it is not the first."""
+    rows: dict[str, list[str]] = {}
+    for row in record["rows"]:
+        rows.setdefault(_own(reading.by_probe(record["runs"], row), first), []).append(row)
+    others = [f"`{probe}` for {', '.join(of)}" for probe, of in rows.items() if probe != first]
+    return f"A method's own probe is {'; '.join([*others, f'`{first}` for the others'])}. "
 
 
 def _under(record: dict[str, Any], probes: list[str], columns: str) -> str:

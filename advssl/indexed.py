@@ -75,7 +75,8 @@ class IndexedDataset(Dataset[Any]):
         if isinstance(index, str):  # a column of a table
             return self.dataset[index]
         if isinstance(index, slice | Sequence) or getattr(index, "ndim", 0) != 0:
-            return _indexed(self.dataset[index], torch.arange(len(self), device="cpu")[index])
+            places = torch.arange(len(self), device=getattr(index, "device", "cpu"))
+            return _indexed(self.dataset[index], places[index])
         index = range(len(self))[index]  # -1 is the last; IndexError ends a for loop
         return _indexed(self.dataset[index], index)
 

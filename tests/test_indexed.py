@@ -172,6 +172,11 @@ class TestIndexedDataset:
         x, y, index = dataset[places]
         assert x.tolist() == y.tolist() == index.tolist() == [1, 2]
 
+    def test_the_indices_of_several_are_where_these_were_asked_for(self):
+        dataset = IndexedDataset(TensorDataset(torch.zeros(3, device="meta")))
+        _, index = dataset[torch.tensor([1, 2], device="meta")]
+        assert index.is_meta
+
     @pytest.mark.parametrize("workers", [0, 2])
     @pytest.mark.parametrize("kind", [Numbers, Together])
     def test_in_a_loader(self, kind, workers):

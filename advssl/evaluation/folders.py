@@ -17,11 +17,11 @@ from advssl.evaluation.images import IMAGE_ENDINGS, read_image, size_of
 from advssl.extras import needed
 
 # What archives, servers, systems and Python leave beside the images.
-_NOT_THEIRS = (
-    *("__MACOSX", "__pycache__", "@eaDir", "@Recycle", "#recycle", "#snapshot"),
-    *("lost+found", "$RECYCLE.BIN", "RECYCLER", "System Volume Information"),
-    *("Network Trash Folder", "Temporary Items"),
-)
+_NOT_THEIRS = {  # whatever the case
+    *("__macosx", "__pycache__", "@eadir", "@recycle", "#recycle", "#snapshot"),
+    *("lost+found", "$recycle.bin", "recycler", "system volume information"),
+    *("network trash folder", "temporary items"),
+}
 # Photographs of many sizes, or of one that is larger than what encoders are made for, are reduced.
 _USUAL, _LARGEST = 224, 512
 _LOOKED_AT, _MOST = 256, 0.9  # headers, and the share of them that makes a size the data's own
@@ -114,11 +114,14 @@ def open_folders(path: str, image_size: int | None, given: Mapping[str, str | No
 
 def check_outside(datasets: Iterable[Any], folder: str | os.PathLike[str]) -> None:
     """Raise where what is written to ``folder`` would be read as a class or its images."""
+    place = Path(folder).resolve()
     for dataset in datasets:
         while isinstance(dataset, Subset):
             dataset = dataset.dataset
-        root = dataset.root if isinstance(dataset, Folder) else None
-        if root and Path(folder).resolve().is_relative_to(Path(root).resolve()):
+        if not isinstance(dataset, Folder):
+            continue
+        root = Path(dataset.root).resolve()
+        if place.is_relative_to(root) and not any(map(_hidden, place.relative_to(root).parts)):
             raise ValueError(
                 f"{folder} lies in {root}, whose folders are read as classes of images; write to "
                 "another place"
@@ -173,7 +176,7 @@ def _refuse(error: OSError) -> None:
 
 
 def _hidden(name: str) -> bool:
-    return name.startswith(".") or name.casefold() in map(str.casefold, _NOT_THEIRS)
+    return name.startswith(".") or name.casefold() in _NOT_THEIRS
 
 
 def _upward(below: str, name: str) -> bool:

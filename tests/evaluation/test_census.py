@@ -214,6 +214,7 @@ def test_nothing_is_kept_where_it_would_be_read_as_images(place, folder):
         census_of(folder, folder=folder / place)
     assert sorted(folder.rglob("*")) == before
     census_of(folder, folder=folder / "report")  # beside the parts
+    census_of(folder, folder=folder / "train" / ".report")  # which is no class
 
 
 def test_images_in_memory_are_kept_by_content_and_others_not_at_all(tmp_path, reads):

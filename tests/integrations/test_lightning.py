@@ -249,6 +249,10 @@ CLASSED = {
     "under other names": (True, lambda: classed(2 - CLASSES)),
     "in coarser classes": (True, lambda: classed(CLASSES % 2)),
     "of no class": (True, lambda: classed(-torch.ones(16, dtype=torch.int64))),
+    "with most classes hidden": (
+        True,
+        lambda: classed(CLASSES.where(torch.arange(16) % 4 == 0, -1)),
+    ),
     "a shuffled loader in a progress bar": (
         True,
         lambda: tqdm(DataLoader(classed(), 4, shuffle=True), disable=True),

@@ -16,12 +16,7 @@ from advssl.heads import ClusterFitHead
 from advssl.indexed import IndexedDataset, IndexedSample, without_index
 from advssl.integrations.lightning.batches import Batch
 from advssl.integrations.lightning.bolts import Term
-from advssl.integrations.lightning.extracting import (
-    extracted,
-    labels_of,
-    order_of,
-    share_alike,
-)
+from advssl.integrations.lightning.extracting import extracted, labels_of, order_of, share_alike
 from advssl.integrations.lightning.steps import Calls, TrainingStep
 from advssl.integrations.lightning.wrapping import given_back
 from advssl.types import (
@@ -183,9 +178,10 @@ class ClusterFit(Term):
         if alike < (1 + chance) / 2:
             raise ValueError(
                 "the images that were clustered have other classes than those trained on: "
-                f"{alike:.0%} of {len(places)} are alike, {chance:.0%} would be by chance, so they "
+                f"{alike:.0%} of them are alike, {chance:.0%} would be by chance, so they "
                 "stand in another order, or are others; give ClusterFit the very dataset that "
-                "IndexedDataset wraps, or a loader of it" + see("Pseudo-labels of other images")
+                "IndexedDataset wraps, a loader of it, or images alone where labels are no classes"
+                + see("Pseudo-labels of other images")
             )
 
     def _check_labels(self, labels: Tensor) -> None:

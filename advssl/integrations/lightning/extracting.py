@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +20,13 @@ _CLUSTERED = 64  # images at a time, where the caller does not say
 _LABELS = ("label", "labels", "target", "targets")
 
 
-class Extracted(NamedTuple):
-    features: Tensor  # (N, D')
-    labels: Tensor | None  # (N,), of the images' own classes, where the batches hold them
-
-
 def extracted(
     extractor: Callable[[Images], Tensor], images: Any, enough: float = float("inf")
-) -> Extracted:
-    """Of all images, or of the first batches that together have ``enough``."""
+) -> tuple[Tensor, Tensor | None]:
+    """Features (N, D') and, where the batches hold them, the images' own classes (N,).
+
+    Of all images, or of the first batches that together have ``enough``.
+    """
     modules = [extractor] if isinstance(extractor, nn.Module) else []
     like = next((p for m in modules for p in m.parameters()), None)
     found: list[Tensor] = []
@@ -49,7 +47,7 @@ def extracted(
             "that was read before"
         )
     known = [own for own in labels if own is not None]
-    return Extracted(torch.cat(found), torch.cat(known) if len(known) == len(found) else None)
+    return torch.cat(found), torch.cat(known) if len(known) == len(found) else None
 
 
 def labels_of(batch: Any, size: int = 1) -> Tensor | None:
@@ -62,25 +60,28 @@ def labels_of(batch: Any, size: int = 1) -> Tensor | None:
         label = torch.tensor(several, device="cpu")
     if not isinstance(label, Tensor) or label.is_floating_point() or label.numel() != size:
         return None
-    return label.flatten().cpu()
+    return label.flatten().long().cpu()
 
 
 def share_alike(ours: list[int], theirs: list[int]) -> tuple[float, float]:
     """How many of the samples have one's class by the other's, as they stand and as by chance.
 
     One naming of classes may be the other's, or coarser: what counts is the best map of one to the
-    other.
+    other. A negative class says that a sample has none; all are alike where none has one in both.
     """
+    both = [pair for pair in zip(ours, theirs, strict=True) if min(pair) >= 0]
+    if not both:
+        return 1.0, 1.0
 
-    def best(one: list[int], other: list[int]) -> float:
+    def best(pairs: Iterable[tuple[int, int]]) -> float:
         most: tuple[dict[int, int], ...] = ({}, {})
-        for pair, count in Counter(zip(one, other, strict=True)).items():
+        for pair, count in Counter(pairs).items():
             for label, counts in zip(pair, most, strict=True):
                 counts[label] = max(counts.get(label, 0), count)
-        return max(sum(counts.values()) for counts in most) / len(one)
+        return max(sum(counts.values()) for counts in most) / len(both)
 
-    shuffled = random.Random(0).sample(theirs, len(theirs))
-    return best(ours, theirs), best(ours, shuffled)
+    shuffled = random.Random(0).sample([other for _, other in both], len(both))
+    return best(both), best((one, other) for (one, _), other in zip(both, shuffled, strict=True))
 
 
 def _in_order(images: Any) -> Iterable[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import GradientEdge, Node
 
 from advssl.types import Scalar
 
@@ -258,27 +258,28 @@ def _float16_scale(height: Scalar) -> Scalar | None:
     peaks = [g.detach().abs().amax().float() for g in entering if g is not None]
     scale = (6 - torch.stack(peaks).amax().log2().round()).exp2()  # which rounds nothing
     scale = torch.where(scale > 0, scale, torch.inf)
-    if dist.is_available() and dist.is_initialized() and _adds_up_ranks(height):
+    several = dist.is_available() and dist.is_initialized()
+    # Where the graph holds a collective, whose backward is one too.
+    if several and any(_COLLECTIVE.fullmatch(node.name()) for node in nodes_below(height)):
         dist.all_reduce(scale, dist.ReduceOp.MIN)
     return torch.where(scale.isfinite(), scale, 1.0)
 
 
-def _adds_up_ranks(height: Tensor) -> bool:
-    """Whether the graph holds a collective, whose backward is one too."""
-    pending, seen = [height.grad_fn], set()
+# A digit ends the names of torch's own operations, of which one is called gather.
+_COLLECTIVE = re.compile(r"(?i).*(gather|reduce|scatter|all_?to_?all|broadcast|sync).*(?<!\d)")
+
+
+def nodes_below(height: Tensor, but: Iterable[Node | None] = ()) -> list[Node]:
+    """The nodes of the graph of ``height``, less those in ``but`` and what they alone lead to."""
+    found, seen, pending = list[Node](), {*but}, [height.grad_fn]
     while pending:
         node = pending.pop()
         if node is None or node in seen:
             continue
-        # A digit ends the names of torch's own operations, of which one is called gather.
-        if _COLLECTIVE.search(node.name()) and not node.name()[-1].isdigit():
-            return True
         seen.add(node)
+        found.append(node)
         pending += [below for below, _ in node.next_functions]
-    return False
-
-
-_COLLECTIVE = re.compile("gather|reduce|scatter|all_?to_?all|broadcast|sync", re.IGNORECASE)
+    return found
 
 
 def _float16_edges(height: Tensor) -> list[GradientEdge]:

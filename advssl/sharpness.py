@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from advssl.distributed import agreeing, average
 from advssl.modes import check_differentiable, state_kept, weights_recomputed
-from advssl.precision import uphill
+from advssl.precision import nodes_below, uphill
 from advssl.randomness import random_state, random_state_kept
 from advssl.reaching import drawing, moved_since, reached, state_marks, submodules
 from advssl.snapshots import Snapshot
@@ -207,7 +207,9 @@ class SAMWrapper(nn.Module):
                 "one with requires_grad=False; compute it without detach(), item() and "
                 "inference_mode"
             )
-        _check_no_reentrant_checkpoint(at_theta)
+        # Re-entrant checkpointing uses no hooks, and hides the parameters inside it from autograd.
+        if any(node.name() == "CheckpointFunctionBackward" for node in nodes_below(at_theta)):
+            raise RuntimeError(_CHECKPOINTED)
         return uphill(at_theta, list(parameters.values()), retain_graph=retain_graph)
 
     def _moved(
@@ -228,7 +230,9 @@ class SAMWrapper(nn.Module):
                 agreed=True,
             )
             if nothing and not share:
-                raise ValueError(_NOT_REACHED)
+                raise ValueError(
+                    "the loss depends on no parameter of the modules given to SAMWrapper"
+                )
             slopes = _peak_one(slopes)
             if self.adaptive:
                 sizes = [p.abs() for p in parameters.values()]
@@ -282,44 +286,22 @@ def _peak_one(values: list[Tensor]) -> list[Tensor]:
     return [(v / torch.where(peak > 0, peak, 1)).to(v.dtype) for v in values]
 
 
-_NOT_REACHED = "the loss depends on no parameter of the modules given to SAMWrapper"
 _CHECKPOINTED = (
     "the closure given to SAMWrapper uses activation checkpointing (or other saved tensor hooks): "
     "backward would recompute at the unmoved weights; switch it off inside the closure"
 )
 
 
-def _check_no_reentrant_checkpoint(loss: Scalar) -> None:
-    """That kind uses no hooks, and hides the parameters inside it from autograd."""
-    seen, pending = set(), [loss.grad_fn]
-    while pending:
-        node = pending.pop()
-        if node is None or node in seen:
-            continue
-        if node.name() == "CheckpointFunctionBackward":
-            raise RuntimeError(_CHECKPOINTED)
-        seen.add(node)
-        pending += [below for below, _ in node.next_functions]
-
-
 def _check_at_moved(loss: Scalar, parameters: dict[str, Tensor], moved: dict[str, Tensor]) -> None:
     """Raise where the second pass took a parameter as it stands, and not the one moved."""
-    if not loss.requires_grad:
-        return
     own = {get_gradient_edge(p).node: name for name, p in parameters.items()}
-    seen, pending = {t.grad_fn for t in moved.values()}, [loss.grad_fn]
-    while pending:
-        node = pending.pop()
-        if node is None or node in seen:
-            continue
+    for node in nodes_below(loss, but={t.grad_fn for t in moved.values()}):
         if node in own:
             raise ValueError(
                 f"the closure's pass at the moved weights took {own[node].partition('.')[2]} as it "
                 "was: through a weight that a module remembers (a cache), or from a variable bound "
                 "before; compute what depends on parameters inside the closure, by calling modules"
             )
-        seen.add(node)
-        pending += [below for below, _ in node.next_functions]
 
 
 class _Run(nn.Module):

@@ -657,7 +657,7 @@ def test_the_costs_of_callbacks_are_those_counted_when_they_run(number):
     batch = next(iter(module.train_dataloader()))
     found = by_name(module, batch, AdversarialViewGenerator(steps=2))
     on = found["GlobalDivergence"].note.split("'")[1]
-    trainer = SimpleNamespace(loggers=[])
+    trainer = SimpleNamespace(loggers=[], training=True)
     module.log = lambda *args, **kwargs: None  # noqa: ARG005 (no trainer is there)
     vars(module)["log_dict"] = module.log
 

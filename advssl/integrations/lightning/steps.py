@@ -73,7 +73,7 @@ class TrainingStep:
             bolt.join(self)
 
     def __call__(self, step: Step, batch: Batch) -> Output:
-        if not getattr(self.trainer, "training", True):  # a validation_step of the user's calls it
+        if not self.trainer.training:  # a validation_step of the user's calls it
             return step(batch)
         if self.clusters is not None:
             batch = self.clusters.without_index(batch)

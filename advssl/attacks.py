@@ -409,13 +409,18 @@ class AdversarialViewGenerator(nn.Module):
             raise ValueError(_NO_GRADIENT)
         return widen(value)
 
+    def _first_said(self, text: str) -> bool:
+        """Whether neither the constructor nor an earlier call has said so."""
+        said = _SAID.setdefault(self, set())
+        new = text not in said
+        said.add(text)
+        return new
+
     @_disable_dynamo
     def _say_moved(self, marks: Any) -> None:
-        said = _SAID.setdefault(self, set())
-        moved = moved_since(marks)
-        new = [f"{kind} ({name})" for kind, name in moved.items() if kind not in said]
+        moved = moved_since(marks).items()
+        new = [f"{kind} ({name})" for kind, name in moved if self._first_said(kind)]
         if new:
-            said.update(moved)
             warn(
                 f"the attack moves state of what is not frozen: {', '.join(new)}, once in every "
                 "step; give its modules in freeze= to have it back as it was (a tensor as a buffer "
@@ -428,10 +433,8 @@ class AdversarialViewGenerator(nn.Module):
         steps, size, radius = self.steps, self.step_size, self.radius
         if not 0 < steps * size < radius:
             return
-        said = _SAID.setdefault(self, set())
         text = f"{steps} steps of {size:.3g} cannot reach the edge of a ball of radius {radius:.3g}"
-        if text not in said:  # by the constructor, or at an earlier call
-            said.add(text)
+        if self._first_said(text):
             warn(f"{text}; take more or larger steps, or step_size=None")
 
     @property
@@ -441,19 +444,15 @@ class AdversarialViewGenerator(nn.Module):
     def _say_dark(self, clean: Sequence[Images]) -> None:
         if not self._in_levels or not 0 < max(float(x.max()) for x in clean) <= 1:
             return
-        said = _SAID.setdefault(self, set())
         text = f"no pixel of these images is above 1, and bounds are {self.bounds}"
-        if text not in said:
-            said.add(text)
+        if self._first_said(text):
             warn(f"{text}: give images in grey levels, or bounds and radius for images in [0, 1]")
 
     def _say_far(self, largest: float) -> None:
         """No image is so far from another, whatever the ball was that a start comes from."""
         if self.bounds is None or largest <= 1.01 * (self.bounds[1] - self.bounds[0]):
             return
-        said = _SAID.setdefault(self, set())
-        if "far start" not in said:
-            said.add("far start")
+        if self._first_said("far start"):
             warn(
                 f"start moves a pixel by {largest:.4g}, across the whole range of images in bounds "
                 f"{self.bounds}, and was projected; it is in the unit of the images, as hard - "

@@ -55,9 +55,10 @@ def agree(what: str, seen: Any, device: torch.device | None = None) -> None:
     dist.all_gather(rows, mine)
     by_rank = [bytes(one.tolist()) for one in rows]
     if len(set(by_rank)) > 1:
+        shown = [row[-_SHOWN:].decode(errors="replace").rstrip() for row in by_rank]
         raise ValueError(
             "all ranks must hold the same number, shapes and types of tensors, got "
-            + "; ".join(f"rank {r} {_text(one)}" for r, one in enumerate(by_rank))
+            + "; ".join(f"rank {r} {text}" for r, text in enumerate(shown))
             + "; batches need one size (drop_last=True), what is no batch is whole on every rank"
             + see("Ranks that do not hold the same")
         )
@@ -156,10 +157,6 @@ def from_first_rank(values: Tensor) -> Tensor:
         values = values.contiguous()
         dist.broadcast(values, src=0)
     return values
-
-
-def _text(row: bytes) -> str:
-    return row[-_SHOWN:].decode(errors="replace").rstrip()
 
 
 class _Gather(torch.autograd.Function):

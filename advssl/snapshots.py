@@ -65,7 +65,9 @@ class Snapshot:
         self._hold_all(modules)
         if generators:
             tensors = (p for m in modules for p in m.parameters())
-            self._hold_random_state(next(tensors, torch.empty(0, device="cpu")).device)
+            device = next(tensors, torch.empty(0, device="cpu")).device
+            states = random_state(device)
+            self._undo.append(lambda: set_random_state(states, device))
 
     @_disable_dynamo
     def restore(self) -> None:
@@ -235,10 +237,6 @@ class Snapshot:
 
         self._undo.append(undo)
         self._hold_all(held)
-
-    def _hold_random_state(self, device: torch.device) -> None:
-        states = random_state(device)
-        self._undo.append(lambda: set_random_state(states, device))
 
 
 def foreign(value: Any) -> bool:

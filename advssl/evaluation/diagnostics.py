@@ -364,11 +364,6 @@ def forwards(
     return shared + sum(least for least, _ in each), shared + sum(most for _, most in each)
 
 
-def grey_radius(ball: Ball, images: Images) -> float | None:
-    """The radius of such a ball around any image that holds the grey one, None if not known."""
-    return grey_of(ball, images.shape[1:])
-
-
 @dataclass(frozen=True)
 class _Shelf:
     """A folder with one file per verdict, found by all that it depends on; or none."""

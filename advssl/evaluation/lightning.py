@@ -15,13 +15,8 @@ from advssl.evaluation.attacks import Attack
 from advssl.evaluation.batches import check_batch
 from advssl.evaluation.plain_json import msgspec
 from advssl.evaluation.theory import MeanClassifier, robust_bounds
-from advssl.integrations.lightning.bolts import (
-    Callback,
-    check_given_once,
-    check_kind,
-    submodule_of,
-)
-from advssl.types import Images, Labels, positive, seed_of, several, whole
+from advssl.integrations.lightning.bolts import Callback, check_given_once, submodule_of
+from advssl.types import Images, Labels, check_kind, positive, seed_of, several, whole
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer

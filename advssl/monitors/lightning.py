@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from advssl.evaluation.lightning import Watcher, check_branches, encoders_of
-from advssl.integrations.lightning.bolts import check_kind
 from advssl.monitors.alarms import Alarms
 from advssl.monitors.watching import Monitors
-from advssl.types import warn, whole
+from advssl.types import check_kind, warn, whole
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer

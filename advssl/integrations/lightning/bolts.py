@@ -17,8 +17,7 @@ from advssl.distributed import agreeing, average, from_first_rank
 from advssl.extras import lacking
 from advssl.integrations.lightning.steps import Calls, TrainingStep
 from advssl.integrations.lightning.wrapping import Ear, WrappedStep
-from advssl.types import Scalar, embeddings_of, number, see
-from advssl.types import check_kind as check_kind
+from advssl.types import Scalar, check_kind, embeddings_of, number, see
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback as Callback

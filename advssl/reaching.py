@@ -162,15 +162,20 @@ def cells(function: types.FunctionType) -> list[Any]:
     return contents
 
 
-def _globals_of(function: types.FunctionType) -> list[Any]:
-    """What the function's code names outside it, ``models.teacher`` included."""
+def names_in(function: types.FunctionType) -> set[str]:
+    """Of globals and attributes, in the function's code and in what is defined inside it."""
     names, codes = set[str](), [function.__code__]
     while codes:
         code = codes.pop()
         names.update(code.co_names)
         codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
+    return names
+
+
+def _globals_of(function: types.FunctionType) -> list[Any]:
+    """What the function's code names outside it, ``models.teacher`` included."""
     # What is no identifier a tool has put there, as pytest does where it rewrites assertions.
-    names = {n for n in names if n.isidentifier()}
+    names = {n for n in names_in(function) if n.isidentifier()}
     named = [function.__globals__[n] for n in names if n in function.__globals__]
     own = [m for m in named if isinstance(m, types.ModuleType) and not of_foreign(m.__name__)]
     return named + [vars(m)[n] for m in own for n in names if n in vars(m)]

@@ -30,6 +30,7 @@ from advssl.evaluation.datasets import InMemory
 from advssl.evaluation.folders import Folder
 from advssl.evaluation.provenance import replacing
 from advssl.modes import evaluating, random_state_kept, seeded_state
+from advssl.reaching import names_in
 
 _DEPENDED_ON = (
     *("torchvision", "timm", "kornia", "lightly", "numpy", "pillow", "scipy", "scikit-learn"),
@@ -326,12 +327,7 @@ def _held_by(cell: types.CellType) -> Any:
 
 
 def _globals_of(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    names = set[str]()
-    pending = [function.__code__]
-    while pending:
-        code = pending.pop()
-        names |= set(code.co_names)
-        pending += [c for c in code.co_consts if isinstance(c, types.CodeType)]
+    names = names_in(function)
     for name in sorted(names & function.__globals__.keys()):
         value = function.__globals__[name]
         yield name, value

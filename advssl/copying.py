@@ -42,6 +42,8 @@ def copied(module: Module) -> Module:
                 memo[id(value)] = _with_empty_cells(value)
                 closures.append((value, memo[id(value)]))
                 pending += [*held, vars(value)]
+        elif type(value) is object:  # a mark, told by being itself
+            memo[id(value)] = value
         else:
             try:
                 pending += _copied_with(value)

@@ -127,9 +127,12 @@ def test_a_traced_module_that_remembers_a_feature_map_is_copied():
     assert traced.weight.any()
 
 
+NOTHING = object()
+
+
 def test_a_copied_function_has_its_defaults():
     module = nn.Linear(3, 3, bias=False)
-    module.step = lambda x, y=1.0, *, scale=2.0: scale * module(x) + y
+    module.step = lambda x, y=NOTHING, *, scale=2.0: scale * module(x) + (y is NOTHING)
     twin = copied(module)
     x = torch.randn(4, 3)
     torch.testing.assert_close(twin.step(x), 2 * module(x) + 1)

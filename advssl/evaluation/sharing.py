@@ -98,5 +98,5 @@ def check_same(what: str, of: Callable[[], Any]) -> None:
             f"all ranks must be given the same {what}, got "
             + "; ".join(f"rank {r} {str(one)[:60]}" for r, one in enumerate(found))
             + "; they share the batches out themselves, so give each of them all (no "
-            "DistributedSampler)"
+            "DistributedSampler), and one rank's model: DDP leaves BatchNorm statistics apart"
         )

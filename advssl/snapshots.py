@@ -164,6 +164,8 @@ class Snapshot:
         gradient = tensor.grad if leaf else None
         if tensor.layout != torch.strided:
             self._hold_all(_dense_parts(data))
+        elif not leaf and data.untyped_storage().size() == 0:
+            return  # freed, as FSDP frees its views of whole parameters
         value = _written_once(data).clone() if tensor.layout == torch.strided else None
 
         def undo() -> None:

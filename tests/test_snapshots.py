@@ -206,6 +206,14 @@ def test_a_graph_built_before_survives(module):
     assert torch.equal(given, plain)
 
 
+def test_a_view_whose_memory_was_freed_is_not_read():
+    module = nn.Linear(64, 64)
+    module.whole = (2 * module.weight).view(-1)
+    module.whole.untyped_storage().resize_(0)  # as FSDP does between its forwards
+    Snapshot(module).restore()
+    assert module.whole.untyped_storage().size() == 0
+
+
 def test_weights_lent_by_functional_call_stay_lent(module):
     now = Snapshot(module)
     lent = torch.zeros(2, 2)

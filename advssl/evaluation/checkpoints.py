@@ -26,7 +26,7 @@ from advssl.evaluation.formats import Tensors as Tensors
 from advssl.evaluation.matching import Attempt, Target, attempts_at, fitting_of, target_of
 from advssl.evaluation.normalization import Normalization, input_layers, normalization_of
 from advssl.evaluation.refusals import quoted, refusal, route, some
-from advssl.types import described
+from advssl.types import described, flag
 
 # Names of what is never below 0.
 _COUNTED = re.compile(
@@ -197,8 +197,7 @@ def check_arguments(
     for name, value in (("prefix", prefix), ("bn_branch", bn_branch)):
         if not isinstance(value, str | None):
             raise ValueError(f"{name} must be a string or None, got {described(value)}")
-    if not isinstance(allow_partial, bool):
-        raise ValueError(f"allow_partial must be True or False, got {described(allow_partial)}")
+    flag("allow_partial", allow_partial)
 
 
 def _chosen(

@@ -21,7 +21,10 @@ from advssl.types import Images, Labels, check_kind, positive, seed_of, several,
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
 
-_LOGGED = ("benign", "adversarial", "sharp", "js", "pearson", "tv", "accuracy", "measured")
+_LOGGED = (
+    *("benign", "adversarial", "sharp", "js", "pearson", "tv", "accuracy", "measured"),
+    *("first", "second_without_complexity"),
+)
 
 
 class Watcher(Callback):
@@ -90,11 +93,7 @@ class TheoremTerms(Watcher):
             rho=self.rho,
             seed=self.seed,
         )
-        terms = {name: asdict(found)[name] for name in _LOGGED}
-        terms |= {
-            "first": found.first,
-            "second_without_complexity": found.second_without_complexity,
-        }
+        terms = {name: getattr(found, name) for name in _LOGGED}
         if found.branch_accuracy is not None:
             terms["branch_accuracy"] = found.branch_accuracy
         pl_module.log_dict({f"theorem/{name}": value for name, value in terms.items()})

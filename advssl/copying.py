@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import types
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -60,7 +61,19 @@ def copied(module: Module) -> Module:
         for before, after in zip(old.__closure__ or (), new.__closure__ or (), strict=True):
             with suppress(ValueError):  # an empty one
                 after.cell_contents = copy.deepcopy(before.cell_contents, memo)
+    modes = {name: m.training for name, m in module.named_modules() if hasattr(m, "training")}
+    set_modes([(m, modes[name]) for name, m in twin.named_modules() if name in modes])
     return twin
+
+
+def set_modes(flags: Sequence[tuple[nn.Module, bool]]) -> None:
+    """Each module in its mode, by its own ``train``, which may do more than set a flag."""
+    for module, flag in flags:  # parents first: a child of its own mind comes after them
+        if module.training != flag:
+            module.train(flag)
+    for module, flag in flags:
+        if module.training != flag:
+            module.training = flag
 
 
 def _copied_with(value: Any) -> list[Any]:

@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from advssl.copying import copied as copied
+from advssl.copying import set_modes
 from advssl.randomness import random_state as random_state
 from advssl.randomness import random_state_kept as random_state_kept
 from advssl.randomness import seeded_state as seeded_state
@@ -49,11 +50,7 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
                 ) from error
         yield
     finally:
-        for module, flag in flags:  # parents first: a child of its own mind comes after them
-            if module.training != flag:
-                module.train(flag)
-        for module, flag in flags:
-            module.training = flag
+        set_modes(flags)
 
 
 @contextmanager

@@ -120,11 +120,15 @@ class Snapshot:
             self._hold(value)
 
     def _hold_module(self, module: nn.Module) -> None:
-        kind = type(module)  # parametrizations exchange it
+        kind: Any = type(module)  # parametrizations exchange it
+        # What torch.fx generates is kept in a class that the module has for itself.
+        generated = kind.forward if isinstance(module, torch.fx.GraphModule) else None
 
         def undo() -> None:
             if type(module) is not kind:
                 module.__class__ = kind
+            if generated is not None and kind.forward is not generated:
+                kind.forward = generated
 
         self._undo.append(undo)
         if isinstance(module, torch.jit.ScriptModule):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from borrowed import Trace
 from torch import nn
+from traced import extractor
 
 from advssl.copying import copied
 
@@ -125,6 +126,14 @@ def test_a_traced_module_that_remembers_a_feature_map_is_copied():
         twin.weight.zero_()
     height.backward()
     assert traced.weight.any()
+
+
+def test_a_copy_is_in_the_mode_of_what_it_is_copied_from():
+    module, x = nn.Sequential(nn.Dropout(), extractor()).eval(), torch.randn(4, 3)
+    module[0].train()
+    twin = copied(module)
+    assert [m.training for m in twin.modules()] == [m.training for m in module.modules()]
+    torch.testing.assert_close(twin[1](x), module[1](x), rtol=0, atol=0)
 
 
 NOTHING = object()

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
+from traced import extractor
 
 from advssl.snapshots import Snapshot
 
@@ -183,6 +184,15 @@ def test_what_cannot_be_given_back_keeps_nothing_else():
     with pytest.raises(RuntimeError, match="full"):
         now.restore()
     assert all(p.requires_grad for p in module.parameters())
+
+
+def test_generated_code_is_given_back():
+    module, x = extractor().train(), torch.ones(64, 3)
+    now = Snapshot(module)
+    module.eval()
+    assert module(x)["z"].all()
+    now.restore()
+    assert (module(x)["z"] == 0).sum() > 100
 
 
 @pytest.mark.parametrize("before", [None, torch.ones(2, 2)])

@@ -39,6 +39,7 @@ _DEPENDED_ON = (
 # What every module has, and what torch.compile and Lightning's Fabric leave there: no content.
 _COMPILED = {"_compiled_call_impl", "_is_torch_compile", "_compile_kwargs"}
 _BOOKKEEPING = {*vars(nn.Module()), *_COMPILED}
+_GENERATED = {"_code", "_lineno_map", "_prologue_start"}  # from a graph
 _NO_CODE = {
     *("__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__annotations__"),
     *("__annotate__", "__annotate_func__", "__annotations_cache__", "__firstlineno__"),
@@ -233,10 +234,12 @@ class _Content:
         # Computed from parameters before each forward: old weight norm, spectral norm, pruning.
         derived = {getattr(h, name, None) for h in hooks for name in ("name", "_tensor_name")}
         hidden = _BOOKKEEPING | derived
-        if isinstance(module, torch.fx.GraphModule):
-            hidden = hidden | {"_graph", "_code"}
-            yield module.code.encode()
         state = _state_of(module)
+        if isinstance(module, torch.fx.GraphModule):  # torchvision's has a graph for each mode
+            graphs = {name: one for name, one in state.items() if isinstance(one, torch.fx.Graph)}
+            hidden = hidden | _GENERATED | graphs.keys()
+            for graph in dict.fromkeys(graphs.values()):
+                yield graph.python_code("self").src.encode()
         plain = {name: one for name, one in state.items() if name not in hidden}
         yield _ADDRESS.sub("", module.extra_repr()).encode()
         yield from _each((type(module), {**held, **module._buffers}, dict(module._modules), plain))

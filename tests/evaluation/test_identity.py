@@ -27,6 +27,7 @@ from torch import nn
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import ToTensor
+from traced import extractor
 
 from advssl import branch_batchnorm
 from advssl.evaluation import identity
@@ -94,6 +95,7 @@ DIFFERENT = {
     "object": lambda: Own(mean=Config(0.1)),
     "another object": lambda: Own(mean=Config(0.2)),
     "traced": lambda: torch.fx.symbolic_trace(Own()),
+    "traced in both modes": extractor,
     "traced, with another function": lambda: torch.fx.symbolic_trace(Own(torch.tanh)),
 }
 

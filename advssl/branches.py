@@ -325,11 +325,11 @@ def keep_branch(model: Module, name: str) -> Module:
 
 
 def _plain(branch: nn.Module) -> nn.Module:
-    if not isinstance(branch, _Branch):
-        return branch
-    branch.__class__ = _plain_class(type(branch))
-    for name in ("waiting", "_loading", "_count", "_momenta"):
-        branch.__dict__.pop(name, None)
+    for layer in branch.modules():  # timm's SplitBatchNorm2d has others inside
+        if isinstance(layer, _Branch):
+            layer.__class__ = _plain_class(type(layer))
+            for name in ("waiting", "_loading", "_count", "_momenta"):
+                layer.__dict__.pop(name, None)
     return branch
 
 

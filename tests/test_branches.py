@@ -174,6 +174,14 @@ def test_subclasses_keep_their_activation(images):
             assert out.max() > 0
 
 
+def test_a_kept_branch_is_plain_inside_too():
+    from timm.layers import SplitBatchNorm2d
+
+    plain = nn.Sequential(SplitBatchNorm2d(3))
+    kept = keep_branch(branch_batchnorm(copy.deepcopy(plain)), "clean")
+    assert [type(m) for m in kept.modules()] == [type(m) for m in plain.modules()]
+
+
 def test_a_timm_resnet_with_a_lightly_head(images):
     import timm
     from lightly.models.modules import SimCLRProjectionHead

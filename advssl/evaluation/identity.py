@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import inspect
 import io
@@ -217,6 +218,8 @@ class _Content:
         elif isinstance(value, property | staticmethod | classmethod | cached_property):
             names = ("fget", "fset", "__func__", "func")
             yield from _each(getattr(value, name, None) for name in names)
+        elif isinstance(value, functools.partial):  # its pickle tells whether it was looked into
+            yield from _each((value.func, value.args, value.keywords, vars(value)))
         elif isinstance(value, torch.jit.ScriptFunction):
             yield str(value.code).encode()
         elif isinstance(value, torch.Generator):

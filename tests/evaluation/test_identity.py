@@ -40,6 +40,7 @@ from advssl.evaluation.identity import (
     keep,
     kept,
 )
+from advssl.modes import frozen
 
 SLOPE = 0.1
 
@@ -126,6 +127,15 @@ def test_made_again_it_is_the_same(name):
     one = DIFFERENT[name]()
     again = DIFFERENT[name]().train(False).requires_grad_(False)
     assert fingerprint_of(again) == fingerprint_of(one)
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_what_was_borrowed_is_the_same_thereafter(name):
+    module = DIFFERENT[name]()
+    before = fingerprint_of(module)
+    with frozen(module):
+        pass
+    assert fingerprint_of(module) == before
 
 
 @dataclass(frozen=True)

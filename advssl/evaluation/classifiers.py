@@ -192,7 +192,7 @@ def _width(classifier: nn.Module, images: Images) -> int:
     try:
         with torch.no_grad(), evaluating(classifier):
             return logits_of(classifier, images).shape[1]
-    except RuntimeError as error:  # torch's own, of shapes that do not fit
+    except (RuntimeError, AssertionError) as error:  # torch's and timm's, of shapes that do not fit
         reason = str(error).partition("\n")[0]
         raise ValueError(
             f"the classifier does not read the data's images {tuple(images.shape)}: {reason}; give "

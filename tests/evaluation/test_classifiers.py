@@ -143,6 +143,13 @@ def test_what_does_not_fit_is_refused(options, match, theirs, path):
         loaded(saved(theirs.state_dict(), path), **options)
 
 
+def test_a_transformer_of_another_size():
+    timm = pytest.importorskip("timm")
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=3)
+    with pytest.raises(ValueError, match=r"read the data's images \(2, 3, 16, 16\): Input"):
+        load_classifier(vit, classes=CLASSES, images=torch.rand(2, 3, 16, 16))
+
+
 def test_files_that_hold_no_classifier(theirs, path):
     with pytest.raises(ValueError, match=r"no classifier's head .*--protocol slf"):
         loaded(saved(small().state_dict(), path))

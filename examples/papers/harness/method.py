@@ -22,6 +22,11 @@ Terms: TypeAlias = dict[str, Tensor]  # scalars to sum, weights included
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
+def width_of(encoder: Any) -> int:
+    """D of what it answers, (B, D): some of timm's, as MobileNetV3, have a layer after others."""
+    return cast(int, getattr(encoder, "head_hidden_size", encoder.num_features))
+
+
 class Method(nn.Module):
     """An encoder with a head, and ``step``: a batch of images to the terms of its loss.
 
@@ -65,7 +70,7 @@ class Method(nn.Module):
         s = self.settings = settings
         self.encoder, self.head = encoder, cast(nn.Module, nn.Identity())
         self.better: nn.Module | None = None  # after ``plus.py``, and then it is what is measured
-        self.width = cast(int, encoder.num_features)
+        self.width = width_of(encoder)
         self.strong = augmentation("strong", data, size, **self.strong_as)
         self.weak = augmentation("weak", data, size)
         ball = Linf(reach * s.radius)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from advssl.evaluation.checkpoints import load_encoder
 from advssl.integrations.timm import backbone
 from advssl.modes import copied
-from harness.method import Method
+from harness.method import Method, width_of
 from harness.settings import Settings, setting
 
 
@@ -49,7 +49,7 @@ class Taught(Method):
         spec, _, file = told.partition("=") if other else ("", "", told)
         if other:
             self.teacher = backbone(spec)
-            width = self.teacher.num_features
+            width = width_of(self.teacher)
             if width != self.width:
                 raise ValueError(
                     f"teacher and student are compared feature by feature, {spec} has {width} and "

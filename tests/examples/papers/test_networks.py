@@ -13,6 +13,7 @@ from advssl import ClusterFitHead
 from advssl.integrations.timm import backbone
 from harness import chain
 from harness.inputs import features
+from harness.method import width_of
 from harness.networks import Network
 from harness.recording import as_json
 
@@ -20,6 +21,13 @@ from . import tiny
 from .test_methods import PHOTOS, SIZE, Small
 
 TINY = "timm:test_resnet"  # of 160 pixels
+
+
+@pytest.mark.parametrize("name", ["timm:mobilenetv3_small_050", "cifar:resnet18:8"])
+def test_a_width_is_that_of_the_answer(name):
+    encoder = backbone(name).eval()
+    answer = encoder.to("meta")(torch.empty(2, 3, 32, 32, device="meta"))
+    assert answer.shape == (2, width_of(encoder))
 
 
 @pytest.fixture

@@ -167,7 +167,7 @@ def _whose(record: dict[str, Any], first: str) -> str:
 
 def _under(record: dict[str, Any], probes: list[str], columns: str) -> str:
     run = record["runs"][-1]
-    plan, machine = run["plan"], run["machine"]
+    plan = run["plan"]
     spent = f"{mode(r['presentations'] for r in record['runs']):,} image presentations each"
     if "forwards" in record:
         spent = f"some {record['forwards']} forwards of each image"
@@ -175,6 +175,7 @@ def _under(record: dict[str, Any], probes: list[str], columns: str) -> str:
     precisions = {r["plan"]["precision"] for r in record["runs"]}
     precision = precisions.pop() if len(precisions) == 1 else "training in the precision named"
     commits = sorted({r["commit"][:10] for r in record["runs"]})
+    machines = {(r["machine"]["cpu"], r["machine"]["torch"]) for r in record["runs"]}
     n = run["measurements"][0]["n"]
     networks: dict[str, list[str]] = {}  # whose rows, in the order of the table
     for row in record["rows"]:
@@ -190,5 +191,5 @@ def _under(record: dict[str, Any], probes: list[str], columns: str) -> str:
         f"the frozen encoder (`{probes[0]}`, last epoch), {spread}; {n:,} test images, ℓ∞ radius "
         f"{run['settings']['radius']:.3g}, PGD with steps of a quarter of it. {columns}"
         f"Record: {' and '.join(files)}, commit {', '.join(commits)}, "
-        f"{machine['cpu']}, torch {machine['torch']}."
+        f"{'; '.join(f'{cpu}, torch {torch}' for cpu, torch in sorted(machines))}."
     )

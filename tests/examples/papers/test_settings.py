@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from harness.settings import Settings, setting, told
+from methods import METHODS
+
+RECORDS = Path(__file__).parents[3] / "benchmarks" / "results"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,3 +39,13 @@ def test_a_setting_says_what_it_is_and_why_two():
 def test_a_choice_that_is_none_is_refused_with_those_that_are():
     with pytest.raises(ValueError, match="kind must be one of 'soft', 'hard'; got 'firm'"):
         Own(kind="firm")
+
+
+@pytest.mark.parametrize("record", sorted(RECORDS.glob("papers_*.json")), ids=lambda r: r.stem)
+def test_a_record_is_of_the_settings_that_its_methods_have(record):
+    """What a method was trained with is what it trains with today, or its row is run anew."""
+    for run in json.loads(record.read_text(encoding="utf-8"))["runs"]:
+        plan = run["plan"]
+        now = asdict(METHODS[plan["method"]].settings_type.of(plan["mode"], **plan["flags"]))
+        then = {name: now.get(name) for name in run["settings"]}
+        assert run["settings"] == json.loads(json.dumps(then)), run["row"]

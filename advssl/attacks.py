@@ -265,8 +265,7 @@ class AdversarialViewGenerator(nn.Module):
             )
         if not isinstance(generator, Generator | None):
             raise ValueError(f"generator must be a torch.Generator, got {described(generator)}")
-        given: list[Tensor] = []
-        mapped(images, given.append)
+        given = tensors_of(images)
         views = [i for i, x in enumerate(given) if isinstance(images, Tensor) or is_view(x)]
         if not views:
             raise ValueError(
@@ -584,8 +583,7 @@ _SAID: WeakKeyDictionary[AdversarialViewGenerator, set[str]] = WeakKeyDictionary
 
 def _starts(start: Any, views: Sequence[Images]) -> list[Perturbation]:
     """What was given to begin from, one for each view."""
-    found: list[Tensor] = []
-    mapped(start, found.append)
+    found = tensors_of(start)
     shapes = [s.shape if s.is_floating_point() else None for s in found]
     if shapes != [v.shape for v in views]:
         raise ValueError(
@@ -626,6 +624,17 @@ def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
         parts = [mapped(one, change) for one in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     return value
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """All tensors in ``value``, in the order in which :func:`mapped` changes them."""
+    found: list[Tensor] = []
+
+    def take(one: Tensor) -> None:  # found.append ends a graph of torch 2.5's compiler
+        found.append(one)
+
+    mapped(value, take)
+    return found
 
 
 def _exchanged(given: Sequence[Tensor], at: Sequence[int], new: Sequence[Tensor]) -> list[Tensor]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Generator, Tensor
 
-from advssl.attacks import AdversarialViewGenerator, is_view
-from advssl.doctor.steps import Batch, Step, repeated, tensors_of
+from advssl.attacks import AdversarialViewGenerator, is_view, tensors_of
+from advssl.doctor.steps import Batch, Step, repeated
 from advssl.extras import needed
 from advssl.pixels import Pixels
 from advssl.types import Images, check_kind, positive, whole

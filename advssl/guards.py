@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from advssl.attacks import AdversarialViewGenerator, Views, is_view, mapped
+from advssl.attacks import AdversarialViewGenerator, Views, is_view, mapped, tensors_of
 from advssl.balls import Linf
 from advssl.distributed import agreeing, average
 from advssl.modes import frozen
@@ -58,8 +58,7 @@ def attacked_values(
         objective: what they raise.
         freeze: all modules that the objective goes through, as for the adversaries.
     """
-    given: list[Tensor] = []
-    mapped(images, given.append)
+    given = tensors_of(images)
     values: list[Tensor] = []
     with agreeing("attacked_values", lambda: values, given[0].device if given else None):
         values.append(torch.stack(_values(adversaries, images, objective, given, freeze)))

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from advssl.attacks import AdversarialViewGenerator, is_view
+from advssl.attacks import AdversarialViewGenerator, is_view, tensors_of
 from advssl.branches import BranchBatchNorm, has_statistics
 from advssl.doctor.networks import is_embedding
 from advssl.doctor.operations import flops, kept_beside
@@ -26,7 +26,6 @@ from advssl.doctor.steps import (
     attacker,
     leaf,
     repeated,
-    tensors_of,
 )
 from advssl.evaluation.report.words import columns, wrapped
 from advssl.guards import PGD_STEPS

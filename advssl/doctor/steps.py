@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from advssl.attacks import AdversarialViewGenerator, is_view, mapped
+from advssl.attacks import AdversarialViewGenerator, is_view, mapped, tensors_of
 from advssl.modes import unlogged
 from advssl.precision import uphill, widen
 from advssl.reaching import reached
@@ -219,12 +219,6 @@ def attacker(adversary: AdversarialViewGenerator | None) -> AdversarialViewGener
         return AdversarialViewGenerator()
     check_kind("adversary", adversary, AdversarialViewGenerator)
     return adversary
-
-
-def tensors_of(batch: Batch) -> list[Tensor]:
-    found: list[Tensor] = []
-    mapped(batch, found.append)
-    return found
 
 
 def hookable(module: nn.Module) -> bool:

@@ -227,6 +227,7 @@ def test_a_table_of_equal_cost_shows_the_methods_own_probe_and_what_was_presente
         for run in record["runs"]
         if run["row"] == "SimCLR" or (run["row"], run["plan"]["preset"]) == ("AdvCL", "advcl")
     ]
+    runs[0] = {**runs[0], "machine": {**runs[0]["machine"], "cpu": "Another"}}
     equal = {"rows": ["SimCLR", "AdvCL"], "probes": ["advcl", "own"], "forwards": 7, "runs": runs}
     monkeypatch.setattr(reading, "read", lambda _: {**record, **equal})
     shown = methods.papers("papers_digits")
@@ -243,6 +244,9 @@ def test_a_table_of_equal_cost_shows_the_methods_own_probe_and_what_was_presente
     assert advcl[1:3] == advcl[3:5]
     assert simclr[1:3] != simclr[3:5]
     assert "some 7 forwards of each image" in shown
+    assert "own probe is `standardised` for SimCLR; `advcl` for the others." in shown
+    version, cpu = (runs[-1]["machine"][of] for of in ("torch", "cpu"))
+    assert f"Another, torch {version}; {cpu}, torch {version}." in shown
 
 
 def test_a_campaign_is_made_in_pieces(tmp_path, monkeypatch, capsys):
